@@ -1,0 +1,1 @@
+"""Command-line programs that turn raw data into region stores and caption files."""

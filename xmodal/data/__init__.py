@@ -1,0 +1,1 @@
+"""Where things come from: region stores, captions, vocabularies and the batches made of them."""

@@ -1,0 +1,1 @@
+"""What embeds: projections of region features, sentence encoders, extractors of region features."""

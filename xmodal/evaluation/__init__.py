@@ -1,0 +1,1 @@
+"""Ranks, protocols and reports."""

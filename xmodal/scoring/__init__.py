@@ -1,0 +1,1 @@
+"""Every image against every caption, in blocks."""

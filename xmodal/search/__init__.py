@@ -1,0 +1,1 @@
+"""Looking at what a matcher learned: retrieval sheets and attention over boxes."""

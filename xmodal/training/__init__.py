@@ -1,0 +1,1 @@
+"""One trainer for every head and every objective."""
