@@ -1,0 +1,25 @@
+"""What compares: matching heads as pure functions and the thin Modules around them.
+
+This folder imports torch and nothing else, and knows nothing of files, trainers or devices: copy a call of
+`scan_scores` into any project.
+"""
+
+from xmodal.heads.base import Attention, Head
+from xmodal.heads.cosine import Cosine, cosine_scores
+from xmodal.heads.scan import SCAN, SCAN_PUBLISHED, scan_attention, scan_pair_scores, scan_scores
+
+HEADS: dict[str, type[Head]] = {"scan": SCAN, "cosine": Cosine}
+"""Heads by the name that a configuration uses."""
+
+__all__ = [
+    "HEADS",
+    "SCAN",
+    "SCAN_PUBLISHED",
+    "Attention",
+    "Cosine",
+    "Head",
+    "cosine_scores",
+    "scan_attention",
+    "scan_pair_scores",
+    "scan_scores",
+]

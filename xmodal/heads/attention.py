@@ -1,0 +1,198 @@
+"""Stacked cross attention in Gram form: the kernel that SCAN and BFAN share.
+
+Every query item q (a word, say) attends over the context items x_s of the other side (regions) and is compared with its
+attended context c = sum_s a_s x_s by cosine. Only that cosine is needed, never c itself:
+
+    cos(q, c) = (sum_s a_s <q, x_s>) / (|q| sqrt(a^T G a)),    G = X X^T.
+
+The products <q, x_s> are already there from computing the attention and G is one small matrix a context, so the whole
+head costs one matrix product plus elementwise work, and no `(image, caption, word, dim)` tensor is ever built.
+
+Inside, tensors are laid out `(context_item, context, query, query_item)`: every reduction then runs over an outer axis
+while the innermost one stays contiguous, and the Gram product is a plain batched matrix product. `context_item` and
+`query_item` count whole images or captions; `context` and `query` count their regions or words.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+Direction = Literal["t2i", "i2t"]
+Normalization = Literal["softmax", "l2", "clipped_l2", "l1", "clipped_l1", "clipped", "none"]
+Aggregation = Literal["logsumexp", "mean", "max", "sum"]
+
+NEGATIVE_SLOPE = 0.1
+"""The papers write [s]_+; the released code clips with a leaky ReLU of this slope."""
+
+EPSILON = 1e-8
+"""Added to a norm by the released l2norm, and the floor of a cosine's denominator."""
+
+TILE_BYTES = {"cpu": 3 << 20, "cuda": 256 << 20}
+"""Size of one tile of products: on a CPU it should stay in the cache, on a GPU it should fill the chip."""
+
+
+class Side(NamedTuple):
+    """One side of the comparison, with what the kernel needs to know of it. Padding is zero."""
+
+    items: Float[Tensor, "set item dim"]
+    mask: Bool[Tensor, "set item"]
+    norms: Float[Tensor, "set item"]
+    gram: Float[Tensor, "set item item"]
+
+    def __getitem__(self, sets: slice) -> Side:  # type: ignore[override]
+        """The same for a slice of the sets."""
+        return Side(*(field[sets] for field in self))
+
+
+def prepare_side(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None) -> Side:
+    """Zero the padding, so that it drops out of every product and sum, and compute norms and Gram matrices.
+
+    Norms and Gram matrices are kept in at least float32, also under autocast: they are cheap, and the square root of a
+    quadratic form would lose what half precision leaves of it.
+    """
+    if mask is None:
+        mask = torch.ones(items.shape[:2], dtype=torch.bool, device=items.device)
+    items = items.masked_fill(~mask[:, :, None], 0.0)
+    with torch.autocast(items.device.type, enabled=False):
+        exact = at_least_float32(items)
+        return Side(items, mask, safe_sqrt(exact.square().sum(-1)), exact @ exact.transpose(1, 2))
+
+
+def attention_weights(
+    products: Float[Tensor, "context_item context query query_item"],
+    context_mask: Bool[Tensor, "context_item context"],
+    query_mask: Bool[Tensor, "#context_item query query_item"],
+    *,
+    normalization: Normalization,
+    temperature: float,
+) -> Float[Tensor, "context_item context query query_item"]:
+    """Softmax over the context of the normalized products (SCAN eq. 2-4 and 6-8); padding gets weight zero.
+
+    The normalization runs over the *queries* for each context item: that is what the paper and the released code do.
+    """
+    logits = F.leaky_relu(products, NEGATIVE_SLOPE) if normalization.startswith("clipped") else products
+    if normalization == "softmax":
+        logits = logits.masked_fill(~query_mask[:, None], float("-inf")).softmax(dim=2)
+    elif normalization.endswith("l2"):
+        logits = logits / (safe_sqrt(logits.square().sum(dim=2, keepdim=True)) + EPSILON)
+    elif normalization.endswith("l1"):
+        logits = logits / (logits.abs().sum(dim=2, keepdim=True) + EPSILON)
+    return (logits * temperature).masked_fill(~context_mask[:, :, None, None], float("-inf")).softmax(dim=1)
+
+
+def attended_cosine(
+    products: Float[Tensor, "context_item context query query_item"],
+    weights: Float[Tensor, "context_item context query query_item"],
+    context_gram: Float[Tensor, "context_item context context"],
+    query_norms: Float[Tensor, "#context_item query query_item"],
+) -> Float[Tensor, "context_item query query_item"]:
+    """Cosine of every query with its attended context, which is never formed (see the head of this file)."""
+    dot = (weights * products).sum(dim=1)
+    with torch.autocast(products.device.type, enabled=False):
+        spread = (context_gram @ weights.flatten(2)).view_as(weights)
+    context_norms = safe_sqrt((weights * spread).sum(dim=1))
+    return dot / (query_norms * context_norms).clamp_min(EPSILON)
+
+
+def aggregate(
+    similarities: Float[Tensor, "context_item query query_item"],
+    query_mask: Bool[Tensor, "#context_item query query_item"],
+    *,
+    aggregation: Aggregation,
+    lse_scale: float,
+) -> Float[Tensor, "context_item query_item"]:
+    """Reduce the similarities of an item's real queries to one score (SCAN eq. 5, 9 and the pooled variants)."""
+    if aggregation == "logsumexp":
+        # Not divided by the number of queries, as published. torch.logsumexp subtracts the maximum first, so that
+        # exp(lse_scale) cannot overflow in half precision.
+        masked = (similarities * lse_scale).masked_fill(~query_mask, float("-inf"))
+        return masked.logsumexp(dim=1) / lse_scale
+    if aggregation == "max":
+        return similarities.masked_fill(~query_mask, float("-inf")).amax(dim=1)
+    total = similarities.masked_fill(~query_mask, 0.0).sum(dim=1)
+    return total if aggregation == "sum" else total / query_mask.sum(dim=1)
+
+
+def stacked_attention(
+    products: Float[Tensor, "context_item context query query_item"],
+    contexts: Side,
+    query_norms: Float[Tensor, "#context_item query query_item"],
+    query_mask: Bool[Tensor, "#context_item query query_item"],
+    *,
+    normalization: Normalization,
+    temperature: float,
+    aggregation: Aggregation,
+    lse_scale: float = 1.0,
+    focus: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Float[Tensor, "context_item query_item"]:
+    """Scores of one tile of products: attend, optionally refocus the weights (BFAN), compare, aggregate."""
+    weights = attention_weights(
+        products, contexts.mask, query_mask, normalization=normalization, temperature=temperature
+    )
+    if focus is not None:
+        weights = focus(weights, contexts.mask)
+    similarities = attended_cosine(products, weights, contexts.gram, query_norms)
+    return aggregate(similarities, query_mask, aggregation=aggregation, lse_scale=lse_scale)
+
+
+def all_pairs(
+    contexts: Side, queries: Side, score_tile: Callable[[Tensor, Side, Tensor, Tensor], Tensor]
+) -> Float[Tensor, "context_item query_item"]:
+    """Every context against every query: one matrix product, walked in tiles of contexts that stay in the cache.
+
+    Args:
+        contexts: the side that is attended over.
+        queries: the side that attends.
+        score_tile: maps (products, contexts, query_norms, query_mask) of a tile to its scores.
+    """
+    count, length, dim = contexts.items.shape
+    query_count, query_length, _ = queries.items.shape
+    columns = queries.items.permute(2, 1, 0).reshape(dim, query_length * query_count)
+    query_norms, query_mask = queries.norms.T[None], queries.mask.T[None]
+    tile = tile_size(count, length * query_length * query_count * query_norms.element_size(), columns.device.type)
+    scores = []
+    for start in range(0, count, tile):
+        part = contexts[start : start + tile]
+        products = at_least_float32(part.items.reshape(-1, dim) @ columns)
+        products = products.view(len(part.items), length, query_length, query_count)
+        scores.append(score_tile(products, part, query_norms, query_mask))
+    return torch.cat(scores)
+
+
+def aligned_products(contexts: Side, queries: Side) -> Float[Tensor, "pair context query 1"]:
+    """Products of aligned pairs in the kernel's layout; each pair is a context item with a single query item."""
+    return at_least_float32(contexts.items @ queries.items.transpose(1, 2))[..., None]
+
+
+def aligned_pairs(
+    contexts: Side, queries: Side, score_tile: Callable[[Tensor, Side, Tensor, Tensor], Tensor]
+) -> Float[Tensor, " pair"]:
+    """Context i against query i only, through the same tile function as `all_pairs`."""
+    products = aligned_products(contexts, queries)
+    return score_tile(products, contexts, queries.norms[..., None], queries.mask[..., None])[:, 0]
+
+
+def tile_size(count: int, bytes_each: int, device: str) -> int:
+    """How many contexts a tile holds. A compiler fuses the whole computation itself and gets one tile."""
+    if torch.compiler.is_compiling():
+        return max(count, 1)
+    return max(1, TILE_BYTES.get(device, TILE_BYTES["cuda"]) // max(bytes_each, 1))
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def safe_sqrt(tensor: Tensor) -> Tensor:
+    """Square root whose gradient at zero is zero, not infinite: a zero row must not turn training into NaN."""
+    return tensor.clamp_min(torch.finfo(tensor.dtype).tiny).sqrt()

@@ -1,0 +1,150 @@
+"""What a head is, and the checks that every head makes of its inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+class Attention(NamedTuple):
+    """Where the words of a caption and the regions of an image look at one another, for drawing.
+
+    `weights[p, w, r]` ties word w to region r of pair p. In direction t2i the weights of a word sum to one over the
+    regions; in direction i2t the weights of a region sum to one over the words. `focal` is BFAN's mask of the weights
+    it keeps, None for other heads. Padding has weight zero.
+    """
+
+    weights: Float[Tensor, "pair word region"]
+    focal: Bool[Tensor, "pair word region"] | None = None
+
+
+class Head(nn.Module):
+    """A head compares every image with every caption; scores are `(image, caption)`, higher is better.
+
+    A subclass gives `compare`, `pairs` and `attention`. What needs doing once an item rather than once a pair (VSRN's
+    graph reasoning, pooling) goes into `embed_images` and `embed_captions`, whose results `compare` takes; scoring all
+    pairs in blocks then runs it once an item.
+    """
+
+    def embed_images(
+        self, regions: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"] | None = None
+    ) -> Float[Tensor, image ...]:
+        """Per-image work; the identity unless a head says otherwise."""
+        return regions
+
+    def embed_captions(
+        self, words: Float[Tensor, "caption word dim"], word_mask: Bool[Tensor, "caption word"] | None = None
+    ) -> Float[Tensor, caption ...]:
+        """Per-caption work; the identity unless a head says otherwise."""
+        return words
+
+    def compare(
+        self,
+        images: Float[Tensor, image ...],
+        captions: Float[Tensor, caption ...],
+        region_mask: Bool[Tensor, "image region"] | None = None,
+        word_mask: Bool[Tensor, "caption word"] | None = None,
+    ) -> Float[Tensor, "image caption"]:
+        """Scores of embedded images against embedded captions."""
+        raise NotImplementedError
+
+    def pairs(
+        self,
+        regions: Float[Tensor, "pair region dim"],
+        words: Float[Tensor, "pair word dim"],
+        region_mask: Bool[Tensor, "pair region"] | None = None,
+        word_mask: Bool[Tensor, "pair word"] | None = None,
+    ) -> Float[Tensor, " pair"]:
+        """Scores of aligned pairs: image i with caption i."""
+        raise NotImplementedError
+
+    def attention(
+        self,
+        regions: Float[Tensor, "pair region dim"],
+        words: Float[Tensor, "pair word dim"],
+        region_mask: Bool[Tensor, "pair region"] | None = None,
+        word_mask: Bool[Tensor, "pair word"] | None = None,
+    ) -> Attention:
+        """Which word looks at which region, for aligned pairs."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        regions: Float[Tensor, "image region dim"],
+        words: Float[Tensor, "caption word dim"],
+        region_mask: Bool[Tensor, "image region"] | None = None,
+        word_mask: Bool[Tensor, "caption word"] | None = None,
+    ) -> Float[Tensor, "image caption"]:
+        """Scores of every image against every caption."""
+        images = self.embed_images(regions, region_mask)
+        captions = self.embed_captions(words, word_mask)
+        return self.compare(images, captions, region_mask, word_mask)
+
+
+def check_inputs(
+    regions: Tensor,
+    words: Tensor,
+    region_mask: Tensor | None,
+    word_mask: Tensor | None,
+    *,
+    aligned: bool = False,
+    validate: bool = False,
+) -> None:
+    """Refuse inputs that no head can score, naming the argument, the value seen and the value wanted.
+
+    Args:
+        regions: image side, `(image, region, dim)`.
+        words: caption side, `(caption, word, dim)`.
+        region_mask: True = real.
+        word_mask: True = real.
+        aligned: also require as many images as captions.
+        validate: also read every real feature and refuse NaN and infinity (costs a pass over the data).
+
+    Raises:
+        ValueError: for a wrong rank, unequal dim, a mask that is not boolean or does not fit, an image or caption
+            without a single real item, and, under `validate`, a value that is not finite.
+    """
+    check_items(regions, region_mask, "regions", "region_mask", "image region dim", validate=validate)
+    check_items(words, word_mask, "words", "word_mask", "caption word dim", validate=validate)
+    if regions.shape[-1] != words.shape[-1]:
+        raise ValueError(
+            f"regions have dim {regions.shape[-1]} and words have dim {words.shape[-1]}; "
+            "both must live in one joint space of the same dim"
+        )
+    if aligned and len(regions) != len(words):
+        raise ValueError(f"aligned pairs need as many images as captions, got {len(regions)} and {len(words)}")
+
+
+def check_items(
+    items: Tensor, mask: Tensor | None, name: str, mask_name: str, axes: str, *, validate: bool = False
+) -> None:
+    """The checks of `check_inputs` for one side."""
+    if items.ndim != 3:
+        raise ValueError(f"{name} must be ({axes.replace(' ', ', ')}), got shape {tuple(items.shape)}")
+    if items.shape[1] == 0:
+        raise ValueError(f"{name} has shape {tuple(items.shape)}: every item needs at least one {axes.split()[1]}")
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise ValueError(f"{mask_name} must be boolean with True = real, got {mask.dtype}; pass mask.bool()")
+        if mask.shape != items.shape[:2]:
+            raise ValueError(
+                f"{mask_name} must have shape {tuple(items.shape[:2])} to fit {name}, got {tuple(mask.shape)}"
+            )
+    if torch.compiler.is_compiling():
+        return  # values cannot be read while a graph is being traced; shapes above still are
+    if mask is not None and not bool(mask.any(dim=1).all()):
+        empty = (~mask.any(dim=1)).nonzero()[0].item()
+        raise ValueError(f"{axes.split()[0]} {empty} has no real {axes.split()[1]} in {mask_name}; remove it first")
+    if validate:
+        finite = items.isfinite().all(dim=-1)
+        if mask is not None:
+            finite |= ~mask
+        if not bool(finite.all()):
+            item, position = (~finite).nonzero()[0].tolist()
+            raise ValueError(f"{name}[{item}, {position}] holds NaN or infinity; features must be finite")

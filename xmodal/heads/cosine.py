@@ -1,0 +1,121 @@
+"""The plain dual encoder: one pooled vector a side, compared by cosine. The baseline of every attention head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch.nn import functional as F
+
+from xmodal.heads.attention import at_least_float32
+from xmodal.heads.base import Attention, Head, check_inputs, check_items
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+Pooling = Literal["mean", "max"]
+
+
+def pool(
+    items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None = None, *, pooling: Pooling = "mean"
+) -> Float[Tensor, "set dim"]:
+    """One unit vector a set: the mean or the elementwise maximum of its real items, L2-normalized.
+
+    Raises:
+        ValueError: for an unknown pooling or a set without a real item.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads.cosine import pool
+        >>> pool(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]))
+        tensor([[0.6000, 0.8000]])
+    """
+    check_items(items, mask, "items", "mask", "set item dim")
+    items = at_least_float32(items)
+    if pooling == "max":
+        if mask is not None:
+            items = items.masked_fill(~mask[:, :, None], float("-inf"))
+        return F.normalize(items.amax(dim=1), dim=-1)
+    if pooling != "mean":
+        raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}; got {pooling!r}")
+    if mask is None:
+        return F.normalize(items.mean(dim=1), dim=-1)
+    total = items.masked_fill(~mask[:, :, None], 0.0).sum(dim=1)
+    return F.normalize(total / mask.sum(dim=1, keepdim=True), dim=-1)
+
+
+def cosine_scores(
+    regions: Float[Tensor, "image region dim"],
+    words: Float[Tensor, "caption word dim"],
+    region_mask: Bool[Tensor, "image region"] | None = None,
+    word_mask: Bool[Tensor, "caption word"] | None = None,
+    *,
+    pooling: Pooling = "mean",
+    validate: bool = False,
+) -> Float[Tensor, "image caption"]:
+    """Cosine of the pooled regions with the pooled words, every image against every caption.
+
+    Args:
+        regions: region embeddings.
+        words: word embeddings in the same space.
+        region_mask: True = real region; None means that all are real.
+        word_mask: True = real word; None means that all are real.
+        pooling: `mean` or elementwise `max` over the real items.
+        validate: also refuse NaN and infinity among the real features.
+
+    Returns:
+        Cosines in [-1, 1].
+
+    Raises:
+        ValueError: for inputs that cannot be scored (see `check_inputs`) or an unknown pooling.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import cosine_scores
+        >>> cosine_scores(torch.randn(4, 36, 256), torch.randn(6, 12, 256)).shape
+        torch.Size([4, 6])
+    """
+    check_inputs(regions, words, region_mask, word_mask, validate=validate)
+    return pool(regions, region_mask, pooling=pooling) @ pool(words, word_mask, pooling=pooling).T
+
+
+class Cosine(Head):
+    """`cosine_scores` as a Module without parameters. Pooling is done once an item, in `embed_*`.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import Cosine
+        >>> Cosine(pooling="max")(torch.randn(4, 36, 256), torch.randn(6, 12, 256)).shape
+        torch.Size([4, 6])
+    """
+
+    def __init__(self, pooling: Pooling = "mean") -> None:
+        super().__init__()
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}; got {pooling!r}")
+        self.pooling: Pooling = pooling
+
+    def embed_images(self, regions, region_mask=None):  # noqa: D102
+        return pool(regions, region_mask, pooling=self.pooling)
+
+    def embed_captions(self, words, word_mask=None):  # noqa: D102
+        return pool(words, word_mask, pooling=self.pooling)
+
+    def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
+        return images @ captions.T
+
+    def pairs(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
+        check_inputs(regions, words, region_mask, word_mask, aligned=True)
+        return (self.embed_images(regions, region_mask) * self.embed_captions(words, word_mask)).sum(dim=-1)
+
+    def attention(self, regions, words, region_mask=None, word_mask=None):
+        """A pooled head does not attend: every word looks at all real regions alike (as `mean` pooling does)."""
+        check_inputs(regions, words, region_mask, word_mask, aligned=True)
+        real_regions = torch.ones(regions.shape[:2], dtype=torch.bool) if region_mask is None else region_mask
+        real_words = torch.ones(words.shape[:2], dtype=torch.bool) if word_mask is None else word_mask
+        uniform = real_regions / real_regions.sum(dim=1, keepdim=True)
+        return Attention((real_words[:, :, None] * uniform[:, None, :]).to(regions))
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"pooling={self.pooling!r}"
