@@ -34,20 +34,20 @@ class Head(nn.Module):
 
     def embed_images(
         self, regions: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"] | None = None
-    ) -> Float[Tensor, image ...]:
+    ) -> Float[Tensor, "image ..."]:
         """Per-image work; the identity unless a head says otherwise."""
         return regions
 
     def embed_captions(
         self, words: Float[Tensor, "caption word dim"], word_mask: Bool[Tensor, "caption word"] | None = None
-    ) -> Float[Tensor, caption ...]:
+    ) -> Float[Tensor, "caption ..."]:
         """Per-caption work; the identity unless a head says otherwise."""
         return words
 
     def compare(
         self,
-        images: Float[Tensor, image ...],
-        captions: Float[Tensor, caption ...],
+        images: Float[Tensor, "image ..."],
+        captions: Float[Tensor, "caption ..."],
         region_mask: Bool[Tensor, "image region"] | None = None,
         word_mask: Bool[Tensor, "caption word"] | None = None,
     ) -> Float[Tensor, "image caption"]:

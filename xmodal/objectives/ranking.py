@@ -119,8 +119,11 @@ class HingeRanking(nn.Module):
         mask_false_negatives: bool = True,
     ) -> None:
         super().__init__()
-        self.margin, self.hardest, self.reduction = margin, float(hardest), reduction
-        self.warmup_steps, self.mask_false_negatives = warmup_steps, mask_false_negatives
+        self.margin = margin
+        self.hardest = float(hardest)
+        self.reduction: Reduction = reduction
+        self.warmup_steps = warmup_steps
+        self.mask_false_negatives = mask_false_negatives
 
     def forward(
         self, scores: Float[Tensor, "pair pair"], caption_image: Int[Tensor, " pair"] | None = None, *, step: int
