@@ -1,0 +1,220 @@
+"""Make region stores of COCO's annotated objects, for controlled studies and for machines without a detector.
+
+A region is an object: its class, one-hot (80), and its box as shares of width and height (x1 y1 x2 y2 area), so 85
+numbers. Images without an object are left out, together with their captions, and counted.
+
+From the official files, with splits drawn at random:
+
+    python -m preprocess.coco_annotations official --instances instances_val2017.json \\
+        --captions captions_val2017.json --dev 500 --test 1000 --output DIR
+
+From a folder with `images.jsonl` (an image a line: image_id, split, captions, class_id, boxes) and `classes.json`:
+
+    python -m preprocess.coco_annotations compact --input FOLDER --output DIR
+
+Either writes DIR/train.h5, DIR/dev.h5, DIR/test.h5, DIR/captions.jsonl and DIR/vocabulary.json.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from xmodal.data import Caption, RegionStoreWriter, Vocabulary, save_captions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True)
+class Official:
+    """COCO's own annotation files."""
+
+    instances: tuple[Path, ...]
+    """instances_*.json, one or several."""
+    captions: tuple[Path, ...]
+    """captions_*.json of the same images."""
+    output: Path
+    """Folder for the stores, the captions and the vocabulary."""
+    dev: int = 1000
+    """How many images to draw for the dev split."""
+    test: int = 1000
+    """How many images to draw for the test split; the others are for training."""
+    seed: int = 0
+    """Seed of the draw."""
+    max_regions: int = 36
+    """Keep this many objects of an image, the largest."""
+    overwrite: bool = False
+    """Replace stores that are there."""
+
+
+@dataclass(frozen=True)
+class Compact:
+    """A folder with images.jsonl and classes.json."""
+
+    input: Path
+    """The folder."""
+    output: Path
+    """Folder for the stores, the captions and the vocabulary."""
+    max_regions: int = 36
+    """Keep this many objects of an image, the largest."""
+    overwrite: bool = False
+    """Replace stores that are there."""
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """What is known of one image."""
+
+    image_id: str
+    split: str
+    captions: list[Caption]
+    class_id: list[int]
+    boxes: list[list[float]]
+    """Relative x1 y1 x2 y2."""
+    size: tuple[int, int] | None
+
+
+def main() -> None:
+    """Read the annotations named on the command line and write stores, captions and vocabulary."""
+    config = tyro.cli(
+        Annotated[Official, tyro.conf.subcommand("official")] | Annotated[Compact, tyro.conf.subcommand("compact")],
+        description=__doc__,
+    )
+    images, num_classes = read_official(config) if isinstance(config, Official) else read_compact(config.input)
+    write(images, num_classes, config.output, config.max_regions, config.overwrite)
+
+
+def read_official(config: Official) -> tuple[list[AnnotatedImage], int]:
+    """Join instances and captions by image id, and draw the splits."""
+    instances = [_read_json(path, ("images", "annotations", "categories")) for path in config.instances]
+    categories = sorted({category["id"] for file in instances for category in file["categories"]})
+    class_of = {category: number for number, category in enumerate(categories)}
+    captions = defaultdict(list)
+    for path in config.captions:
+        for annotation in _read_json(path, ("annotations",))["annotations"]:
+            captions[annotation["image_id"]].append(annotation)
+    objects = defaultdict(list)
+    for file in instances:
+        for annotation in file["annotations"]:
+            objects[annotation["image_id"]].append(annotation)
+    records = {image["id"]: image for file in instances for image in file["images"] if image["id"] in captions}
+    if len(records) < config.dev + config.test:
+        raise ValueError(
+            f"{len(records)} images have both a record and captions, too few for {config.dev} dev and {config.test} "
+            "test images. Are the captions of the same images as the instances?"
+        )
+    order = sorted(records)
+    random.Random(config.seed).shuffle(order)
+    splits = ["dev"] * config.dev + ["test"] * config.test + ["train"] * (len(order) - config.dev - config.test)
+    images = []
+    for identity, split in zip(order, splits, strict=True):
+        width, height = records[identity]["width"], records[identity]["height"]
+        images.append(
+            AnnotatedImage(
+                str(identity),
+                split,
+                [Caption(str(identity), str(a["id"]), a["caption"], split) for a in captions[identity]],
+                [class_of[a["category_id"]] for a in objects[identity]],
+                [
+                    [x / width, y / height, (x + w) / width, (y + h) / height]
+                    for x, y, w, h in (a["bbox"] for a in objects[identity])
+                ],
+                (width, height),
+            )
+        )
+    return images, len(categories)
+
+
+def read_compact(folder: Path) -> tuple[list[AnnotatedImage], int]:
+    """Read images.jsonl and classes.json."""
+    classes = _read_json(folder / "classes.json")
+    path = folder / "images.jsonl"
+    with _existing(path).open(encoding="utf-8") as lines:
+        images = [_parse_compact(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return images, len(classes)
+
+
+def _parse_compact(line: str, where: str) -> AnnotatedImage:
+    try:
+        record = json.loads(line)
+        identity, split = str(record["image_id"]), record["split"]
+        captions = [Caption(identity, str(c["id"]), c["caption"], split) for c in record["captions"]]
+        return AnnotatedImage(identity, split, captions, record["class_id"], record["boxes"], None)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: {error!r}") from error
+
+
+def write(
+    images: list[AnnotatedImage], num_classes: int, output: Path, max_regions: int = 36, overwrite: bool = False
+) -> None:
+    """Write one store a split, then captions and vocabulary of the images that have an object."""
+    seen = [image for image in images if image.boxes]
+    for split in sorted({image.split for image in images}):
+        in_split = [image for image in seen if image.split == split]
+        skipped = [image for image in images if image.split == split and not image.boxes]
+        _write_store(in_split, num_classes, output / f"{split}.h5", max_regions, overwrite)
+        print(
+            f"{output / f'{split}.h5'}: {len(in_split)} images; left out for want of an object: {len(skipped)} images "
+            f"with {sum(len(image.captions) for image in skipped)} captions"
+        )
+    captions = [caption for image in seen for caption in image.captions]
+    save_captions(output / "captions.jsonl", captions)
+    vocabulary = Vocabulary.build(caption.caption for caption in captions if caption.split != "test")
+    vocabulary.save(output / "vocabulary.json")
+    print(f"{output / 'captions.jsonl'}: {len(captions)} captions")
+    print(f"{output / 'vocabulary.json'}: {len(vocabulary)} words")
+
+
+def _write_store(
+    images: Iterable[AnnotatedImage], num_classes: int, path: Path, max_regions: int, overwrite: bool
+) -> None:
+    with RegionStoreWriter(
+        path,
+        dim=num_classes + 5,
+        max_regions=max_regions,
+        extractor="COCO annotations: class one-hot, x1 y1 x2 y2 area",
+        box_convention="xyxy relative",
+        overwrite=overwrite,
+    ) as writer:
+        for image in tqdm(images, desc=path.name, unit="image", delay=2):
+            boxes, class_id = np.array(image.boxes, np.float32), np.array(image.class_id)
+            area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+            largest = np.argsort(-area, kind="stable")[:max_regions]
+            features = region_features(boxes[largest], area[largest], class_id[largest], num_classes)
+            writer.write(image.image_id, features, boxes[largest], image.size, class_id=class_id[largest])
+
+
+def region_features(boxes: np.ndarray, area: np.ndarray, class_id: np.ndarray, num_classes: int) -> np.ndarray:
+    """(region, num_classes + 5): class one-hot, then x1 y1 x2 y2 area."""
+    one_hot = np.eye(num_classes, dtype=np.float32)[class_id]
+    return np.concatenate([one_hot, boxes, area[:, None]], axis=1)
+
+
+def _read_json(path: Path, keys: tuple[str, ...] = ()) -> Any:
+    try:
+        record = json.loads(_existing(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise ValueError(f"{path} lacks {missing}: is it another of COCO's annotation files?")
+    return record
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"no file at {path}")
+    return path
+
+
+if __name__ == "__main__":
+    main()

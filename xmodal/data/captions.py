@@ -1,0 +1,129 @@
+"""Captions: one JSON object a line, each naming its image and its split."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from xmodal.data.atomic import written_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from jaxtyping import Int
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One sentence about one image."""
+
+    image_id: str
+    caption_id: str
+    caption: str
+    split: str
+
+
+_KEYS = tuple(field.name for field in fields(Caption))
+
+
+def load_captions(path: str | Path, split: str | None = None) -> list[Caption]:
+    """Read captions, in file order.
+
+    Args:
+        path: JSON lines with the keys `image_id`, `caption_id`, `caption` and `split`. Ids may be numbers in the file;
+            they are strings from here on.
+        split: keep only the captions of this split.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not such an object, its caption is empty, its caption id was used before, or no caption is
+            in the split. The message names the file and the line.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no captions file at {path}. `python -m preprocess.captions --help` makes one.")
+    captions: dict[str, Caption] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                caption = _parse(line)
+                if caption.caption_id in captions:
+                    raise ValueError(f"caption_id {caption.caption_id!r} was used before; caption ids must be unique")
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            captions[caption.caption_id] = caption
+    chosen = [caption for caption in captions.values() if split in (None, caption.split)]
+    if not chosen:
+        splits = dict(Counter(caption.split for caption in captions.values()))
+        raise ValueError(f"{path} has no caption" + (f" of split {split!r}; its splits are {splits}" if splits else ""))
+    return chosen
+
+
+def _parse(line: str) -> Caption:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error}): {line.rstrip()[:80]!r}") from error
+    if not isinstance(record, dict) or set(record) != set(_KEYS):
+        found = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"wanted an object with the keys {list(_KEYS)}, found {found}")
+    for key, value in record.items():
+        if isinstance(value, bool) or not isinstance(value, str | int if key.endswith("_id") else str):
+            raise ValueError(f"{key} is {value!r}, wanted a string")
+    if not record["caption"].strip():
+        raise ValueError("the caption is empty; remove the line")
+    return Caption(str(record["image_id"]), str(record["caption_id"]), record["caption"], record["split"])
+
+
+def save_captions(path: str | Path, captions: Iterable[Caption]) -> None:
+    """Write captions as `load_captions` reads them.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "captions.jsonl"
+    >>> save_captions(path, [Caption("139", "372891", "A woman at a table.", "train")])
+    >>> load_captions(path, split="train")
+    [Caption(image_id='139', caption_id='372891', caption='A woman at a table.', split='train')]
+    """
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(caption), ensure_ascii=False) + "\n" for caption in captions)
+
+
+def caption_image_index(
+    captions: Sequence[Caption], image_ids: Sequence[str], *, every_image: bool = True
+) -> Int[Tensor, "caption"]:
+    """Which image each caption is about: the relevance that losses and metrics take.
+
+    Args:
+        captions: the captions.
+        image_ids: the name of every image, `RegionStore.image_id` say.
+        every_image: whether an image without a caption is an error. Evaluation wants that; training need not.
+
+    Raises:
+        ValueError: a caption's image is not among `image_ids`, or, if `every_image`, an image has no caption.
+
+    >>> captions = [Caption("b", "0", "A bear.", "test"), Caption("a", "1", "An ape.", "test")]
+    >>> caption_image_index(captions, ["a", "b"])
+    tensor([1, 0])
+    """
+    position = {image_id: index for index, image_id in enumerate(image_ids)}
+    strangers = [caption for caption in captions if caption.image_id not in position]
+    if strangers:
+        raise ValueError(
+            f"{len(strangers)} of {len(captions)} captions are about images that are not there, the first one "
+            f"(caption_id {strangers[0].caption_id!r}) about image {strangers[0].image_id!r}. "
+            "Do the captions and the images belong to the same split?"
+        )
+    if every_image:
+        silent = position.keys() - {caption.image_id for caption in captions}
+        if silent:
+            raise ValueError(
+                f"{len(silent)} of {len(position)} images have no caption, image {min(silent)!r} for one. "
+                "Remove them, or add captions."
+            )
+    return torch.tensor([position[caption.image_id] for caption in captions], dtype=torch.long)
