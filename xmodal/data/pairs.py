@@ -1,0 +1,98 @@
+"""Captions with their images, in batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from xmodal.data.captions import caption_image_index
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from xmodal.data.captions import Caption
+    from xmodal.data.region_store import RegionStore
+    from xmodal.data.vocabulary import TokenBatch
+
+CAPTIONS_AT_ONCE = 1024
+"""How many captions the tokenizer is given in one call, padding included."""
+
+
+class PairBatch(NamedTuple):
+    """Some captions, each with the regions of its image."""
+
+    region_features: Float[Tensor, "pair region dim"]
+    region_mask: Bool[Tensor, "pair region"]
+    tokens: Int[Tensor, "pair word"]
+    word_mask: Bool[Tensor, "pair word"]
+    image: Int[Tensor, "pair"]
+    """Where each pair's image is in the store: equal numbers are one image, and no negatives of each other."""
+    caption: Int[Tensor, "pair"]
+    """Where each pair's caption is in the dataset."""
+
+
+class PairDataset(Dataset[PairBatch]):
+    """Every caption once, with its image. Captions are tokenized at construction, regions are read when asked for.
+
+    A `DataLoader` gets whole batches from `__getitems__`, each one read from the store in one go, so it needs no
+    collating: give it `collate_fn=whole_batch`.
+
+    Args:
+        store: the regions.
+        captions: the captions, all about images of the store. Images without a caption are never drawn.
+        tokenizer: captions to padded numbers: a `Vocabulary`, or a transformer's own tokenizer.
+
+    Raises:
+        ValueError: a caption's image is not in the store, or a caption has no words.
+    """
+
+    def __init__(
+        self, store: RegionStore, captions: Sequence[Caption], tokenizer: Callable[[Sequence[str]], TokenBatch]
+    ) -> None:
+        self.store = store
+        self.caption_image = caption_image_index(captions, store.image_id, every_image=False)
+        # All words in one tensor, without padding: long outliers cost nothing and workers get it as one piece.
+        self._words, self._start = _concatenated([caption.caption for caption in captions], tokenizer)
+
+    def __len__(self) -> int:
+        return len(self.caption_image)
+
+    def __getitem__(self, index: int) -> PairBatch:
+        """A batch of one pair."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> PairBatch:
+        """The pairs of some captions, padded to the longest of them."""
+        caption = torch.as_tensor(indices)
+        image = self.caption_image[caption]
+        start, end = self._start[caption], self._start[caption + 1]
+        words = [self._words[a:b] for a, b in zip(start.tolist(), end.tolist(), strict=True)]
+        tokens = pad_sequence(words, batch_first=True)
+        word_mask = torch.arange(tokens.shape[1]) < (end - start)[:, None]
+        return PairBatch(*self.store.batch(image), tokens, word_mask, image, caption)
+
+
+def whole_batch(batch: PairBatch) -> PairBatch:
+    """The `collate_fn` of a `PairDataset`, whose batches come whole."""
+    return batch
+
+
+def _concatenated(
+    texts: Sequence[str], tokenizer: Callable[[Sequence[str]], TokenBatch]
+) -> tuple[Int[Tensor, "all_words"], Int[Tensor, "caption+1"]]:
+    """The words of all captions one after another, and where each caption starts (and the last one ends)."""
+    words, lengths = [], [torch.zeros(1, dtype=torch.long)]
+    with tqdm(total=len(texts), desc="tokenizing", unit="caption", delay=2) as progress:
+        for first in range(0, len(texts), CAPTIONS_AT_ONCE):
+            tokens, word_mask = tokenizer(texts[first : first + CAPTIONS_AT_ONCE])
+            words.append(tokens[word_mask])
+            lengths.append(word_mask.sum(1))
+            progress.update(len(tokens))
+    return torch.cat(words), torch.cat(lengths).cumsum(0)
