@@ -5,19 +5,24 @@ This folder imports torch and nothing else, and knows nothing of files, trainers
 """
 
 from xmodal.heads.base import Attention, Head
+from xmodal.heads.bfan import BFAN, bfan_attention, bfan_pair_scores, bfan_scores
 from xmodal.heads.cosine import Cosine, cosine_scores
 from xmodal.heads.scan import SCAN, SCAN_PUBLISHED, scan_attention, scan_pair_scores, scan_scores
 
-HEADS: dict[str, type[Head]] = {"scan": SCAN, "cosine": Cosine}
+HEADS: dict[str, type[Head]] = {"scan": SCAN, "bfan": BFAN, "cosine": Cosine}
 """Heads by the name that a configuration uses."""
 
 __all__ = [
+    "BFAN",
     "HEADS",
     "SCAN",
     "SCAN_PUBLISHED",
     "Attention",
     "Cosine",
     "Head",
+    "bfan_attention",
+    "bfan_pair_scores",
+    "bfan_scores",
     "cosine_scores",
     "scan_attention",
     "scan_pair_scores",

@@ -1,0 +1,229 @@
+"""BFAN: bidirectional focal attention (Liu et al., ACM MM 2019, arXiv 1909.11416)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from xmodal.heads.attention import (
+    Direction,
+    Side,
+    aligned_products,
+    all_pairs,
+    attention_weights,
+    prepare_side,
+    stacked_attention,
+)
+from xmodal.heads.base import Attention, Head, check_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+Focal = Literal["prob", "equal"]
+
+
+def bfan_scores(
+    regions: Float[Tensor, "image region dim"],
+    words: Float[Tensor, "caption word dim"],
+    region_mask: Bool[Tensor, "image region"] | None = None,
+    word_mask: Bool[Tensor, "caption word"] | None = None,
+    *,
+    focal: Focal = "prob",
+    temperature: float = 20.0,
+    validate: bool = False,
+) -> Float[Tensor, "image caption"]:
+    """Bidirectional focal attention scores (Liu et al., ACM MM 2019), every image against every caption.
+
+    As SCAN with clipped L2 normalization and mean aggregation in both directions, except that attention below a
+    threshold is dropped and the rest renormalized; the scores of the two directions are added.
+
+    Args:
+        regions: region embeddings of the images; the paper L2-normalizes them, which is not required.
+        words: word embeddings of the captions in the same space.
+        region_mask: True = real region; None means that all are real.
+        word_mask: True = real word; None means that all are real.
+        focal: how a context item earns its place: `equal` compares its attention with the plain mean, `prob` with a
+            mean in which confident items count more (see `focal_mask`).
+        temperature: inverse temperature of the softmax over the context, > 0.
+        validate: also refuse NaN and infinity among the real features, at the cost of a pass over them.
+
+    Returns:
+        Sums of two mean cosines, in [-2, 2], in the inputs' dtype, or float32 where that is a half precision.
+
+    Raises:
+        ValueError: for inputs that cannot be scored (see `check_inputs`) and for an unknown option.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import bfan_scores
+        >>> regions, words = torch.randn(4, 36, 256), torch.randn(6, 12, 256)
+        >>> word_mask = torch.arange(12) < torch.tensor([12, 9, 7, 7, 3, 1])[:, None]
+        >>> bfan_scores(regions, words, word_mask=word_mask, focal="equal").shape
+        torch.Size([4, 6])
+    """
+    check_inputs(regions, words, region_mask, word_mask, validate=validate)
+    attend = _focal_attention(focal, temperature)
+    captions = prepare_side(words, word_mask)
+
+    def score_tile(products: Tensor, images: Side, word_norms: Tensor, word_mask: Tensor) -> Tensor:
+        words_look = attend(products, images, word_norms, word_mask)
+        # The other direction takes the same products with the two sides exchanged: one copy, no second matrix product.
+        exchanged = products.permute(3, 2, 1, 0).contiguous()
+        regions_look = attend(exchanged, captions, images.norms.T[None], images.mask.T[None])
+        return words_look + regions_look.T
+
+    return all_pairs(prepare_side(regions, region_mask), captions, score_tile)
+
+
+def bfan_pair_scores(
+    regions: Float[Tensor, "pair region dim"],
+    words: Float[Tensor, "pair word dim"],
+    region_mask: Bool[Tensor, "pair region"] | None = None,
+    word_mask: Bool[Tensor, "pair word"] | None = None,
+    *,
+    focal: Focal = "prob",
+    temperature: float = 20.0,
+    validate: bool = False,
+) -> Float[Tensor, " pair"]:
+    """Scores of aligned pairs: the diagonal of `bfan_scores`, whose arguments these are, without the rest of it.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import bfan_pair_scores
+        >>> bfan_pair_scores(torch.randn(3, 36, 64), torch.randn(3, 12, 64)).shape
+        torch.Size([3])
+    """
+    check_inputs(regions, words, region_mask, word_mask, aligned=True, validate=validate)
+    attend = _focal_attention(focal, temperature)
+    images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
+    products = aligned_products(images, captions)
+    words_look = attend(products, images, captions.norms[..., None], captions.mask[..., None])
+    regions_look = attend(products.transpose(1, 2), captions, images.norms[..., None], images.mask[..., None])
+    return (words_look + regions_look)[:, 0]
+
+
+def bfan_attention(
+    regions: Float[Tensor, "pair region dim"],
+    words: Float[Tensor, "pair word dim"],
+    region_mask: Bool[Tensor, "pair region"] | None = None,
+    word_mask: Bool[Tensor, "pair word"] | None = None,
+    *,
+    direction: Direction = "t2i",
+    focal: Focal = "prob",
+    temperature: float = 20.0,
+) -> Attention:
+    """The refocused weights of one direction and the focal mask that shaped them, for aligned pairs.
+
+    Args:
+        direction: `t2i` for the weights of every word over the regions, `i2t` for those of every region over the words.
+
+    The other arguments are those of `bfan_scores`.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import bfan_attention
+        >>> weights, focal = bfan_attention(torch.randn(3, 36, 64), torch.randn(3, 12, 64))
+        >>> weights.shape, torch.equal(weights > 0, focal)
+        (torch.Size([3, 12, 36]), True)
+    """
+    check_inputs(regions, words, region_mask, word_mask, aligned=True)
+    check_options(focal, temperature)
+    if direction not in get_args(Direction):
+        raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}; got {direction!r}")
+    images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
+    contexts, queries = (images, captions) if direction == "t2i" else (captions, images)
+    weights = attention_weights(
+        aligned_products(contexts, queries),
+        contexts.mask,
+        queries.mask[..., None],
+        normalization="clipped_l2",
+        temperature=temperature,
+    )
+    kept = focal_mask(weights, contexts.mask, focal=focal) & queries.mask[:, None, :, None]
+    weights = refocus(weights, contexts.mask, focal=focal).masked_fill(~kept, 0.0)
+    axes = (0, 2, 1) if direction == "t2i" else (0, 1, 2)
+    return Attention(weights[..., 0].permute(axes), kept[..., 0].permute(axes))
+
+
+class BFAN(Head):
+    """The BFAN head as a Module; arguments as for `bfan_scores`. It has no parameters.
+
+    The published figures average the scores of an `equal` and a `prob` model.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import BFAN
+        >>> BFAN(focal="equal")(torch.randn(4, 36, 256), torch.randn(6, 12, 256)).shape
+        torch.Size([4, 6])
+    """
+
+    def __init__(self, focal: Focal = "prob", temperature: float = 20.0) -> None:
+        super().__init__()
+        check_options(focal, temperature)
+        self.options: dict[str, Any] = {"focal": focal, "temperature": temperature}
+
+    def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
+        return bfan_scores(images, captions, region_mask, word_mask, **self.options)
+
+    def pairs(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
+        return bfan_pair_scores(regions, words, region_mask, word_mask, **self.options)
+
+    def attention(self, regions, words, region_mask=None, word_mask=None, *, direction: Direction = "t2i"):
+        """The refocused weights of one of the two directions that the score adds up; see `bfan_attention`."""
+        return bfan_attention(regions, words, region_mask, word_mask, direction=direction, **self.options)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return ", ".join(f"{k}={v!r}" for k, v in self.options.items())
+
+
+def focal_mask(
+    weights: Float[Tensor, "context_item context query query_item"],
+    context_mask: Bool[Tensor, "context_item context"],
+    *,
+    focal: Focal,
+) -> Bool[Tensor, "context_item context query query_item"]:
+    """Which context items a query keeps (the focal function's sign, in closed form).
+
+    The paper scores item i by F_i = sum_j g_j (a_i - a_j) and keeps it where F_i > 0, with the confidence g = 1
+    (`equal`) or g_j = sqrt(a_j) (`prob`). The sum over pairs collapses: F_i = a_i sum_j g_j - sum_j g_j a_j. Only real
+    context items are summed. Where no item is above the others (uniform attention, a single item), all are kept.
+    """
+    real = context_mask[:, :, None, None]
+    weights = weights.detach()
+    confidence = real.to(weights) if focal == "equal" else weights.sqrt()
+    total, average = confidence.sum(dim=1, keepdim=True), (confidence * weights).sum(dim=1, keepdim=True)
+    kept = weights * total > average
+    return kept | (real & ~kept.any(dim=1, keepdim=True))
+
+
+def refocus(
+    weights: Float[Tensor, "context_item context query query_item"],
+    context_mask: Bool[Tensor, "context_item context"],
+    *,
+    focal: Focal,
+) -> Float[Tensor, "context_item context query query_item"]:
+    """Drop the attention that the focal mask does not keep and let the rest sum to one again."""
+    kept = weights.masked_fill(~focal_mask(weights, context_mask, focal=focal), 0.0)
+    return kept / kept.sum(dim=1, keepdim=True)
+
+
+def check_options(focal: str, temperature: float) -> None:
+    """Refuse an unknown option by name, with the ones that exist."""
+    if focal not in get_args(Focal):
+        raise ValueError(f"focal must be one of {', '.join(get_args(Focal))}; got {focal!r}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _focal_attention(focal: Focal, temperature: float) -> Callable[..., Tensor]:
+    check_options(focal, temperature)
+    return partial(
+        stacked_attention,
+        normalization="clipped_l2",
+        temperature=temperature,
+        aggregation="mean",
+        focus=partial(refocus, focal=focal),
+    )
