@@ -34,40 +34,40 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-@dataclass(frozen=True)
-class Official:
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What to write, whatever is read."""
+
+    output: Path
+    """Folder for the stores, the captions and the vocabulary."""
+    max_regions: int = 36
+    """Keep this many objects of an image, the largest."""
+    overwrite: bool = False
+    """Replace stores that are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Official(Output):
     """COCO's own annotation files."""
 
     instances: tuple[Path, ...]
     """instances_*.json, one or several."""
     captions: tuple[Path, ...]
     """captions_*.json of the same images."""
-    output: Path
-    """Folder for the stores, the captions and the vocabulary."""
     dev: int = 1000
     """How many images to draw for the dev split."""
     test: int = 1000
     """How many images to draw for the test split; the others are for training."""
     seed: int = 0
     """Seed of the draw."""
-    max_regions: int = 36
-    """Keep this many objects of an image, the largest."""
-    overwrite: bool = False
-    """Replace stores that are there."""
 
 
-@dataclass(frozen=True)
-class Compact:
+@dataclass(frozen=True, kw_only=True)
+class Compact(Output):
     """A folder with images.jsonl and classes.json."""
 
     input: Path
     """The folder."""
-    output: Path
-    """Folder for the stores, the captions and the vocabulary."""
-    max_regions: int = 36
-    """Keep this many objects of an image, the largest."""
-    overwrite: bool = False
-    """Replace stores that are there."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,13 @@ class AnnotatedImage:
     captions: list[Caption]
     class_id: list[int]
     boxes: list[list[float]]
-    """Relative x1 y1 x2 y2."""
-    size: tuple[int, int] | None
+    """x1 y1 x2 y2, in shares of width and height."""
 
 
-def main() -> None:
-    """Read the annotations named on the command line and write stores, captions and vocabulary."""
-    config = tyro.cli(
-        Annotated[Official, tyro.conf.subcommand("official")] | Annotated[Compact, tyro.conf.subcommand("compact")],
-        description=__doc__,
-    )
+def main(config: Official | Compact) -> None:
+    """Read the annotations and write stores, captions and vocabulary."""
     images, num_classes = read_official(config) if isinstance(config, Official) else read_compact(config.input)
-    write(images, num_classes, config.output, config.max_regions, config.overwrite)
+    write(images, num_classes, config)
 
 
 def read_official(config: Official) -> tuple[list[AnnotatedImage], int]:
@@ -98,40 +93,42 @@ def read_official(config: Official) -> tuple[list[AnnotatedImage], int]:
     instances = [_read_json(path, ("images", "annotations", "categories")) for path in config.instances]
     categories = sorted({category["id"] for file in instances for category in file["categories"]})
     class_of = {category: number for number, category in enumerate(categories)}
-    captions = defaultdict(list)
-    for path in config.captions:
-        for annotation in _read_json(path, ("annotations",))["annotations"]:
-            captions[annotation["image_id"]].append(annotation)
-    objects = defaultdict(list)
-    for file in instances:
-        for annotation in file["annotations"]:
-            objects[annotation["image_id"]].append(annotation)
-    records = {image["id"]: image for file in instances for image in file["images"] if image["id"] in captions}
-    if len(records) < config.dev + config.test:
-        raise ValueError(
-            f"{len(records)} images have both a record and captions, too few for {config.dev} dev and {config.test} "
-            "test images. Are the captions of the same images as the instances?"
+    sizes = {image["id"]: (image["width"], image["height"]) for file in instances for image in file["images"]}
+    objects = _by_image(annotation for file in instances for annotation in file["annotations"])
+    captions = _by_image(
+        annotation for path in config.captions for annotation in _read_json(path, ("annotations",))["annotations"]
+    )
+    common = sorted(sizes.keys() & captions.keys())
+    print(f"{len(sizes)} images in the instances, {len(captions)} in the captions, {len(common)} in both")
+    num_train = len(common) - config.dev - config.test
+    if num_train < 0:
+        raise ValueError(f"{len(common)} images are too few for {config.dev} dev and {config.test} test images")
+    splits = ["dev"] * config.dev + ["test"] * config.test + ["train"] * num_train
+    random.Random(config.seed).shuffle(splits)
+    images = [
+        AnnotatedImage(
+            image_id=str(image),
+            split=split,
+            captions=[Caption(str(image), str(a["id"]), a["caption"], split) for a in captions[image]],
+            class_id=[class_of[a["category_id"]] for a in objects.get(image, [])],
+            boxes=[_relative(a["bbox"], sizes[image]) for a in objects.get(image, [])],
         )
-    order = sorted(records)
-    random.Random(config.seed).shuffle(order)
-    splits = ["dev"] * config.dev + ["test"] * config.test + ["train"] * (len(order) - config.dev - config.test)
-    images = []
-    for identity, split in zip(order, splits, strict=True):
-        width, height = records[identity]["width"], records[identity]["height"]
-        images.append(
-            AnnotatedImage(
-                str(identity),
-                split,
-                [Caption(str(identity), str(a["id"]), a["caption"], split) for a in captions[identity]],
-                [class_of[a["category_id"]] for a in objects[identity]],
-                [
-                    [x / width, y / height, (x + w) / width, (y + h) / height]
-                    for x, y, w, h in (a["bbox"] for a in objects[identity])
-                ],
-                (width, height),
-            )
-        )
+        for image, split in zip(common, splits, strict=True)
+    ]
     return images, len(categories)
+
+
+def _by_image(annotations: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    grouped = defaultdict(list)
+    for annotation in annotations:
+        grouped[annotation["image_id"]].append(annotation)
+    return grouped
+
+
+def _relative(box: list[float], size: tuple[int, int]) -> list[float]:
+    """COCO's x y width height in pixels as x1 y1 x2 y2 in shares of the image."""
+    (x, y, w, h), (width, height) = box, size
+    return [x / width, y / height, (x + w) / width, (y + h) / height]
 
 
 def read_compact(folder: Path) -> tuple[list[AnnotatedImage], int]:
@@ -148,20 +145,19 @@ def _parse_compact(line: str, where: str) -> AnnotatedImage:
         record = json.loads(line)
         identity, split = str(record["image_id"]), record["split"]
         captions = [Caption(identity, str(c["id"]), c["caption"], split) for c in record["captions"]]
-        return AnnotatedImage(identity, split, captions, record["class_id"], record["boxes"], None)
+        return AnnotatedImage(identity, split, captions, record["class_id"], record["boxes"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{where}: {error!r}") from error
 
 
-def write(
-    images: list[AnnotatedImage], num_classes: int, output: Path, max_regions: int = 36, overwrite: bool = False
-) -> None:
+def write(images: list[AnnotatedImage], num_classes: int, config: Output) -> None:
     """Write one store a split, then captions and vocabulary of the images that have an object."""
+    output = config.output
     seen = [image for image in images if image.boxes]
     for split in sorted({image.split for image in images}):
         in_split = [image for image in seen if image.split == split]
         skipped = [image for image in images if image.split == split and not image.boxes]
-        _write_store(in_split, num_classes, output / f"{split}.h5", max_regions, overwrite)
+        _write_store(in_split, num_classes, output / f"{split}.h5", config)
         print(
             f"{output / f'{split}.h5'}: {len(in_split)} images; left out for want of an object: {len(skipped)} images "
             f"with {sum(len(image.captions) for image in skipped)} captions"
@@ -174,23 +170,21 @@ def write(
     print(f"{output / 'vocabulary.json'}: {len(vocabulary)} words")
 
 
-def _write_store(
-    images: Iterable[AnnotatedImage], num_classes: int, path: Path, max_regions: int, overwrite: bool
-) -> None:
+def _write_store(images: Iterable[AnnotatedImage], num_classes: int, path: Path, config: Output) -> None:
     with RegionStoreWriter(
         path,
         dim=num_classes + 5,
-        max_regions=max_regions,
+        max_regions=config.max_regions,
         extractor="COCO annotations: class one-hot, x1 y1 x2 y2 area",
         box_convention="xyxy relative",
-        overwrite=overwrite,
+        overwrite=config.overwrite,
     ) as writer:
         for image in tqdm(images, desc=path.name, unit="image", delay=2):
             boxes, class_id = np.array(image.boxes, np.float32), np.array(image.class_id)
             area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-            largest = np.argsort(-area, kind="stable")[:max_regions]
+            largest = np.argsort(-area, kind="stable")[: config.max_regions]
             features = region_features(boxes[largest], area[largest], class_id[largest], num_classes)
-            writer.write(image.image_id, features, boxes[largest], image.size, class_id=class_id[largest])
+            writer.write(image.image_id, features, boxes[largest], class_id=class_id[largest])
 
 
 def region_features(boxes: np.ndarray, area: np.ndarray, class_id: np.ndarray, num_classes: int) -> np.ndarray:
@@ -216,5 +210,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
+Source = Annotated[Official, tyro.conf.subcommand("official")] | Annotated[Compact, tyro.conf.subcommand("compact")]
+
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Source, description=__doc__))

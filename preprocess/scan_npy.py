@@ -1,0 +1,144 @@
+"""Make region stores of the arrays that SCAN, VSE++, BFAN, VSRN and their followers share.
+
+Reads FOLDER/{train,dev,test,testall}_ims.npy, *_caps.txt (a caption a line, five an image) and, where there is one,
+*_ids.txt (an image id a line); writes DIR/SPLIT.h5 for each and DIR/captions.jsonl. Some copies of these data hold
+every image five times in a row; the repetition is checked and undone. Arrays are read image by image, never whole.
+
+    python -m preprocess.scan_npy --input FOLDER --output DIR
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from xmodal.data import Caption, RegionStoreWriter, save_captions
+
+SPLITS = ("train", "dev", "test", "testall")
+CAPTIONS_PER_IMAGE = 5
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where to read and write."""
+
+    input: Path
+    """Folder with *_ims.npy, *_caps.txt and perhaps *_ids.txt."""
+    output: Path
+    """Folder for the stores and captions.jsonl."""
+    splits: tuple[str, ...] = ()
+    """Splits to convert; by default those of train, dev, test and testall that are there."""
+    extractor: str = "bottom-up attention"
+    """What made the features."""
+    overwrite: bool = False
+    """Replace stores that are there."""
+
+
+def main(config: Config) -> None:
+    """Convert every split."""
+    splits = config.splits or tuple(split for split in SPLITS if (config.input / f"{split}_ims.npy").exists())
+    if not splits:
+        raise FileNotFoundError(f"{config.input} holds none of {[f'{split}_ims.npy' for split in SPLITS]}")
+    captions = []
+    for split in splits:
+        captions += convert_split(config, split)
+    save_captions(config.output / "captions.jsonl", captions)
+    print(f"{config.output / 'captions.jsonl'}: {len(captions)} captions")
+
+
+def convert_split(config: Config, split: str) -> list[Caption]:
+    """Write one split's store; return its captions.
+
+    Raises:
+        FileNotFoundError: the array or the captions are not there.
+        ValueError: a file is damaged, or the numbers of images, captions and ids do not go together.
+    """
+    path = config.input / f"{split}_ims.npy"
+    features = _open_array(path)
+    sentences = _read_lines(config.input / f"{split}_caps.txt")
+    step = _rows_per_image(features, len(sentences), path)
+    num_images = len(features) // step
+    image_ids = _image_ids(config.input / f"{split}_ids.txt", split, num_images, step)
+    with RegionStoreWriter(
+        config.output / f"{split}.h5",
+        dim=features.shape[2],
+        max_regions=features.shape[1],
+        dtype=features.dtype.name,
+        extractor=config.extractor,
+        overwrite=config.overwrite,
+    ) as writer:
+        for image, image_id in enumerate(tqdm(image_ids, desc=split, unit="image", delay=2)):
+            rows = features[image * step : (image + 1) * step]
+            if len({row.tobytes() for row in rows}) > 1:
+                raise ValueError(
+                    f"{path}: the first images come {step} times in a row, but rows {image * step} to "
+                    f"{(image + 1) * step - 1} differ"
+                )
+            writer.write(image_id, rows[0])
+    print(f"{config.output / f'{split}.h5'}: {num_images} images")
+    captions_per_image = len(sentences) // num_images
+    return [
+        Caption(image_ids[number // captions_per_image], f"{split}_{number}", sentence, split)
+        for number, sentence in enumerate(sentences)
+    ]
+
+
+def _rows_per_image(features: np.ndarray, num_captions: int, path: Path) -> int:
+    """How many rows of the array are the same image: five, or one."""
+    rows = len(features)
+    if num_captions == rows * CAPTIONS_PER_IMAGE:
+        return 1
+    if num_captions != rows:
+        raise ValueError(
+            f"{path} has {rows} rows for {num_captions} captions; wanted {rows} captions, one a row, or "
+            f"{rows * CAPTIONS_PER_IMAGE}, {CAPTIONS_PER_IMAGE} a row. Is one of the files cut off or of another split?"
+        )
+    first = features[:CAPTIONS_PER_IMAGE]
+    repeated = rows % CAPTIONS_PER_IMAGE == 0 and bool((first == first[0]).all())
+    return CAPTIONS_PER_IMAGE if repeated else 1
+
+
+def _image_ids(path: Path, split: str, num_images: int, step: int) -> list[str]:
+    if not path.exists():
+        return [f"{split}_{image}" for image in range(num_images)]
+    image_ids = _read_lines(path)
+    if len(image_ids) == num_images * CAPTIONS_PER_IMAGE:  # an id a caption
+        image_ids = image_ids[::CAPTIONS_PER_IMAGE]
+    if len(image_ids) != num_images:
+        raise ValueError(
+            f"{path} has {len(image_ids)} ids for {num_images} images (each {step} row(s) of the array); "
+            f"wanted {num_images}"
+        )
+    return image_ids
+
+
+def _open_array(path: Path) -> np.ndarray:
+    if not path.exists():
+        raise FileNotFoundError(f"no array at {path}")
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a NumPy array file, or was cut off ({error}). Copy it again.") from error
+    if array.ndim != 3 or array.dtype.name not in ("float16", "float32"):
+        raise ValueError(
+            f"{path} holds {array.dtype} of shape {array.shape}; wanted float32 or float16, (image, region, dim)"
+        )
+    return array
+
+
+def _read_lines(path: Path) -> list[str]:
+    if not path.exists():
+        raise FileNotFoundError(f"no file at {path}")
+    # Only at newlines: str.splitlines would also break at characters that occur inside captions.
+    lines = [line.strip() for line in path.read_bytes().decode("utf-8").rstrip().split("\n")]
+    if "" in lines:
+        raise ValueError(f"{path}, line {lines.index('') + 1} is empty; every line counts, so it cannot be left out")
+    return lines
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
