@@ -1,0 +1,35 @@
+"""What every test shares: reproducible hypothesis runs, few threads, and `--jaxtyping` to check shapes while running."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+from shape_checking import import_with_shape_checks
+
+settings.register_profile("xmodal", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("xmodal")
+torch.set_num_threads(2)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--jaxtyping",
+        action="store_true",
+        help="check every argument and result of xmodal.heads and xmodal.objectives against its annotated shape",
+    )
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than ten seconds; run with --slow")
+    if config.getoption("--jaxtyping"):
+        import_with_shape_checks("xmodal.heads", "xmodal.objectives")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+        if config.getoption("--jaxtyping") and item.path.name in ("test_inputs.py", "test_ranking_inputs.py"):
+            item.add_marker(pytest.mark.skip(reason="under --jaxtyping the annotations refuse bad input first"))
