@@ -1,1 +1,9 @@
 """Ranks, protocols and reports."""
+
+from __future__ import annotations
+
+from xmodal.evaluation.protocols import PROTOCOLS, evaluate_protocol
+from xmodal.evaluation.ranks import evaluate_retrieval, retrieval_ranks
+from xmodal.evaluation.report import format_table
+
+__all__ = ["PROTOCOLS", "evaluate_protocol", "evaluate_retrieval", "format_table", "retrieval_ranks"]

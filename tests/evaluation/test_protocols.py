@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from xmodal.evaluation import PROTOCOLS, evaluate_protocol, evaluate_retrieval, protocols
+from xmodal.evaluation.protocols import Protocol, cut_folds, mean_over_folds
+
+
+@pytest.fixture
+def three_folds(monkeypatch):
+    """A protocol of 3 folds of 4 images, small enough to write down."""
+    monkeypatch.setitem(PROTOCOLS, "tiny-3fold", Protocol("tiny-3fold", images=12, captions=18, folds=3))
+    return torch.randint(5, (12, 18)) / 5, torch.cat([torch.arange(12), torch.randint(12, (6,))])[torch.randperm(18)]
+
+
+def test_published_sizes():
+    sizes = {name: (p.images, p.captions, p.folds) for name, p in PROTOCOLS.items()}
+    assert sizes == {
+        "plain": (None, None, 1),
+        "f30k-1k": (1000, 5000, 1),
+        "coco-1k-5fold": (5000, 25000, 5),
+        "coco-5k": (5000, 25000, 1),
+    }
+    assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
+
+
+def test_plain_is_evaluate_retrieval():
+    scores, caption_image = torch.randn(4, 9), torch.arange(9) % 4
+    result = evaluate_protocol(scores, caption_image)
+    expected = evaluate_retrieval(scores, caption_image)
+    assert result == {**expected, "protocol": "plain", "folds": [expected]}
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_folds_follow_relevance_not_file_order(three_folds):
+    scores, caption_image = three_folds
+    result = evaluate_protocol(scores, caption_image, "tiny-3fold")
+    for number, fold in enumerate(result["folds"]):
+        images = list(range(4 * number, 4 * number + 4))
+        captions = [caption for caption in range(18) if caption_image[caption] in images]
+        local = torch.tensor([images.index(int(caption_image[caption])) for caption in captions])
+        assert fold == evaluate_retrieval(scores[images][:, captions], local)
+    assert len(result["folds"]) == 3
+
+
+def test_order_of_captions_does_not_matter(three_folds):
+    scores, caption_image = three_folds
+    shuffle = torch.randperm(18)
+    shuffled = evaluate_protocol(scores[:, shuffle], caption_image[shuffle], "tiny-3fold")
+    assert shuffled == evaluate_protocol(scores, caption_image, "tiny-3fold")
+
+
+def hand_made(offset: float) -> dict:
+    """A result with a different value in each place, so that no two can be exchanged unseen."""
+    return {
+        "i2t": {"R@1": 10 + offset, "R@5": 20 + offset, "R@10": 30 + offset, "MedR": 4 + offset, "MeanR": 5 + offset},
+        "t2i": {"R@1": 61 + offset, "R@5": 72 + offset, "R@10": 83 + offset, "MedR": 9 + offset, "MeanR": 10 + offset},
+        "rsum": 276 + 6 * offset,
+    }
+
+
+def test_every_mean_lands_under_its_own_name(monkeypatch):
+    offsets = [0.0, 1.0, 2.0, 3.0, 9.0]
+    folds = iter([hand_made(offset) for offset in offsets])
+    monkeypatch.setattr(protocols, "evaluate_retrieval", lambda scores, caption_image: next(folds))
+    monkeypatch.setitem(PROTOCOLS, "tiny-5fold", Protocol("tiny-5fold", folds=5))
+    result = evaluate_protocol(torch.eye(10), torch.arange(10), "tiny-5fold")
+    assert result == {
+        **hand_made(3.0),
+        "protocol": "tiny-5fold",
+        "folds": [hand_made(offset) for offset in offsets],
+    }
+
+
+def test_rsum_of_the_mean_is_the_sum_of_the_mean_recalls(three_folds):
+    result = evaluate_protocol(*three_folds, protocol="tiny-3fold")
+    recalls = [result[direction][f"R@{k}"] for direction in ("i2t", "t2i") for k in (1, 5, 10)]
+    assert result["rsum"] == pytest.approx(sum(recalls))
+
+
+def test_folds_scored_apart_give_the_same_result(three_folds):
+    scores, caption_image = three_folds
+    folds = [
+        evaluate_retrieval(scores[fold.images][:, fold.captions], fold.caption_image)
+        for fold in cut_folds(caption_image, 3)
+    ]
+    result = evaluate_protocol(scores, caption_image, "tiny-3fold")
+    assert mean_over_folds(folds) == {name: result[name] for name in ("i2t", "t2i", "rsum")}
+
+
+def test_coco_five_folds_at_full_size():
+    caption_image = torch.arange(5000).repeat_interleave(5)
+    scores = torch.zeros(5000, 25000, dtype=torch.int8)
+    scores[caption_image, torch.arange(25000)] = 1
+    scores[4000:, :20000] = 2  # another fold's captions mislead the last fold's images, and never meet them here
+    result = evaluate_protocol(scores, caption_image, "coco-1k-5fold")
+    assert result["rsum"] == 600
+    assert evaluate_protocol(scores, caption_image, "coco-5k")["i2t"]["R@10"] == 80
+
+
+def test_unfit_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"'f30k-1k' takes 1000 images and 5000 .* 4 x 8 .* fit: plain$"):
+        evaluate_protocol(torch.zeros(4, 8), torch.arange(8) % 4, "f30k-1k")
+    with pytest.raises(ValueError, match=r"1000 x 5000 .* fit: plain, f30k-1k$"):
+        evaluate_protocol(torch.zeros(1000, 5000), torch.arange(5000) // 5, "coco-5k")
+    with pytest.raises(ValueError, match="5 images cannot be cut into 2 folds"):
+        cut_folds(torch.arange(5), 2)
+
+
+def test_unknown_protocol_names_the_nearest():
+    with pytest.raises(ValueError, match=r"no protocol 'coco5k'; did you mean 'coco-5k'\? known: plain, "):
+        evaluate_protocol(torch.eye(2), torch.arange(2), "coco5k")
+    with pytest.raises(ValueError, match="no protocol 'xyz'; known: plain, "):
+        evaluate_protocol(torch.eye(2), torch.arange(2), "xyz")
+
+
+def test_bad_scores_name_their_fold(three_folds):
+    scores, caption_image = three_folds
+    scores[7] = torch.nan
+    with pytest.raises(ValueError, match=r"in the fold of images 4 to 7: the score of image 3 .* is NaN"):
+        evaluate_protocol(scores, caption_image, "tiny-3fold")

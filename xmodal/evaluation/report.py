@@ -1,0 +1,213 @@
+"""Results for people to read: a table for the terminal, a report in Markdown, the curves of a training run."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xmodal.evaluation.ranks import RECALL_LEVELS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+DIRECTIONS = ("i2t", "t2i")
+RECALLS = (*(f"{direction} R@{level}" for direction in DIRECTIONS for level in RECALL_LEVELS), "rsum")
+RANKS = tuple(f"{direction} {average}" for direction in DIRECTIONS for average in ("MedR", "MeanR"))
+
+
+def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out recalls in percent as an aligned table for the terminal, a line for each model.
+
+    Args:
+        results: model name -> result of `evaluate_retrieval` or `evaluate_protocol`.
+
+    >>> import torch
+    >>> from xmodal.evaluation import evaluate_retrieval
+    >>> print(format_table({"perfect": evaluate_retrieval(torch.eye(2), torch.tensor([0, 1]))}))
+    model    i2t R@1  i2t R@5  i2t R@10  t2i R@1  t2i R@5  t2i R@10   rsum
+    ----------------------------------------------------------------------
+    perfect    100.0    100.0     100.0    100.0    100.0     100.0  600.0
+    """
+    header, *lines = ("  ".join(row) for row in align(table_rows(results, RECALLS)))
+    return "\n".join([header, "-" * len(header), *lines])
+
+
+def format_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out recalls in percent as a Markdown table; arguments as in `format_table`."""
+    return markdown_table(table_rows(results, RECALLS))
+
+
+def write_report(
+    path: str | Path,
+    results: Mapping[str, Mapping[str, Any]],
+    *,
+    title: str = "Retrieval results",
+    details: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, str | Path] | None = None,
+) -> None:
+    """Write a Markdown report: recalls, median and mean ranks, folds where a protocol cuts them, pictures, details.
+
+    Args:
+        path: the file to write; it appears whole or not at all.
+        results: model name -> result of `evaluate_retrieval` or `evaluate_protocol`.
+        title: the heading.
+        details: what is needed to run this again (config, seed, versions, ...); shown as JSON.
+        pictures: caption -> image file, linked relative to the report.
+
+    Raises:
+        FileNotFoundError: a picture, or the report's folder, is not there.
+    """
+    path = Path(path)
+    sections = [f"# {title}", format_markdown(results), "## Ranks", markdown_table(table_rows(results, RANKS))]
+    protocols = [f"- {model}: `{result['protocol']}`" for model, result in results.items() if "protocol" in result]
+    if protocols:
+        sections += ["## Protocols", "\n".join(protocols)]
+    folds = {
+        f"{model}, fold {number}": fold
+        for model, result in results.items()
+        if len(result.get("folds", ())) > 1
+        for number, fold in enumerate(result["folds"], start=1)
+    }
+    if folds:
+        sections += ["## Folds", format_markdown(folds)]
+    if pictures:
+        sections += ["## Pictures", *(link_picture(caption, Path(file), path) for caption, file in pictures.items())]
+    if details:
+        sections += ["## Details", f"```json\n{json.dumps(details, indent=2, default=str)}\n```"]
+    with written_aside(path) as aside:
+        aside.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def plot_learning_curves(log_path: str | Path, output_png: str | Path) -> None:
+    """Draw a training run: the terms of the loss on the left, the validation's R@1 and rsum on the right.
+
+    Args:
+        log_path: the trainer's log, a JSON object a line: `{"step": 100, "loss/total": 51.2, ...}` for training,
+            `{"step": 500, "validation": {...}}` for a validation. A step logged again, as after resuming from an
+            earlier checkpoint, replaces what was logged before.
+        output_png: the picture to write; it appears whole or not at all.
+
+    Raises:
+        FileNotFoundError: no such log, or no folder for the picture.
+        ValueError: the log is empty, or a line is no JSON object with a step.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    losses: dict[str, dict[int, float]] = {}
+    validations: dict[int, dict[str, Any]] = {}
+    for entry in read_log(Path(log_path)):
+        for name, value in entry.items():
+            if name.startswith("loss/"):
+                losses.setdefault(name.removeprefix("loss/"), {})[entry["step"]] = value
+        if "validation" in entry:
+            validations[entry["step"]] = entry["validation"]
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, curve in losses.items():
+        left.plot(*zip(*sorted(curve.items()), strict=True), label=name)
+    left.set(title="Loss", xlabel="step")
+
+    steps = sorted(validations)
+    for direction in DIRECTIONS:
+        recalls = [validations[step][direction]["R@1"] for step in steps]
+        right.plot(steps, recalls, marker="o", markersize=3, label=f"{direction} R@1")
+    right.set(title="Validation", xlabel="step", ylabel="R@1 (%)")
+    sums = right.twinx()
+    sums.plot(steps, [validations[step]["rsum"] for step in steps], color="gray", linestyle="--", label="rsum")
+    sums.set_ylabel("rsum")
+
+    if losses:
+        left.legend(frameon=False)
+    curves = [*right.lines, *sums.lines]
+    right.legend(curves, [curve.get_label() for curve in curves], frameon=False, loc="lower right")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines["top"].set_visible(False)
+    sums.spines["top"].set_visible(False)
+    with written_aside(Path(output_png)) as aside:
+        figure.savefig(aside, format="png", dpi=150)
+
+
+def table_rows(results: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
+    """Return the header and a row of cells for each model; the column `i2t R@1` shows `result["i2t"]["R@1"]`."""
+
+    def cell(result: Any, column: str) -> str:
+        for key in column.split():
+            result = result[key]
+        return f"{result:.1f}"
+
+    rows = [[model, *(cell(result, column) for column in columns)] for model, result in results.items()]
+    return [["model", *columns], *rows]
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Pad the cells of each column to one width: names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        [name.ljust(widths[0]), *(number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))]
+        for name, *numbers in rows
+    ]
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows, the header first, as a Markdown table that also reads well as plain text."""
+    header, *lines = align([[cell.replace("|", "\\|") for cell in row] for row in rows])
+    rule = ["-" * len(header[0]), *("-" * (len(cell) - 1) + ":" for cell in header[1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *lines))
+
+
+def link_picture(caption: str, picture: Path, report: Path) -> str:
+    """Return the Markdown that shows a picture in a report, with its path relative to the report.
+
+    Raises:
+        FileNotFoundError: the picture is not there.
+    """
+    if not picture.is_file():
+        raise FileNotFoundError(f"picture {caption!r} for {report} is not there: {picture}; draw it before the report")
+    return f"![{caption}]({Path(os.path.relpath(picture, report.parent)).as_posix()})"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of a training log.
+
+    Raises:
+        FileNotFoundError: no such log.
+        ValueError: the log is empty, or a line is no JSON object with a step.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no training log {path}; pass the JSONL file of a run folder")
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is no JSON ({error}): {line[:80]!r}; remove the line") from error
+        if not isinstance(entry, dict) or "step" not in entry:
+            raise ValueError(f"{path}, line {number} is no JSON object with a step: {line[:80]!r}; remove the line")
+        entries.append(entry)
+    if not entries:
+        raise ValueError(f"{path} is empty; there is nothing to draw before the first logged step")
+    return entries
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Hand out a temporary path beside `path` and move what was written there into place once it is on the disk.
+
+    Raises:
+        FileNotFoundError: the folder of `path` is not there.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
