@@ -8,8 +8,9 @@ from xmodal.heads.base import Attention, Head
 from xmodal.heads.bfan import BFAN, bfan_attention, bfan_pair_scores, bfan_scores
 from xmodal.heads.cosine import Cosine, cosine_scores
 from xmodal.heads.scan import SCAN, SCAN_PUBLISHED, scan_attention, scan_pair_scores, scan_scores
+from xmodal.heads.vsrn import VSRN, vsrn_scores
 
-HEADS: dict[str, type[Head]] = {"scan": SCAN, "bfan": BFAN, "cosine": Cosine}
+HEADS: dict[str, type[Head]] = {"scan": SCAN, "bfan": BFAN, "vsrn": VSRN, "cosine": Cosine}
 """Heads by the name that a configuration uses."""
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "HEADS",
     "SCAN",
     "SCAN_PUBLISHED",
+    "VSRN",
     "Attention",
     "Cosine",
     "Head",
@@ -27,4 +29,5 @@ __all__ = [
     "scan_attention",
     "scan_pair_scores",
     "scan_scores",
+    "vsrn_scores",
 ]

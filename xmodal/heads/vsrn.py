@@ -1,0 +1,225 @@
+"""VSRN: visual semantic reasoning (Li et al., ICCV 2019, arXiv 1909.02701)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from xmodal.heads.attention import at_least_float32
+from xmodal.heads.base import Attention, Head, check_inputs, check_items
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+Norm = Literal["l2", "batch"]
+RegionNorm = Literal["region", "dim"]
+
+
+def region_relationship(
+    subjects: Float[Tensor, "image region dim"],
+    objects: Float[Tensor, "image region dim"],
+    values: Float[Tensor, "image region dim"],
+    region_mask: Bool[Tensor, "image region"],
+) -> Float[Tensor, "image region dim"]:
+    """Messages between the regions of an image: (R / N) V with the affinity R = S O^T (VSRN eq. 2-3).
+
+    The affinity is divided by the number of real regions, not passed through a softmax, as in the released code.
+
+    Args:
+        subjects: what a region asks with (theta in the paper).
+        objects: what a region is asked by (phi).
+        values: what a region hands on (g).
+        region_mask: True = real region; padding hands on nothing and is not counted.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads.vsrn import region_relationship
+        >>> regions = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+        >>> region_relationship(regions, regions, regions, torch.ones(1, 2, dtype=torch.bool))
+        tensor([[[0.5000, 0.0000],
+                 [0.0000, 4.0000]]])
+    """
+    dtype, count = values.dtype, region_mask.sum(dim=1)[:, None, None]
+    with torch.autocast(values.device.type, enabled=False):  # sums over thousands of channels overflow float16
+        subjects, objects, values = (at_least_float32(t) for t in (subjects, objects, values))
+        affinity = subjects @ objects.transpose(1, 2) / count
+        return (affinity @ values.masked_fill(~region_mask[..., None], 0.0)).to(dtype)
+
+
+def normalize_regions(
+    regions: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"], *, axis: RegionNorm
+) -> Float[Tensor, "image region dim"]:
+    """Unit L2 norm along an axis; padding becomes zero.
+
+    `region` is what the released code does: every channel gets norm one over the regions of its image. Its authors
+    later called `dim`, every region of norm one, more reasonable. What is all zero stays zero, in the released code it
+    becomes NaN.
+    """
+    exact = at_least_float32(regions).masked_fill(~region_mask[..., None], 0.0)
+    squares = exact.square().sum(dim=1 if axis == "region" else 2, keepdim=True)
+    return (exact / squares.masked_fill(squares == 0, 1.0).sqrt()).to(regions.dtype)
+
+
+def vsrn_scores(
+    images: Float[Tensor, "image dim"], captions: Float[Tensor, "caption dim"]
+) -> Float[Tensor, "image caption"]:
+    """Cosines of unit image and caption embeddings, as `VSRN.embed_images` and `VSRN.embed_captions` give them.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import vsrn_scores
+        >>> vsrn_scores(torch.eye(2), torch.tensor([[0.6, 0.8]]))
+        tensor([[0.6000],
+                [0.8000]])
+    """
+    return images @ captions.T
+
+
+class RegionGraph(nn.Module):
+    """One layer of region relationship reasoning: a residual graph convolution over an image's regions (VSRN eq. 3).
+
+    The scale and offset of its batch norm start at zero, so that a new layer is the identity.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.subject = nn.Linear(dim, dim)
+        self.object = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+        self.norm = nn.BatchNorm1d(dim)
+        nn.init.zeros_(self.norm.weight)
+        nn.init.zeros_(self.norm.bias)
+
+    def forward(
+        self, regions: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"]
+    ) -> Float[Tensor, "image region dim"]:
+        """The regions with what they learned from one another added."""
+        messages = region_relationship(self.subject(regions), self.object(regions), self.value(regions), region_mask)
+        # Only real regions enter the batch statistics.
+        update = self.norm(self.output(messages)[region_mask])
+        return regions + update.new_zeros(regions.shape).masked_scatter(region_mask[..., None], update)
+
+
+class VSRN(Head):
+    """Region graph, region GRU and cosine (Li et al., ICCV 2019, sec. 3).
+
+    Takes projected regions and the states of a one-way sentence GRU, neither of them normalized
+    (`RegionProjection(normalize=False)`, `GRUEncoder(bidirectional=False, normalize=False)`). Real regions come before
+    padding and are read by the GRU in the given order.
+
+    Args:
+        dim: dim of the joint space (2048 in the paper).
+        layers: number of region graph layers (4 in the paper).
+        norm: `l2` normalizes the regions before the graph layers (the released COCO models); `batch` does not, but
+            puts a batch norm on the pooled image vector (the released Flickr30k models).
+        region_norm: axis of the L2 norms on regions: `region` as released, or `dim`; see `normalize_regions`.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import VSRN
+        >>> head = VSRN(dim=64)
+        >>> head(torch.randn(4, 36, 64), torch.randn(6, 12, 64)).shape
+        torch.Size([4, 6])
+    """
+
+    def __init__(self, dim: int, layers: int = 4, norm: Norm = "l2", region_norm: RegionNorm = "region") -> None:
+        super().__init__()
+        for name, value, known in (("norm", norm, get_args(Norm)), ("region_norm", region_norm, get_args(RegionNorm))):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        if layers < 1:
+            raise ValueError(f"layers must be at least 1, got {layers}")
+        self.dim = dim
+        self.norm: Norm = norm
+        self.region_norm: RegionNorm = region_norm
+        self.graph = nn.ModuleList(RegionGraph(dim) for _ in range(layers))
+        self.rnn = nn.GRU(dim, dim, batch_first=True)
+        self.pooled_norm = nn.BatchNorm1d(dim) if norm == "batch" else nn.Identity()
+
+    def reason(
+        self, regions: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"] | None = None
+    ) -> Float[Tensor, "image region dim"]:
+        """The states of the regions after the graph layers: what `summarize` and a captioner read. Padding is zero.
+
+        Raises:
+            ValueError: for regions of another dim, an image without a real region or with padding before one.
+        """
+        region_mask = self._check(regions, region_mask, "regions", "region_mask", "image region dim")
+        # Work once an item is done in the precision of the weights, whatever that of the features.
+        states = regions.to(next(self.parameters()).dtype).masked_fill(~region_mask[..., None], 0.0)
+        if self.norm == "l2":
+            states = normalize_regions(states, region_mask, axis=self.region_norm)
+        for layer in self.graph:
+            states = layer(states, region_mask)
+        return normalize_regions(states, region_mask, axis=self.region_norm)
+
+    def summarize(
+        self, states: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"] | None = None
+    ) -> Float[Tensor, "image dim"]:
+        """The region GRU reads the states of `reason` one by one; a unit vector an image.
+
+        Separate from `embed_images` so that a captioner trained jointly can share the states.
+        """
+        region_mask = self._check(states, region_mask, "states", "region_mask", "image region dim")
+        memory, _ = self.rnn(states)
+        return F.normalize(at_least_float32(self.pooled_norm(last_real(memory, region_mask))), dim=-1)
+
+    def embed_images(self, regions, region_mask=None):
+        """Unit image embeddings `(image, dim)`: reasoning over the regions, then the region GRU."""
+        return self.summarize(self.reason(regions, region_mask), region_mask)
+
+    def embed_captions(self, words, word_mask=None):
+        """Unit caption embeddings `(caption, dim)`: the state of the sentence GRU at the last real word."""
+        word_mask = self._check(words, word_mask, "words", "word_mask", "caption word dim")
+        return F.normalize(at_least_float32(last_real(words, word_mask)), dim=-1)
+
+    def compare(self, images, captions, region_mask=None, word_mask=None):
+        """`vsrn_scores`; padding was dealt with in the embeddings."""
+        return vsrn_scores(images, captions)
+
+    def pairs(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
+        check_inputs(regions, words, region_mask, word_mask, aligned=True)
+        return (self.embed_images(regions, region_mask) * self.embed_captions(words, word_mask)).sum(dim=-1)
+
+    def attention(self, regions, words, region_mask=None, word_mask=None):
+        """How much each region agrees with the whole image: the paper's visualization (sec. 4.6).
+
+        VSRN lets no word look at a region, so that every word gets the same weights: the inner products of the
+        regions' states with the image embedding, shifted so that the least region has zero and divided so that they
+        sum to one.
+        """
+        check_inputs(regions, words, region_mask, word_mask, aligned=True)
+        states = self.reason(regions, region_mask)
+        agreement = (states @ self.summarize(states, region_mask)[..., None])[..., 0]
+        real = torch.ones_like(agreement, dtype=torch.bool) if region_mask is None else region_mask
+        agreement = agreement - agreement.masked_fill(~real, float("inf")).amin(dim=1, keepdim=True)
+        agreement = agreement.masked_fill(~real, 0.0)
+        total = agreement.sum(dim=1, keepdim=True)
+        uniform = real / real.sum(dim=1, keepdim=True)
+        weights = torch.where(total > 0, agreement / total, uniform)
+        real_words = torch.ones_like(words[..., 0], dtype=torch.bool) if word_mask is None else word_mask
+        return Attention(real_words[..., None] * weights[:, None, :])
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"norm={self.norm!r}, region_norm={self.region_norm!r}"
+
+    def _check(self, items: Tensor, mask: Tensor | None, name: str, mask_name: str, axes: str) -> Tensor:
+        """The mask, all True where None, once items and mask fit this head."""
+        check_items(items, mask, name, mask_name, axes)
+        if items.shape[-1] != self.dim:
+            raise ValueError(f"{name} have dim {items.shape[-1]}, this head was built with dim={self.dim}")
+        if mask is None:
+            return torch.ones(items.shape[:2], dtype=torch.bool, device=items.device)
+        if not torch.compiler.is_compiling() and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+            raise ValueError(f"{mask_name} must be True for the first items and False after them: a GRU reads in order")
+        return mask
+
+
+def last_real(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"]) -> Float[Tensor, "set dim"]:
+    """The last real item of every set."""
+    return items[torch.arange(len(items), device=items.device), mask.sum(dim=1) - 1]
