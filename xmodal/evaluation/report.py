@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xmodal.data.atomic import written_whole
 from xmodal.evaluation.ranks import RECALL_LEVELS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 DIRECTIONS = ("i2t", "t2i")
 RECALLS = (*(f"{direction} R@{level}" for direction in DIRECTIONS for level in RECALL_LEVELS), "rsum")
@@ -58,7 +58,8 @@ def write_report(
         pictures: caption -> image file, linked relative to the report.
 
     Raises:
-        FileNotFoundError: a picture, or the report's folder, is not there.
+        FileNotFoundError: a picture is not there.
+        OSError: the report cannot be written.
     """
     path = Path(path)
     sections = [f"# {title}", format_markdown(results), "## Ranks", markdown_table(table_rows(results, RANKS))]
@@ -77,8 +78,8 @@ def write_report(
         sections += ["## Pictures", *(link_picture(caption, Path(file), path) for caption, file in pictures.items())]
     if details:
         sections += ["## Details", f"```json\n{json.dumps(details, indent=2, default=str)}\n```"]
-    with written_aside(path) as aside:
-        aside.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    with written_whole(path) as whole:
+        whole.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
 def plot_learning_curves(log_path: str | Path, output_png: str | Path) -> None:
@@ -91,8 +92,9 @@ def plot_learning_curves(log_path: str | Path, output_png: str | Path) -> None:
         output_png: the picture to write; it appears whole or not at all.
 
     Raises:
-        FileNotFoundError: no such log, or no folder for the picture.
+        FileNotFoundError: no such log.
         ValueError: the log is empty, or a line is no JSON object with a step.
+        OSError: the picture cannot be written.
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
@@ -128,8 +130,8 @@ def plot_learning_curves(log_path: str | Path, output_png: str | Path) -> None:
         axes.grid(alpha=0.3)
         axes.spines["top"].set_visible(False)
     sums.spines["top"].set_visible(False)
-    with written_aside(Path(output_png)) as aside:
-        figure.savefig(aside, format="png", dpi=150)
+    with written_whole(output_png) as whole:
+        figure.savefig(whole, format="png", dpi=150)
 
 
 def table_rows(results: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
@@ -192,22 +194,3 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not entries:
         raise ValueError(f"{path} is empty; there is nothing to draw before the first logged step")
     return entries
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Hand out a temporary path beside `path` and move what was written there into place once it is on the disk.
-
-    Raises:
-        FileNotFoundError: the folder of `path` is not there.
-    """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield aside
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
