@@ -1,0 +1,5 @@
+"""`python -m xmodal` is `xmodal`."""
+
+from xmodal.cli import main
+
+main()

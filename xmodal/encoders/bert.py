@@ -1,0 +1,84 @@
+"""Any transformers AutoModel as text encoder, and its tokenizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from xmodal.data.vocabulary import TokenBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+
+class BERTEncoder(nn.Module):
+    """A transformer over subwords and a linear layer into the joint space, one state a subword.
+
+    Args:
+        model: folder or hub id for `AutoModel` and `AutoTokenizer`.
+        dim: dim of the joint space.
+        normalize: L2-normalize every state.
+        load_weights: False builds the architecture only, for weights that are loaded afterwards.
+        frozen: keep the transformer as it is and train the linear layer alone.
+    """
+
+    def __init__(
+        self, model: str, dim: int, normalize: bool = True, load_weights: bool = True, frozen: bool = False
+    ) -> None:
+        super().__init__()
+        from transformers import AutoConfig, AutoModel
+
+        if load_weights:
+            self.transformer = AutoModel.from_pretrained(model)
+        else:
+            self.transformer = AutoModel.from_config(AutoConfig.from_pretrained(model))
+        if frozen:
+            self.transformer.requires_grad_(False)
+        self.projection = nn.Linear(self.transformer.config.hidden_size, dim)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        self.dim = dim
+        self.normalize = normalize
+        self.tokenizer = SubwordTokenizer(model)
+
+    def forward(
+        self, tokens: Int[Tensor, "caption word"], word_mask: Bool[Tensor, "caption word"]
+    ) -> Float[Tensor, "caption word dim"]:
+        """Encode every real subword; padding comes out as zero."""
+        states = self.transformer(input_ids=tokens, attention_mask=word_mask.long()).last_hidden_state
+        words = self.projection(states)
+        words = F.normalize(words, dim=-1, eps=1e-8) if self.normalize else words
+        return words.masked_fill(~word_mask[..., None], 0.0)
+
+    def save_architecture(self, folder: Path) -> None:
+        """Write what `BERTEncoder(folder, load_weights=False)` needs: configuration and tokenizer, no weights."""
+        self.transformer.config.save_pretrained(folder)
+        self.tokenizer.tokenizer.save_pretrained(folder)
+
+
+class SubwordTokenizer:
+    """The tokenizer that belongs to a transformer, with the call of `xmodal.data.Vocabulary`."""
+
+    def __init__(self, model: str) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def __call__(self, captions: Sequence[str]) -> TokenBatch:
+        """Subword ids and mask, padded to the longest caption and cut at the model's limit.
+
+        Raises:
+            ValueError: for an empty caption.
+        """
+        for position, caption in enumerate(captions):
+            if not caption.strip():
+                raise ValueError(f"caption {position} is empty")
+        encoded = self.tokenizer(list(captions), padding=True, truncation=True, return_tensors="pt")
+        return TokenBatch(encoded["input_ids"], encoded["attention_mask"].to(torch.bool))

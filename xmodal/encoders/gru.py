@@ -1,0 +1,83 @@
+"""Word embeddings and a GRU over the sentence: the text encoder of SCAN, BFAN and VSRN."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+
+class GRUEncoder(nn.Module):
+    """Word embeddings and a (bi)GRU, one state a word (SCAN's text encoder, Lee et al. 2018, sec. 3.2).
+
+    Args:
+        vocabulary_size: number of words, special tokens included.
+        dim: dim of the joint space, and of each direction of the GRU.
+        word_dim: dim of the word embeddings.
+        bidirectional: average the states of the two directions (SCAN, BFAN); False reads forward only (VSRN).
+        layers: number of GRU layers.
+        normalize: L2-normalize every state (SCAN, BFAN); False leaves that to the head (VSRN).
+
+    Example:
+        >>> import torch
+        >>> from xmodal.encoders.gru import GRUEncoder
+        >>> encoder = GRUEncoder(vocabulary_size=100, dim=64)
+        >>> tokens = torch.tensor([[1, 7, 8, 2], [1, 9, 2, 0]])
+        >>> encoder(tokens, tokens != 0).shape
+        torch.Size([2, 4, 64])
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        dim: int,
+        word_dim: int = 300,
+        bidirectional: bool = True,
+        layers: int = 1,
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, word_dim)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        self.rnn = nn.GRU(word_dim, dim, layers, batch_first=True, bidirectional=bidirectional)
+        self.dim = dim
+        self.normalize = normalize
+
+    def forward(
+        self, tokens: Int[Tensor, "caption word"], word_mask: Bool[Tensor, "caption word"]
+    ) -> Float[Tensor, "caption word dim"]:
+        """Encode every real word; padding comes out as zero.
+
+        Raises:
+            ValueError: if the padding of a caption does not come after all of its words.
+        """
+        lengths = word_mask.sum(dim=1)
+        if bool((word_mask[:, 1:] > word_mask[:, :-1]).any()) or not bool(word_mask[:, 0].all()):
+            raise ValueError("word_mask must be True for the first words of a caption and False after them")
+        packed = pack_padded_sequence(self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        states, _ = self.rnn(packed)
+        words, _ = pad_packed_sequence(states, batch_first=True, total_length=tokens.shape[1])
+        if self.rnn.bidirectional:
+            words = (words[..., : self.dim] + words[..., self.dim :]) / 2
+        return F.normalize(words, dim=-1, eps=1e-8) if self.normalize else words
+
+    @torch.no_grad()
+    def start_from(self, vectors: Float[Tensor, "word word_dim"], found: Bool[Tensor, " word"]) -> None:
+        """Start the embeddings of the words that were found from pretrained vectors; the others stay random.
+
+        Raises:
+            ValueError: if the vectors are not of this encoder's vocabulary and word_dim.
+        """
+        if vectors.shape != self.embedding.weight.shape:
+            raise ValueError(
+                f"word vectors have shape {tuple(vectors.shape)}, this encoder's embeddings "
+                f"{tuple(self.embedding.weight.shape)}: set the text encoder's word_dim to {vectors.shape[1]}"
+            )
+        self.embedding.weight[found] = vectors[found].to(self.embedding.weight)

@@ -1,0 +1,53 @@
+"""Projection of precomputed region features into the joint space."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+class RegionProjection(nn.Module):
+    """One linear layer on every region, L2-normalized (SCAN's image encoder, Lee et al. 2018, sec. 3.2).
+
+    Args:
+        input_dim: dim of the stored features (2048 for bottom-up attention).
+        dim: dim of the joint space.
+        normalize: L2-normalize every projected region (SCAN, BFAN); False leaves that to the head (VSRN).
+        weight_norm: reparametrize the weight as direction and one overall length, as the released
+            `EncoderImageWeightNormPrecomp` does.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.encoders.regions import RegionProjection
+        >>> RegionProjection(input_dim=2048, dim=1024)(torch.randn(2, 36, 2048)).shape
+        torch.Size([2, 36, 1024])
+    """
+
+    def __init__(self, input_dim: int, dim: int, normalize: bool = True, weight_norm: bool = False) -> None:
+        super().__init__()
+        self.projection = nn.Linear(input_dim, dim)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        if weight_norm:
+            parametrizations.weight_norm(self.projection, dim=None)
+        self.dim = dim
+        self.normalize = normalize
+
+    def forward(self, region_features: Float[Tensor, "image region input_dim"]) -> Float[Tensor, "image region dim"]:
+        """Project every region; padding gives some value that the mask keeps out of every score."""
+        if region_features.shape[-1] != self.projection.in_features:
+            raise ValueError(
+                f"region features have dim {region_features.shape[-1]}, this encoder takes "
+                f"{self.projection.in_features}: use the store that the model was trained on, or set input_dim"
+            )
+        regions = self.projection(region_features)
+        # The published l2norm adds 1e-8 to the norm; taking the maximum instead differs below float32 resolution and,
+        # unlike it, has a finite gradient at an all-zero row.
+        return F.normalize(regions, dim=-1, eps=1e-8) if self.normalize else regions

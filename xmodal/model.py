@@ -1,0 +1,261 @@
+"""Matcher: an image encoder, a text encoder and a head. Two towers embed, a head compares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from torch import nn
+from tqdm import tqdm
+
+from xmodal.data import Vocabulary
+from xmodal.encoders.bert import BERTEncoder
+from xmodal.encoders.gru import GRUEncoder
+from xmodal.encoders.regions import RegionProjection
+from xmodal.heads import HEADS, Attention
+from xmodal.names import build
+from xmodal.scoring import score_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import numpy as np
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from xmodal.data import RegionStore
+    from xmodal.data.vocabulary import TokenBatch
+
+IMAGE_ENCODERS: dict[str, type[nn.Module]] = {"regions": RegionProjection}
+TEXT_ENCODERS: dict[str, type[nn.Module]] = {"gru": GRUEncoder, "bert": BERTEncoder}
+
+
+class EncodedSet(NamedTuple):
+    """Encoded images or captions, padded to the longest: what a head takes."""
+
+    items: Float[Tensor, "set item dim"]
+    mask: Bool[Tensor, "set item"]
+
+
+class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="apache-2.0"):
+    """Matches images, given as region features, with captions.
+
+    Args:
+        image: `{"name": "regions", "input_dim": 2048, "dim": 1024, ...}`, the options of an image encoder.
+        text: `{"name": "gru", "dim": 1024, ...}` or `{"name": "bert", "model": ..., ...}`.
+        head: `{"name": "scan", "temperature": 9.0, ...}`, the options of a head in `xmodal.heads.HEADS`.
+        vocabulary: words in the order of their ids, for text encoders that have no tokenizer of their own.
+        extractor: name of the extractor in `xmodal.encoders.extractors.EXTRACTORS` that made the region features, so
+            that `score` can take image files; None if they came from elsewhere.
+
+    Raises:
+        ValueError: for an unknown name or option, with the nearest one that exists.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.model import Matcher
+        >>> matcher = Matcher(
+        ...     image={"name": "regions", "input_dim": 8, "dim": 16},
+        ...     text={"name": "gru", "dim": 16, "word_dim": 4},
+        ...     head={"name": "scan", "aggregation": "mean"},
+        ...     vocabulary=["<pad>", "<start>", "<end>", "<unk>", "a", "dog"],
+        ... )
+        >>> matcher.score([torch.randn(36, 8), torch.randn(10, 8)], ["a dog", "a cat", "dog"]).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        image: dict[str, Any],
+        text: dict[str, Any],
+        head: dict[str, Any],
+        vocabulary: list[str] | None = None,
+        extractor: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_encoder = build("image encoder", IMAGE_ENCODERS, image)
+        if vocabulary is not None:
+            text = {**text, "vocabulary_size": len(vocabulary)}
+        self.text_encoder = build("text encoder", TEXT_ENCODERS, text)
+        self.head = build("head", HEADS, head)
+        self.extractor = extractor
+        self.tokenizer: Callable[[Sequence[str]], TokenBatch]
+        if vocabulary is not None:
+            self.tokenizer = Vocabulary(vocabulary)
+        elif isinstance(self.text_encoder, BERTEncoder):
+            self.tokenizer = self.text_encoder.tokenizer
+        else:
+            raise ValueError(f"text encoder {text['name']!r} needs a vocabulary; pass vocabulary=list_of_words")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def encode_images(
+        self, region_features: Float[Tensor, "image region input_dim"]
+    ) -> Float[Tensor, "image region dim"]:
+        """Region features into the joint space."""
+        return self.image_encoder(region_features)
+
+    def encode_captions(
+        self, tokens: Int[Tensor, "caption word"], word_mask: Bool[Tensor, "caption word"]
+    ) -> Float[Tensor, "caption word dim"]:
+        """Token ids into the joint space."""
+        return self.text_encoder(tokens, word_mask)
+
+    def forward(
+        self,
+        region_features: Float[Tensor, "image region input_dim"],
+        tokens: Int[Tensor, "caption word"],
+        region_mask: Bool[Tensor, "image region"],
+        word_mask: Bool[Tensor, "caption word"],
+    ) -> Float[Tensor, "image caption"]:
+        """Scores of every image against every caption."""
+        regions, words = self.encode_images(region_features), self.encode_captions(tokens, word_mask)
+        return self.head(regions, words, region_mask, word_mask)
+
+    @torch.inference_mode()
+    def embed_store(self, store: RegionStore, *, batch_size: int = 128, progress: bool = False) -> EncodedSet:
+        """Encode every image of a store, in its order."""
+        starts = range(0, len(store), batch_size)
+        batches = (store.batch(range(s, min(s + batch_size, len(store)))) for s in starts)
+        encoded = (
+            EncodedSet(self.encode_images(features.to(self.device)), mask.to(self.device)) for features, mask in batches
+        )
+        return _join(tqdm(encoded, total=len(starts), desc="images", unit="batch", disable=not progress))
+
+    @torch.inference_mode()
+    def embed_captions(self, captions: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> EncodedSet:
+        """Tokenize and encode captions, in their order."""
+        starts = range(0, len(captions), batch_size)
+        batches = (self.tokenizer(captions[s : s + batch_size]) for s in starts)
+        encoded = (
+            EncodedSet(self.encode_captions(tokens.to(self.device), mask.to(self.device)), mask.to(self.device))
+            for tokens, mask in batches
+        )
+        return _join(tqdm(encoded, total=len(starts), desc="captions", unit="batch", disable=not progress))
+
+    def score_all(
+        self, store: RegionStore, captions: Sequence[str], *, progress: bool = False, **options: Any
+    ) -> Float[Tensor, "image caption"]:
+        """Scores of every image of a store against every caption; options as for `xmodal.scoring.score_all`."""
+        images = self.embed_store(store, progress=progress)
+        sentences = self.embed_captions(captions, progress=progress)
+        return score_all(
+            self.head, images.items, sentences.items, images.mask, sentences.mask, progress=progress, **options
+        )
+
+    def score(
+        self,
+        images: Tensor | np.ndarray | str | Path | Sequence[Tensor | np.ndarray | str | Path],
+        captions: str | Sequence[str],
+    ) -> Float[Tensor, "image caption"]:
+        """Scores of one image or many against one sentence or many.
+
+        Args:
+            images: region features `(region, dim)` of one image (a row of a region store, an array), the path of an
+                image file, or a list of these. Files need a matcher whose `extractor` is known.
+            captions: a sentence or a list of sentences.
+
+        Raises:
+            ValueError: for files given to a matcher that does not know its extractor, features of the wrong shape,
+                or an empty sentence.
+            FileNotFoundError: for a file that is not there.
+        """
+        if isinstance(images, (str, Path)) or (not isinstance(images, (list, tuple)) and images.ndim == 2):  # type: ignore[union-attr]
+            images = [images]  # type: ignore[list-item]
+        features = self._region_features(list(images))  # type: ignore[arg-type]
+        region_features = nn.utils.rnn.pad_sequence(features, batch_first=True)
+        counts = torch.tensor([len(f) for f in features])
+        region_mask = torch.arange(region_features.shape[1]) < counts[:, None]
+        sentences = self.embed_captions([captions] if isinstance(captions, str) else captions)
+        with torch.inference_mode():
+            regions = self.encode_images(region_features.to(self.device))
+        return score_all(self.head, regions, sentences.items, region_mask, sentences.mask)
+
+    @torch.inference_mode()
+    def attention(self, region_features: Float[Tensor, "region input_dim"], caption: str) -> Attention:
+        """Where each token of one caption looks among the regions of one image; see `Head.attention`."""
+        tokens, word_mask = self.tokenizer([caption])
+        regions = self.encode_images(region_features[None].to(self.device))
+        words = self.encode_captions(tokens.to(self.device), word_mask.to(self.device))
+        return self.head.attention(regions, words, None, word_mask.to(self.device))
+
+    def token_words(self, caption: str) -> list[str]:
+        """The tokens of a caption as text, in the order of `attention`'s rows."""
+        tokens = self.tokenizer([caption]).tokens[0].tolist()
+        return [self.tokenizer.words[token] for token in tokens]
+
+    def _region_features(self, images: list[Any]) -> list[Float[Tensor, "region input_dim"]]:
+        files = [Path(image) for image in images if isinstance(image, (str, Path))]
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"image {file} does not exist")
+        extracted = iter(self._extract(files)) if files else iter(())
+        features = [
+            next(extracted) if isinstance(image, (str, Path)) else torch.as_tensor(image).float() for image in images
+        ]
+        for position, item in enumerate(features):
+            if item.ndim != 2 or len(item) == 0:
+                raise ValueError(
+                    f"image {position}: region features must be (region, dim) with at least one region, "
+                    f"got {tuple(item.shape)}"
+                )
+        return features
+
+    def _extract(self, files: list[Path]) -> list[Float[Tensor, "region input_dim"]]:
+        from PIL import Image
+
+        from xmodal.encoders.extractors import EXTRACTORS
+
+        if self.extractor not in EXTRACTORS:
+            raise ValueError(
+                f"this matcher was trained on region features of extractor {self.extractor!r}, which is not one of "
+                f"{', '.join(EXTRACTORS)}; extract the features yourself and pass them instead of image files"
+            )
+        return [
+            regions.features for regions in EXTRACTORS[self.extractor]()([Image.open(f).convert("RGB") for f in files])
+        ]
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        if isinstance(self.text_encoder, BERTEncoder):
+            self.text_encoder.save_architecture(save_directory / "transformer")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Matcher:
+        """Load what `save_pretrained` wrote, from a folder or from the hub; evaluation mode.
+
+        Raises:
+            FileNotFoundError: if a path is given and no model is there.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        is_path = folder.exists() or folder.is_absolute() or len(folder.parts) != 2
+        if is_path and not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no model: config.json is missing (save_pretrained writes one)")
+        return super().from_pretrained(str(pretrained_model_name_or_path), **options)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any):
+        download = {k: options.pop(k) for k in ("revision", "cache_dir", "force_download", "local_files_only", "token")}
+        folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **download))
+        weights = folder / "model.safetensors"
+        if not weights.is_file():
+            raise FileNotFoundError(f"{weights} does not exist: the folder has a configuration but no weights")
+        if (folder / "transformer").is_dir():
+            options["text"] = {**options["text"], "model": str(folder / "transformer"), "load_weights": False}
+        return cls._load_as_safetensor(cls(**options), str(weights), map_location, strict)
+
+
+def _join(batches: Iterable[EncodedSet]) -> EncodedSet:
+    """Concatenate batches that were padded to different lengths."""
+    items, masks = zip(*batches, strict=True)
+    longest = max(mask.shape[1] for mask in masks)
+    pad = nn.functional.pad
+    return EncodedSet(
+        torch.cat([pad(i, (0, 0, 0, longest - i.shape[1])) for i in items]),
+        torch.cat([pad(m, (0, longest - m.shape[1])) for m in masks]),
+    )

@@ -1,0 +1,164 @@
+"""Pictures of what a matcher learned: the images a sentence retrieves, the regions its words look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from xmodal.data.atomic import written_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from jaxtyping import Bool, Float
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class Retrieved(NamedTuple):
+    """The images that a sentence retrieves, best first; `correct` is None where the right image is unknown."""
+
+    sentence: str
+    image_ids: list[str]
+    scores: list[float]
+    correct: str | None = None
+
+
+def find_image(folder: Path, image_id: str) -> Path:
+    """The file of an image.
+
+    Raises:
+        FileNotFoundError: if the folder has no file of that name with a known suffix.
+    """
+    for suffix in IMAGE_SUFFIXES:
+        if (path := folder / f"{image_id}{suffix}").is_file():
+            return path
+    raise FileNotFoundError(f"{folder} has no image {image_id!r} (looked for {', '.join(IMAGE_SUFFIXES)})")
+
+
+def pointing_hits(
+    weights: Float[Tensor, "word region"], boxes: Float[Tensor, "region 4"], targets: Sequence[Float[Tensor, "box 4"]]
+) -> Bool[Tensor, " word"]:
+    """For every word, whether its most attended region overlaps one of the word's target boxes.
+
+    The pointing game of Zhang et al. (ECCV 2016), played with regions instead of points: the center of the region
+    must lie inside a target box.
+
+    Args:
+        weights: attention of each word.
+        boxes: x1 y1 x2 y2 of the regions.
+        targets: for each word the boxes of what it names, in the same units.
+
+    Example:
+        >>> import torch
+        >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]])
+        >>> pointing_hits(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), boxes, [boxes[:1], boxes[1:]])
+        tensor([ True, False])
+    """
+    top = boxes[weights.argmax(dim=1)]
+    centers = (top[:, :2] + top[:, 2:]) / 2
+    inside = [
+        bool(((center >= target[:, :2]) & (center <= target[:, 2:])).all(dim=1).any())
+        for center, target in zip(centers, targets, strict=True)
+    ]
+    return torch.tensor(inside, dtype=torch.bool)
+
+
+def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> None:
+    """A sheet with one sentence a row and its top images; the right one, if known, has a green frame.
+
+    Raises:
+        FileNotFoundError: if an image is not in the folder.
+    """
+    from PIL import Image
+
+    columns = max(len(row.image_ids) for row in rows)
+    figure = _figure(2.2 * columns, 2.6 * len(rows))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, cells in zip(rows, axes, strict=True):
+        cells[0].set_title(f"“{row.sentence}”", loc="left", fontsize=10, pad=18)
+        for cell in cells:
+            cell.set_axis_off()
+        for cell, image_id, score in zip(cells, row.image_ids, row.scores, strict=False):
+            with Image.open(find_image(images, image_id)) as image:
+                cell.imshow(image.convert("RGB"))
+            cell.text(0.02, 1.02, f"{score:.3f}", transform=cell.transAxes, fontsize=8, color="0.35")
+            cell.set_axis_on()
+            cell.set_xticks([])
+            cell.set_yticks([])
+            right = image_id == row.correct
+            for spine in cell.spines.values():
+                spine.set(color="tab:green" if right else "0.85", linewidth=4 if right else 1)
+    _save(figure, output)
+
+
+def draw_attention(
+    image: Path,
+    boxes: Float[Tensor, "region 4"],
+    words: Sequence[str],
+    weights: Float[Tensor, "word region"],
+    output: Path,
+    *,
+    score: float | None = None,
+) -> None:
+    """One panel a word: the image, lit where the word looks, with a frame around its most attended region.
+
+    Args:
+        image: image file.
+        boxes: x1 y1 x2 y2 of the regions, in pixels.
+        words: the words, in order.
+        weights: attention of each word over the regions.
+        output: picture to write.
+        score: score of the pair, for the title.
+    """
+    from matplotlib.patches import Rectangle
+    from PIL import Image
+
+    with Image.open(image) as opened:
+        pixels = torch.from_numpy(_array(opened))
+    columns = min(6, len(words))
+    rows = -(-len(words) // columns)
+    figure = _figure(2.2 * columns, 2.4 * rows + 0.4)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, word, row in zip(panels, words, weights, strict=False):
+        panel.imshow((pixels * _light(row, boxes, pixels.shape[0], pixels.shape[1])[..., None]).numpy())
+        x1, y1, x2, y2 = boxes[row.argmax()].tolist()
+        panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="tab:red", linewidth=2))
+        panel.set_title(word, fontsize=10)
+    if score is not None:
+        figure.suptitle(f"score {score:.3f}", fontsize=9, color="0.35")
+    _save(figure, output)
+
+
+def _light(
+    weights: Float[Tensor, " region"], boxes: Float[Tensor, "region 4"], height: int, width: int
+) -> Float[Tensor, "height width"]:
+    """Brightness in [0.25, 1]: the attention on each pixel, summed over the regions that cover it."""
+    light = torch.zeros(height, width)
+    for weight, (x1, y1, x2, y2) in zip(weights, boxes.round().int().tolist(), strict=True):
+        light[max(y1, 0) : y2, max(x1, 0) : x2] += weight.item()
+    return 0.25 + 0.75 * light / light.max().clamp_min(1e-12)
+
+
+def _array(image: Any) -> Any:
+    import numpy as np
+
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure without a window system: pyplot's global state is never touched."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, output: Path) -> None:
+    with written_whole(output) as temporary:
+        figure.savefig(temporary, format=output.suffix.lstrip(".") or "png", dpi=120)

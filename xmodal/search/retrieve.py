@@ -1,0 +1,57 @@
+"""Searching a store with sentences, and explaining one pair."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from xmodal.search.pictures import Retrieved, draw_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from xmodal.data import RegionStore
+    from xmodal.model import Matcher
+
+
+def retrieve(matcher: Matcher, store: RegionStore, sentences: Sequence[str], *, top: int = 5) -> list[Retrieved]:
+    """The best images of a store for each sentence, best first.
+
+    Raises:
+        ValueError: for `top` < 1 or an empty sentence.
+    """
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    scores = matcher.score_all(store, sentences)
+    best = scores.topk(min(top, len(store)), dim=0)
+    return [
+        Retrieved(
+            sentence, [store.image_id[i] for i in best.indices[:, column].tolist()], best.values[:, column].tolist()
+        )
+        for column, sentence in enumerate(sentences)
+    ]
+
+
+def explain_pair(matcher: Matcher, store: RegionStore, image_id: str, image: Path, sentence: str, output: Path) -> None:
+    """Draw where each token of a sentence looks in one image of a store.
+
+    Raises:
+        KeyError: if the store has no such image.
+        ValueError: if the store has no boxes to draw, or the sentence is empty.
+    """
+    index = store.index(image_id)
+    attention = matcher.attention(store[index], sentence)
+    words = matcher.token_words(sentence)
+    score = matcher.score(store[index], sentence).item()
+    draw_attention(image, pixel_boxes(store, index), words, attention.weights[0].cpu(), output, score=score)
+
+
+def pixel_boxes(store: RegionStore, index: int) -> torch.Tensor:
+    """Boxes of an image in pixels, whatever convention the store keeps them in."""
+    boxes = store.boxes(index)
+    if store.attributes["box_convention"] == "xyxy pixels":
+        return boxes
+    width, height = store.image_size(index)
+    return boxes * torch.tensor([width, height, width, height])

@@ -1,0 +1,175 @@
+"""What a run writes: checkpoints that are never half there, the best model, the log, the environment."""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+
+from xmodal.data.atomic import written_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xmodal.model import Matcher
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+BEST = "best"
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write the run's state beside the old one and rename it into place: a kill leaves one of the two whole."""
+    with written_whole(folder / CHECKPOINT) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """The run's last state.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the file is damaged.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: there is nothing to resume; train without --resume first")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no checkpoint of xmodal ({error}); delete it and train anew") from error
+
+
+def save_best(folder: Path, matcher: Matcher, results: Mapping[str, Any]) -> None:
+    """Write the best model so far with its validation results, as `Matcher.from_pretrained` reads it.
+
+    The new folder is written whole before it takes the place of the old one.
+    """
+    fresh, old = folder / f".{BEST}.new", folder / f".{BEST}.old"
+    _remove(fresh)
+    matcher.save_pretrained(fresh)
+    (fresh / "validation.json").write_text(json.dumps(results, indent=2))
+    _remove(old)
+    if (folder / BEST).exists():
+        (folder / BEST).rename(old)
+    fresh.rename(folder / BEST)
+    _remove(old)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of every global random generator."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "python": json.dumps(random.getstate()),
+    }
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """The inverse of `random_states`."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    name, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    version, internal, gauss_next = json.loads(states["python"])
+    random.setstate((version, tuple(internal), gauss_next))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, command and git commit: what it takes to run this again."""
+    packages = ("xmodal", "torch", "transformers", "accelerate", "h5py", "numpy", "nltk")
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "git_commit": _git_commit(),
+    }
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """The resolved configuration and the environment of a run."""
+    with written_whole(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    with written_whole(folder / "environment.json") as temporary:
+        temporary.write_text(json.dumps(environment(), indent=2))
+
+
+class Log:
+    """The JSONL log of a run, one object a line, and TensorBoard beside it where that is installed.
+
+    Args:
+        folder: run folder.
+        step: keep the lines of an earlier run up to this step; later ones come again after a resume.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        path = folder / LOG
+        kept = []
+        if step and path.is_file():
+            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
+        with written_whole(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a", buffering=1)
+        self._tensorboard = _tensorboard(folder)
+
+    def write(self, step: int, **values: Any) -> None:
+        """Append one line; numbers, and numbers in nested dicts, also go to TensorBoard."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._tensorboard is not None:
+            for name, value in _flat(values):
+                self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder / "tensorboard")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    pairs: list[tuple[str, float]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
+            pairs.append((prefix + name, float(value)))
+    return pairs
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed from a wheel, or no git: the version tells
+    return found.stdout.strip()
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    if folder.exists():
+        shutil.rmtree(folder)

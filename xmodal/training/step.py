@@ -1,0 +1,70 @@
+"""One training step's forward pass: batch in, named loss terms out, negatives from all processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from xmodal.data import PairBatch
+    from xmodal.model import Matcher
+
+
+class MatchingStep(nn.Module):
+    """The matcher and the objective that trains it as one Module, so that one wrapper distributes both.
+
+    With several processes every process scores its own images against the captions of all, and all of them compute
+    the loss of the joined batch; averaging the gradients over processes, as DistributedDataParallel does, then gives
+    exactly the gradient of one process on the joined batch.
+    """
+
+    def __init__(self, matcher: Matcher, objective: nn.Module) -> None:
+        super().__init__()
+        self.matcher = matcher
+        self.objective = objective
+
+    def forward(self, batch: PairBatch, step: int) -> dict[str, Float[Tensor, ""]]:
+        """Loss terms of a batch at an optimizer step (0-based); `total` is what training minimizes."""
+        head = self.matcher.head
+        images = head.embed_images(self.matcher.encode_images(batch.region_features), batch.region_mask)
+        words = self.matcher.encode_captions(batch.tokens, batch.word_mask)
+        captions = head.embed_captions(words, batch.word_mask)
+        scores = head.compare(images, gather(captions), batch.region_mask, gather(batch.word_mask))
+        return self.objective(gather(scores), gather(batch.image), step=step)
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks; gradients flow back to the process a row came from.
+
+    Rows may be padded to different lengths: they are padded with zeros to the longest.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensor
+    if tensor.ndim > 1:
+        longest = torch.tensor(tensor.shape[1], device=tensor.device)
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        padding = [0, 0] * (tensor.ndim - 2) + [0, int(longest) - tensor.shape[1]]
+        tensor = nn.functional.pad(tensor, padding)
+    return _Gather.apply(tensor.contiguous())  # type: ignore[return-value]
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather whose backward sums what all processes ask of a row."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
