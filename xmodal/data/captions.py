@@ -48,21 +48,21 @@ def load_captions(path: str | Path, split: str | None = None) -> list[Caption]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no captions file at {path}. `python -m preprocess.captions --help` makes one.")
-    captions: dict[str, Caption] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                caption = _parse(line)
-                if caption.caption_id in captions:
-                    raise ValueError(f"caption_id {caption.caption_id!r} was used before; caption ids must be unique")
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            captions[caption.caption_id] = caption
-    chosen = [caption for caption in captions.values() if split in (None, caption.split)]
+    known: set[str] = set()
+    with path.open("rb") as lines:
+        captions = [_parse_line(line, known, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    chosen = [caption for caption in captions if split in (None, caption.split)]
     if not chosen:
-        splits = dict(Counter(caption.split for caption in captions.values()))
+        splits = dict(Counter(caption.split for caption in captions))
         raise ValueError(f"{path} has no caption" + (f" of split {split!r}; its splits are {splits}" if splits else ""))
     return chosen
+
+
+def _parse_line(line: bytes, known: set[str], where: str) -> Caption:
+    try:
+        return _admitted(_parse(line.decode("utf-8")), known)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _parse(line: str) -> Caption:
@@ -76,13 +76,24 @@ def _parse(line: str) -> Caption:
     for key, value in record.items():
         if isinstance(value, bool) or not isinstance(value, str | int if key.endswith("_id") else str):
             raise ValueError(f"{key} is {value!r}, wanted a string")
-    if not record["caption"].strip():
-        raise ValueError("the caption is empty; remove the line")
     return Caption(str(record["image_id"]), str(record["caption_id"]), record["caption"], record["split"])
+
+
+def _admitted(caption: Caption, known: set[str]) -> Caption:
+    """The caption, if it may be in a file that already has the caption ids `known`; its own is added to them."""
+    if not caption.caption.strip():
+        raise ValueError(f"caption {caption.caption_id!r} of image {caption.image_id!r} is empty; remove it")
+    if caption.caption_id in known:
+        raise ValueError(f"caption_id {caption.caption_id!r} was used before; caption ids must be unique")
+    known.add(caption.caption_id)
+    return caption
 
 
 def save_captions(path: str | Path, captions: Iterable[Caption]) -> None:
     """Write captions as `load_captions` reads them.
+
+    Raises:
+        ValueError: a caption is empty, or two have the same caption id.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "captions.jsonl"
@@ -90,8 +101,10 @@ def save_captions(path: str | Path, captions: Iterable[Caption]) -> None:
     >>> load_captions(path, split="train")
     [Caption(image_id='139', caption_id='372891', caption='A woman at a table.', split='train')]
     """
+    known: set[str] = set()
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(caption), ensure_ascii=False) + "\n" for caption in captions)
+        for caption in captions:
+            file.write(json.dumps(asdict(_admitted(caption, known)), ensure_ascii=False) + "\n")
 
 
 def caption_image_index(

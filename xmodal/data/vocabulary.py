@@ -186,6 +186,6 @@ def _ordered(record: Any) -> list[str]:
     number = record.get("word2idx") if isinstance(record, dict) else None
     if not isinstance(number, dict):
         raise ValueError("it has no `word2idx` object")
-    if sorted(number.values()) != list(range(len(number))):
+    if {value for value in number.values() if isinstance(value, int)} != set(range(len(number))):
         raise ValueError(f"the numbers of its {len(number)} words are not 0 to {len(number) - 1}, each once")
     return sorted(number, key=number.__getitem__)

@@ -1,0 +1,23 @@
+"""Every program of this folder tells how it is called."""
+
+from __future__ import annotations
+
+import pytest
+import tyro
+
+from preprocess import captions, coco_annotations, scan_npy, vocabulary
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (coco_annotations, coco_annotations.Source),
+        (scan_npy, scan_npy.Config),
+        (captions, captions.Source),
+        (vocabulary, vocabulary.Config),
+    ],
+)
+def test_help_says_how_to_call_it(module, arguments, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        tyro.cli(arguments, description=module.__doc__, args=["--help"])
+    assert f"python -m {module.__name__}" in capsys.readouterr().out
