@@ -1,4 +1,4 @@
-"""What every test shares: reproducible hypothesis runs, few threads, and `--jaxtyping` to check shapes while running."""
+"""What every test shares: reproducible hypothesis runs, one thread, and `--jaxtyping` to check shapes at run time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shape_checking import import_with_shape_checks
 
 settings.register_profile("xmodal", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("xmodal")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
@@ -23,6 +23,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than ten seconds; run with --slow")
+    config.addinivalue_line("markers", "bad_input: expects our own error for a wrong shape or type")
     if config.getoption("--jaxtyping"):
         import_with_shape_checks("xmodal.heads", "xmodal.objectives")
 
@@ -31,5 +32,5 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
-        if config.getoption("--jaxtyping") and item.path.name in ("test_inputs.py", "test_ranking_inputs.py"):
+        if config.getoption("--jaxtyping") and item.get_closest_marker("bad_input"):
             item.add_marker(pytest.mark.skip(reason="under --jaxtyping the annotations refuse bad input first"))

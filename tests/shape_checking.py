@@ -28,7 +28,7 @@ def typechecked(function):
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             annotation = signature.parameters[name].annotation
             if annotation is not inspect.Parameter.empty:
-                typeguard.check_type(value, annotation)
+                typeguard.check_type(value, annotation, forward_ref_policy=typeguard.ForwardRefPolicy.IGNORE)
         return function(*args, **kwargs)
 
     return checked

@@ -1,0 +1,205 @@
+"""The ranking objectives against plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xmodal.objectives import HingeRanking, InfoNCE, hinge_ranking_loss, info_nce_loss
+
+
+def slow_hinge(scores, margin, hardest, reduction, caption_image):
+    """Every triplet by hand."""
+    pairs = range(len(scores))
+    loss = 0.0
+    for i in pairs:
+        negatives = [j for j in pairs if caption_image[j] != caption_image[i]]
+        for costs in (
+            [max(0.0, margin + scores[i][j] - scores[i][i]) for j in negatives],  # captions for image i
+            [max(0.0, margin + scores[j][i] - scores[i][i]) for j in negatives],  # images for caption i
+        ):
+            loss += (1 - hardest) * sum(costs) + hardest * max(costs, default=0.0)
+    return loss if reduction == "sum" else loss / len(scores)
+
+
+def slow_info_nce(scores, temperature, caption_image):
+    """Cross entropy of every row and every column by hand."""
+    pairs = range(len(scores))
+    loss = 0.0
+    for i in pairs:
+        kept = [j for j in pairs if j == i or caption_image[j] != caption_image[i]]
+        for row in ([scores[i][j] for j in kept], [scores[j][i] for j in kept]):
+            loss += math.log(sum(math.exp(x / temperature) for x in row)) - scores[i][i] / temperature
+    return loss / (2 * len(scores))
+
+
+@st.composite
+def problems(draw):
+    """Scores in float64 and the image of every caption, repeated images among them."""
+    count = draw(st.integers(1, 6))
+    scores = torch.randn(count, count, generator=torch.Generator().manual_seed(draw(st.integers(0, 2**31)))).double()
+    return scores, torch.tensor(draw(st.lists(st.integers(0, 9), min_size=count, max_size=count)))
+
+
+mixes = st.sampled_from([True, False, 0.0, 0.3, 1.0])
+
+
+@given(problems(), mixes, st.sampled_from(["sum", "mean"]), st.booleans())
+def test_hinge_equals_the_slow_oracle(problem, hardest, reduction, masked):
+    scores, images = problem
+    loss = hinge_ranking_loss(
+        scores, margin=0.4, hardest=hardest, reduction=reduction, caption_image=images if masked else None
+    )
+    expected = slow_hinge(scores.tolist(), 0.4, hardest, reduction, images.tolist() if masked else range(len(scores)))
+    assert loss.item() == pytest.approx(expected)
+
+
+@given(problems(), st.booleans())
+def test_info_nce_equals_the_slow_oracle(problem, masked):
+    scores, images = problem
+    loss = info_nce_loss(scores, temperature=0.7, caption_image=images if masked else None)
+    expected = slow_info_nce(scores.tolist(), 0.7, images.tolist() if masked else range(len(scores)))
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+losses = st.sampled_from([hinge_ranking_loss, info_nce_loss])
+
+
+@given(problems(), losses, st.randoms(use_true_random=False))
+def test_the_order_of_pairs_changes_nothing(problem, loss, random):
+    scores, images = problem
+    order = torch.tensor(random.sample(range(len(scores)), len(scores)))
+    shuffled = loss(scores[order][:, order], caption_image=images[order])
+    torch.testing.assert_close(shuffled, loss(scores, caption_image=images))
+
+
+@given(problems(), losses, st.floats(-5, 5))
+def test_a_constant_added_to_all_scores_changes_nothing(problem, loss, constant):
+    scores, images = problem
+    torch.testing.assert_close(loss(scores + constant, caption_image=images), loss(scores, caption_image=images))
+
+
+@given(problems(), losses)
+def test_images_and_captions_are_treated_alike(problem, loss):
+    scores, images = problem
+    torch.testing.assert_close(loss(scores.T, caption_image=images), loss(scores, caption_image=images))
+
+
+@pytest.mark.parametrize("loss", [hinge_ranking_loss, info_nce_loss])
+def test_false_negatives_get_no_gradient(loss):
+    scores = torch.zeros(3, 3, requires_grad=True)
+    loss(scores, caption_image=torch.tensor([7, 4, 7])).backward()
+    assert scores.grad[0, 2] == scores.grad[2, 0] == 0
+    assert scores.grad[0, 1] > 0
+    assert scores.grad[1, 2] > 0
+
+
+@pytest.mark.parametrize("loss", [hinge_ranking_loss, info_nce_loss])
+def test_a_batch_of_one_image_costs_nothing(loss):
+    scores = torch.randn(3, 3, requires_grad=True)
+    value = loss(scores, caption_image=torch.zeros(3, dtype=torch.long))
+    value.backward()
+    assert value.item() == pytest.approx(0.0)
+    assert (scores.grad == 0).all()
+
+
+@pytest.mark.parametrize("hardest", [False, 0.5, True])
+def test_hinge_gradients_equal_finite_differences(hardest):
+    scores = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: hinge_ranking_loss(s, hardest=hardest), scores)
+
+
+def test_info_nce_gradients_equal_finite_differences():
+    scores = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    temperature = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    images = torch.tensor([0, 1, 0, 2, 3])
+    assert torch.autograd.gradcheck(
+        lambda s, t: info_nce_loss(s, temperature=t, caption_image=images), (scores, temperature)
+    )
+
+
+def test_the_gradient_of_a_tie_reaches_one_negative():
+    scores = torch.zeros(3, 3, requires_grad=True)
+    hinge_ranking_loss(scores, hardest=True).backward()
+    captions_of_image = scores.grad.clone().fill_diagonal_(0)
+    assert captions_of_image.sum() == 6  # one negative for each of three rows and three columns
+    assert (scores.grad.diag() == -2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loss", [hinge_ranking_loss, info_nce_loss])
+def test_half_precision_is_computed_in_float32(loss, dtype):
+    scores = (torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * 20).to(dtype).requires_grad_()
+    value = loss(scores)
+    value.backward()
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(scores.float()))
+    assert scores.grad.isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(loss(scores), value)
+
+
+def test_warm_up_grows_linearly_from_all_negatives_to_the_hardest():
+    scores = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    objective = HingeRanking(margin=0.3, hardest=0.8, warmup_steps=10)
+    for step, hardest in ((0, 0.0), (5, 0.4), (10, 0.8), (1000, 0.8)):
+        expected = hinge_ranking_loss(scores, margin=0.3, hardest=hardest)
+        torch.testing.assert_close(objective(scores, step=step)["total"], expected)
+    torch.testing.assert_close(HingeRanking()(scores, step=0)["total"], hinge_ranking_loss(scores))
+
+
+@pytest.mark.parametrize("objective", [HingeRanking, InfoNCE])
+def test_false_negatives_are_masked_unless_asked_not_to(objective):
+    scores, images = torch.zeros(3, 3), torch.tensor([0, 1, 0])
+    scores[0, 2] = 1.0
+    unmasked = objective(mask_false_negatives=False)(scores, images, step=0)["total"]
+    assert unmasked == objective()(scores, step=0)["total"]
+    assert unmasked > objective()(scores, images, step=0)["total"]
+
+
+def test_info_nce_temperature_is_learned_only_when_asked():
+    scores = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    assert not list(InfoNCE().parameters())
+    learned = InfoNCE(temperature=0.1, learn_temperature=True)
+    value = learned(scores, step=0)["total"]
+    torch.testing.assert_close(value.detach(), info_nce_loss(scores, temperature=0.1))
+    value.backward()
+    assert learned.log_temperature.grad != 0
+
+
+SQUARE = torch.zeros(3, 3)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("loss", [hinge_ranking_loss, info_nce_loss])
+@pytest.mark.parametrize(
+    ("scores", "images", "message"),
+    [
+        (torch.zeros(3, 4), None, r"scores must be \(pair, pair\).*got \(3, 4\)"),
+        (torch.zeros(3), None, r"scores must be \(pair, pair\).*got \(3,\)"),
+        (SQUARE, torch.zeros(2, dtype=torch.long), r"caption_image must have shape \(3,\), got \(2,\)"),
+    ],
+)
+def test_bad_shapes(loss, scores, images, message):
+    with pytest.raises(ValueError, match=message):
+        loss(scores, caption_image=images)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hinge_ranking_loss(SQUARE, hardest=1.5), r"hardest must be .*\[0, 1\], got 1.5"),
+        (lambda: hinge_ranking_loss(SQUARE, hardest=float("nan")), r"hardest must be .*\[0, 1\], got nan"),
+        (lambda: hinge_ranking_loss(SQUARE, reduction="none"), "reduction must be one of sum, mean; got 'none'"),
+        (lambda: info_nce_loss(SQUARE, temperature=0.0), "temperature must be positive, got 0.0"),
+        (lambda: InfoNCE(temperature=-1.0), "temperature must be positive, got -1.0"),
+    ],
+)
+def test_bad_options(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
