@@ -55,7 +55,7 @@ class RegionBatch(NamedTuple):
 
 
 class RegionStoreWriter:
-    """Writes a region store image by image, in any amount of memory.
+    """Writes a region store image by image; features go to the disk at once, only boxes and the like wait in memory.
 
     Use it as a context manager. The file appears under its name only when the block ends without an exception; until
     then, and for good after a crash, `path` is what it was before.
