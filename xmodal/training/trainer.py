@@ -138,7 +138,7 @@ class _Run:
             self.log.write(
                 self.step,
                 epoch=self.epoch,
-                loss={name: value.item() for name, value in terms.items()},
+                **{f"loss/{name}": value.item() for name, value in terms.items()},
                 gradient_norm=float(norm),
                 learning_rate=self.scheduler.get_last_lr()[0],
                 seconds=time.perf_counter() - started,
