@@ -1,0 +1,300 @@
+"""Readers of what SCAN, BFAN and VSRN left behind: checkpoints (`*.pth.tar`) and vocabularies, json or pickled.
+
+Such files are pickles, most of them written by Python 2, and a pickle can run any code. Nothing here does: torch's
+restricted unpickler reads the checkpoints and one that knows a single harmless class the vocabularies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+
+from xmodal.data.vocabulary import SPECIAL_WORDS, Vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+Architecture = Literal["scan", "bfan", "vsrn"]
+
+NORMALIZATIONS = {
+    "softmax": "softmax",
+    "l2norm": "l2",
+    "clipped_l2norm": "clipped_l2",
+    "l1norm": "l1",
+    "clipped_l1norm": "clipped_l1",
+    "clipped": "clipped",
+    "no_norm": "none",
+}
+"""SCAN's `raw_feature_norm` in our words."""
+
+AGGREGATIONS = {"LogSumExp": "logsumexp", "Mean": "mean", "Max": "max", "Sum": "sum"}
+"""SCAN's `agg_func` in our words."""
+
+PUBLISHED_NAMES = (
+    (r"image_encoder\.projection\.parametrizations\.weight\.original0", "image:fc.weight_g"),
+    (r"image_encoder\.projection\.parametrizations\.weight\.original1", "image:fc.weight_v"),
+    (r"image_encoder\.projection\.(\w+)", r"image:fc.\1"),
+    (r"head\.graph\.(\d+)\.subject\.(\w+)", r"image:Rs_GCN_{layer}.theta.\2"),
+    (r"head\.graph\.(\d+)\.object\.(\w+)", r"image:Rs_GCN_{layer}.phi.\2"),
+    (r"head\.graph\.(\d+)\.value\.(\w+)", r"image:Rs_GCN_{layer}.g.\2"),
+    (r"head\.graph\.(\d+)\.output\.(\w+)", r"image:Rs_GCN_{layer}.W.0.\2"),
+    (r"head\.graph\.(\d+)\.norm\.(\w+)", r"image:Rs_GCN_{layer}.W.1.\2"),
+    (r"head\.rnn\.(\w+)", r"image:img_rnn.\1"),
+    (r"head\.pooled_norm\.(\w+)", r"image:bn.\1"),
+    (r"text_encoder\.embedding\.weight", "text:embed.weight"),
+    (r"text_encoder\.rnn\.(\w+)", r"text:rnn.\1"),
+)
+"""Names of a Matcher's parameters and buffers, and of the same in a released checkpoint: model, colon, name.
+
+`{layer}` stands for the number of the graph layer, which the released code counts from 1.
+"""
+
+
+class LegacyCheckpoint(NamedTuple):
+    """What a released checkpoint holds: weights by published name (see `PUBLISHED_NAMES`) and training options."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    options: dict[str, Any]
+
+    def weight(self, name: str) -> Tensor:
+        """A weight by its published name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name not in self.weights:
+            raise ValueError(f"{self.path} has no weight {name}; is it a checkpoint of another architecture?")
+        return self.weights[name]
+
+
+def load_checkpoint(path: str | Path) -> LegacyCheckpoint:
+    """Read a released checkpoint, of Python 2 or 3, without running code from it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file asks for anything but tensors, plain values and `argparse.Namespace`, cannot be read, or
+            is not laid out as a checkpoint of SCAN, BFAN or VSRN.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            record = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can fail in any way
+        forbidden = re.search(r"GLOBAL (\S+) ", str(error))
+        if forbidden:
+            raise ValueError(
+                f"{path} is refused: it asks for {forbidden[1]}, and unpickling that could run code. A checkpoint of "
+                "SCAN, BFAN or VSRN needs tensors, plain values and argparse.Namespace only."
+            ) from None
+        raise ValueError(f"{path} cannot be read as a torch checkpoint: {error}") from error
+    return _laid_out(path, record)
+
+
+def _laid_out(path: Path, record: Any) -> LegacyCheckpoint:
+    """The parts of a checkpoint's record."""
+    models = record.get("model") if isinstance(record, dict) else None
+    if not (isinstance(models, (list, tuple)) and len(models) == 2 and all(isinstance(m, dict) for m in models)):
+        found = f"keys {sorted(map(str, record))}" if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"{path} holds {found}; wanted 'model': [image weights, text weights] and 'opt'")
+    options = record.get("opt", argparse.Namespace())
+    if not isinstance(options, argparse.Namespace):
+        raise ValueError(f"{path}: 'opt' is a {type(options).__name__}; wanted an argparse.Namespace")
+    image, text = models
+    weights = {f"image:{name}": value for name, value in image.items()}
+    weights |= {f"text:{name}": value for name, value in text.items()}
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{path}: {name} is a {type(value).__name__}; wanted a tensor")
+    return LegacyCheckpoint(path, weights, vars(options))
+
+
+def load_vocabulary(path: str | Path) -> Vocabulary:
+    """Read a released vocabulary, json or a pickle of Python 2's `Vocabulary`; every word keeps its number.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a pickle asks for another class or holds no vocabulary, or its numbers are not 0, 1, 2, ...
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no vocabulary at {path}")
+    with path.open("rb") as file:
+        if file.read(1) != pickle.PROTO:
+            return Vocabulary.load(path)
+        file.seek(0)
+        try:
+            number = getattr(_VocabularyUnpickler(file, encoding="latin1").load(), "word2idx", None)
+        except _ForbiddenGlobal as error:
+            raise ValueError(
+                f"{path} is refused: it asks for {error}, and unpickling that could run code. A vocabulary needs the "
+                "class Vocabulary only."
+            ) from None
+        except Exception as error:  # a damaged pickle can fail in any way
+            raise ValueError(f"{path} cannot be read as a pickled vocabulary: {error}") from error
+    if not isinstance(number, dict) or sorted(number.values()) != list(range(len(number))):
+        raise ValueError(f"{path} holds no vocabulary: `word2idx` must number its words 0, 1, 2, ..., each once")
+    absent = [word for word in SPECIAL_WORDS if word not in number]
+    if absent:
+        raise ValueError(f"{path} lacks the special words {absent}")
+    return Vocabulary(sorted(number, key=number.__getitem__))
+
+
+class _ForbiddenGlobal(Exception):
+    """A pickle asks for something else than it needs."""
+
+
+class _VocabularyUnpickler(pickle.Unpickler):
+    """Makes a plain namespace of an object of any class called Vocabulary, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if name != "Vocabulary":
+            raise _ForbiddenGlobal(f"{module}.{name}")
+        return types.SimpleNamespace
+
+
+def matcher_options(
+    checkpoint: LegacyCheckpoint, architecture: Architecture, given: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The arguments `image`, `text` and `head` of the `xmodal.model.Matcher` that a checkpoint was trained as.
+
+    Sizes and flavors are read off the weights; what they do not tell, off the training options.
+
+    Args:
+        checkpoint: from `load_checkpoint`.
+        architecture: `scan`, `bfan` or `vsrn`.
+        given: training options, by their published names, that the checkpoint does not hold.
+
+    Raises:
+        ValueError: an option is missing, contradicts the one given or has a value that cannot be imported, or the
+            weights are not those of such a model.
+    """
+    weights, options = checkpoint.weights, _Options(checkpoint, given or {})
+    weight_norm = "image:fc.weight_v" in weights
+    projection = checkpoint.weight("image:fc.weight_v" if weight_norm else "image:fc.weight")
+    # VSRN's head normalizes for itself.
+    normalize_regions, normalize_words = (
+        (False, False) if architecture == "vsrn" else (not options["no_imgnorm"], not options["no_txtnorm"])
+    )
+    return {
+        "image": {
+            "name": "regions",
+            "input_dim": projection.shape[1],
+            "dim": projection.shape[0],
+            "normalize": normalize_regions,
+            "weight_norm": weight_norm,
+        },
+        "text": {
+            "name": "gru",
+            "dim": checkpoint.weight("text:rnn.weight_hh_l0").shape[1],
+            "word_dim": checkpoint.weight("text:embed.weight").shape[1],
+            "bidirectional": "text:rnn.weight_ih_l0_reverse" in weights,
+            "layers": sum(re.fullmatch(r"text:rnn\.weight_ih_l\d+", name) is not None for name in weights),
+            "normalize": normalize_words,
+        },
+        "head": {"name": architecture, **_HEAD_OPTIONS[architecture](checkpoint, options)},
+    }
+
+
+def matcher_weights(checkpoint: LegacyCheckpoint, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a checkpoint under the names of a Matcher.
+
+    Args:
+        checkpoint: from `load_checkpoint`.
+        wanted: `state_dict()` of the Matcher made with `matcher_options`.
+
+    Raises:
+        ValueError: the checkpoint lacks a weight, holds another one or one of another shape.
+    """
+    names = {ours: _published_name(ours) for ours in wanted}
+    missing = [theirs for theirs in names.values() if theirs not in checkpoint.weights]
+    unknown = sorted(checkpoint.weights.keys() - names.values())
+    if missing or unknown:
+        raise ValueError(
+            f"{checkpoint.path} is not a checkpoint of this architecture: it lacks {missing or 'nothing'} and holds "
+            f"{unknown or 'nothing'} besides"
+        )
+    weights = {}
+    for ours, theirs in names.items():
+        value, shape = checkpoint.weights[theirs], wanted[ours].shape
+        # Convolutions of width one are linear layers to us, and a length may be a scalar or a vector of one.
+        if tuple(d for d in value.shape if d != 1) != tuple(d for d in shape if d != 1):
+            raise ValueError(f"{checkpoint.path}: {theirs} has shape {tuple(value.shape)}; wanted {tuple(shape)}")
+        weights[ours] = value.reshape(shape)
+    return weights
+
+
+class _Options:
+    """The training options of a checkpoint, completed by those given; none is ever assumed."""
+
+    def __init__(self, checkpoint: LegacyCheckpoint, given: Mapping[str, Any]) -> None:
+        self.path = checkpoint.path
+        for name, value in given.items():
+            if checkpoint.options.get(name, value) != value:
+                raise ValueError(
+                    f"{self.path} was trained with {name}={checkpoint.options[name]!r}; {value!r} cannot replace it"
+                )
+        self.values = {**checkpoint.options, **given}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.values:
+            raise ValueError(
+                f"{self.path} does not say which {name} it was trained with; give --{name.replace('_', '-')}"
+            )
+        return self.values[name]
+
+    def translated(self, name: str, words: Mapping[str, str]) -> str:
+        """The value of an option in our words."""
+        if self[name] not in words:
+            raise ValueError(f"{self.path}: {name}={self[name]!r} is unknown; known: {', '.join(words)}")
+        return words[self[name]]
+
+
+def _scan_options(checkpoint: LegacyCheckpoint, options: _Options) -> dict[str, Any]:
+    head = {
+        "direction": options.translated("cross_attn", {"t2i": "t2i", "i2t": "i2t"}),
+        "normalization": options.translated("raw_feature_norm", NORMALIZATIONS),
+        "aggregation": options.translated("agg_func", AGGREGATIONS),
+        "temperature": float(options["lambda_softmax"]),
+    }
+    return {**head, "lse_scale": float(options["lambda_lse"])} if head["aggregation"] == "logsumexp" else head
+
+
+def _bfan_options(checkpoint: LegacyCheckpoint, options: _Options) -> dict[str, Any]:
+    focal = options.translated("focal_type", {"prob": "prob", "equal": "equal"})
+    return {"focal": focal, "temperature": float(options["lambda_softmax"])}
+
+
+def _vsrn_options(checkpoint: LegacyCheckpoint, options: _Options) -> dict[str, Any]:
+    for name, published in (("measure", "cosine"), ("use_abs", False), ("no_imgnorm", False)):
+        if options.values.get(name, published) != published:
+            raise ValueError(f"{options.path} was trained with {name}={options[name]!r}; wanted {published!r}")
+    return {
+        "dim": len(checkpoint.weight("image:Rs_GCN_1.g.bias")),
+        "layers": len({name.split(".")[0] for name in checkpoint.weights if name.startswith("image:Rs_GCN_")}),
+        # Not told by the data set: Flickr30k models from before 2020 are built like those of COCO.
+        "norm": "batch" if "image:bn.weight" in checkpoint.weights else "l2",
+    }
+
+
+_HEAD_OPTIONS = {"scan": _scan_options, "bfan": _bfan_options, "vsrn": _vsrn_options}
+
+
+def _published_name(ours: str) -> str:
+    """What a parameter or buffer of a Matcher is called in a released checkpoint."""
+    for pattern, theirs in PUBLISHED_NAMES:
+        match = re.fullmatch(pattern, ours)
+        if match:
+            layer = int(match[1]) + 1 if "{layer}" in theirs else None
+            return match.expand(theirs).replace("{layer}", str(layer))
+    raise ValueError(f"{ours} has no counterpart in SCAN, BFAN or VSRN")
