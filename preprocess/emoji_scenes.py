@@ -33,6 +33,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from preprocess.scene_grammar import Box, SceneCaption, SceneObject, write_caption
+from xmodal.data.atomic import written_whole
 from xmodal.data.captions import Caption, save_captions
 
 if TYPE_CHECKING:
@@ -172,7 +173,9 @@ def is_nameable(name: str) -> bool:
     return bool(NAME.fullmatch(name)) and not PLURAL.search(name) and not DROPPED_WORDS.search(name)
 
 
-def hold_out(names: Iterable[str], rng: random.Random, *, drawing: int = 30, compound: int = 10, novel: int = 8):
+def hold_out(
+    names: Iterable[str], rng: random.Random, *, drawing: int = 30, compound: int = 10, novel: int = 8
+) -> dict[str, list[str]]:
     """Choose which names are held out of training, and how (the kinds are explained at the top of this file).
 
     Args:
@@ -273,14 +276,14 @@ def overlap(box: Box, other: Box) -> float:
 def caption_scene(scene: Scene, taken: set[str], rng: random.Random) -> Scene:
     """The scene with its captions, all different, and none of them in `taken` as far as that is possible."""
     captions: dict[str, SceneCaption] = {}
-    for attempt in itertools.count():
+    attempts = 0
+    while len(captions) < CAPTIONS_PER_SCENE:
         caption = write_caption(scene.objects, canvas=scene.canvas, background=scene.background, rng=rng)
-        # A lone dog has only so many descriptions: after some tries a repeated one will do.
-        if attempt >= 40 or caption.text not in taken:
+        attempts += 1
+        # A lone dog has only so many descriptions: after some attempts a repeated one will do.
+        if attempts > 40 or caption.text not in taken:
             captions[caption.text] = caption
-        if len(captions) == CAPTIONS_PER_SCENE:
-            return replace(scene, captions=tuple(captions.values()))
-    raise AssertionError("unreachable: the loop ends by returning")
+    return replace(scene, captions=tuple(captions.values()))
 
 
 def make_scenes(casting: Casting, split: str, size: int, *, canvas: int, seed: int) -> list[Scene]:
@@ -363,13 +366,19 @@ def main(config: EmojiScenesConfig) -> None:
 
     Raises:
         FileExistsError: the output folder already holds scenes.
+        ModuleNotFoundError: the drawings or the names of the emoji are not installed.
+        ValueError: a split is empty, or the canvas too small to show anything.
     """
+    sizes = {"train": config.train, "dev": config.dev, "test": config.test}
+    if min(sizes.values()) < 1:
+        raise ValueError(f"every split needs at least one scene, not {sizes}")
+    if config.canvas < 64:
+        raise ValueError(f"canvas is {config.canvas} pixels, wanted at least 64")
     if (config.output / "scenes.jsonl").exists():
         raise FileExistsError(f"{config.output} already holds scenes; give another --output or remove it")
     things = load_things()
     held_out = hold_out(things, random.Random(f"{config.seed} held out"))
     casting = Casting(things, held_out)
-    sizes = {"train": config.train, "dev": config.dev, "test": config.test}
     splits = {
         split: make_scenes(casting, split, size, canvas=config.canvas, seed=config.seed)
         for split, size in sizes.items()
@@ -398,12 +407,13 @@ def main(config: EmojiScenesConfig) -> None:
         "scenes": {split: Counter(scene.kind for scene in members) for split, members in splits.items()},
         "best_reachable_t2i_R@1": {split: best_reachable(splits[split]) for split in ("dev", "test")},
     }
-    (config.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with written_whole(config.output / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
     # Written last: whoever finds it finds everything.
-    lines = "".join(json.dumps(scene_record(scene)) + "\n" for scene in scenes)
-    (config.output / "scenes.jsonl").write_text(lines)
+    with written_whole(config.output / "scenes.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(scene_record(scene)) + "\n" for scene in scenes))
     print(f"wrote {len(scenes)} scenes of {len(things)} things to {config.output}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(EmojiScenesConfig))
+    main(tyro.cli(EmojiScenesConfig, description=__doc__))

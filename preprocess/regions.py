@@ -175,6 +175,8 @@ def extract(config: RegionsConfig, extractor: RegionExtractor) -> dict[str, str]
         FileExistsError: the output exists and may not be replaced.
         ValueError: see `choose_images`; or not one image could be read.
     """
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size is {config.batch_size}, wanted at least 1")
     images = choose_images(config)
     skipped: dict[str, str] = {}
     with (
@@ -221,4 +223,4 @@ def main(config: RegionsConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(RegionsConfig))
+    main(tyro.cli(RegionsConfig, description=__doc__))
