@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tyro
 
-from preprocess import captions, coco_annotations, scan_npy, vocabulary
+from preprocess import bottom_up_tsv, captions, coco_annotations, npz_folder, scan_npy, vocabulary
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,8 @@ from preprocess import captions, coco_annotations, scan_npy, vocabulary
     [
         (coco_annotations, coco_annotations.Source),
         (scan_npy, scan_npy.Config),
+        (bottom_up_tsv, bottom_up_tsv.Config),
+        (npz_folder, npz_folder.Config),
         (captions, captions.Source),
         (vocabulary, vocabulary.Config),
     ],
