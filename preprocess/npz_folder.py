@@ -3,7 +3,7 @@
 | file | read | written by |
 |---|---|---|
 | `NAME.npz` | x or features; bbox or boxes; image_w and image_h; num_bbox | bottom-up PyTorch; MCAN (x transposed) |
-| `NAME.npy` + `NAME_info.npy` | an array; a dict: bbox, image_width, image_height | Pythia, MMF (a pickle, read safely) |
+| `NAME.npy` + `NAME_info.npy` | an array; a dict: bbox, image_width, image_height | Pythia, MMF (safely) |
 | `NAME.npy` | an array, without boxes | VSE-infinity and others |
 
 The image's name is the file's without its extension. Files that are damaged are left out and listed in

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tyro
 
-from preprocess import bottom_up_tsv, captions, coco_annotations, npz_folder, scan_npy, vocabulary
+from preprocess import bottom_up_tsv, captions, coco_annotations, npz_folder, scan_npy, verify, vocabulary
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,7 @@ from preprocess import bottom_up_tsv, captions, coco_annotations, npz_folder, sc
         (scan_npy, scan_npy.Config),
         (bottom_up_tsv, bottom_up_tsv.Config),
         (npz_folder, npz_folder.Config),
+        (verify, verify.Config),
         (captions, captions.Source),
         (vocabulary, vocabulary.Config),
     ],
