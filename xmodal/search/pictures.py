@@ -40,13 +40,17 @@ def find_image(folder: Path, image_id: str) -> Path:
     raise FileNotFoundError(f"{folder} has no image {image_id!r} (looked for {', '.join(IMAGE_SUFFIXES)})")
 
 
-def pointing_hits(
-    weights: Float[Tensor, "word region"], boxes: Float[Tensor, "region 4"], targets: Sequence[Float[Tensor, "box 4"]]
-) -> Bool[Tensor, " word"]:
-    """For every word, whether its most attended region overlaps one of the word's target boxes.
+class Pointing(NamedTuple):
+    """Whether each word's most attended region overlaps what the word names, and how often a random region would."""
 
-    The pointing game of Zhang et al. (ECCV 2016), played with regions instead of points: the center of the region
-    must lie inside a target box.
+    hits: Bool[Tensor, " word"]
+    chance: Float[Tensor, " word"]
+
+
+def pointing(
+    weights: Float[Tensor, "word region"], boxes: Float[Tensor, "region 4"], targets: Sequence[Float[Tensor, "box 4"]]
+) -> Pointing:
+    """The pointing game (Zhang et al., ECCV 2016), played with regions instead of points.
 
     Args:
         weights: attention of each word.
@@ -56,16 +60,17 @@ def pointing_hits(
     Example:
         >>> import torch
         >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]])
-        >>> pointing_hits(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), boxes, [boxes[:1], boxes[1:]])
-        tensor([ True, False])
+        >>> pointing(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), boxes, [boxes[:1], boxes[1:]])
+        Pointing(hits=tensor([ True, False]), chance=tensor([0.5000, 0.5000]))
     """
-    top = boxes[weights.argmax(dim=1)]
-    centers = (top[:, :2] + top[:, 2:]) / 2
-    inside = [
-        bool(((center >= target[:, :2]) & (center <= target[:, 2:])).all(dim=1).any())
-        for center, target in zip(centers, targets, strict=True)
-    ]
-    return torch.tensor(inside, dtype=torch.bool)
+    overlapping = []
+    for target in targets:
+        top_left = torch.maximum(boxes[:, None, :2], target[None, :, :2])
+        bottom_right = torch.minimum(boxes[:, None, 2:], target[None, :, 2:])
+        overlapping.append((bottom_right > top_left).all(dim=-1).any(dim=-1))
+    overlaps = torch.stack(overlapping)
+    top = weights.argmax(dim=1, keepdim=True)
+    return Pointing(overlaps.gather(1, top)[:, 0], overlaps.float().mean(dim=1))
 
 
 def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> None:

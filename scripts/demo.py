@@ -1,0 +1,123 @@
+"""The demo: the whole pipeline on scenes of emoji, from pixels to pictures of what was learned.
+
+    python -m scripts.demo --output demo_output
+
+Nothing here is special: every step is a public function or program that works the same on photographs. What is there
+already is not done again, and an interrupted training goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from preprocess import emoji_scenes, regions
+from xmodal.data import RegionStore, Vocabulary, load_captions, tokenize
+from xmodal.data.captions import caption_image_index
+from xmodal.evaluation import format_table
+from xmodal.evaluation.matchers import evaluate_matchers
+from xmodal.evaluation.report import plot_learning_curves, write_report
+from xmodal.model import Matcher
+from xmodal.search.pictures import draw_retrieved, find_image, pointing
+from xmodal.search.retrieve import explain_pair, retrieve
+from xmodal.training.checkpoints import CHECKPOINT, environment
+from xmodal.training.config import load_recipe
+from xmodal.training.trainer import train
+
+RECIPES = Path(__file__).parent / "recipes"
+MODELS = {"SCAN t-i LSE": "demo_scan", "pooled dual encoder": "demo_pooled"}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train, evaluate and look at a matcher on scenes of emoji."""
+
+    output: Path = Path("demo_output")
+    """Folder for everything that the demo writes."""
+    seed: int = 0
+    """Seed of the scenes and of the training."""
+
+
+def main(config: Demo) -> None:
+    """Images -> region stores -> captions and vocabulary -> training -> evaluation -> report and pictures."""
+    data = config.output / "data"
+    captions_file = data / "captions.jsonl"
+    if not captions_file.is_file():
+        emoji_scenes.main(emoji_scenes.EmojiScenesConfig(output=data, seed=config.seed))
+    for split in ("train", "dev", "test"):
+        if not (data / f"{split}.h5").is_file():
+            regions.main(
+                regions.RegionsConfig(data / "images", data / f"{split}.h5", captions=captions_file, split=split)
+            )
+    train_captions = load_captions(captions_file, "train")
+    Vocabulary.build([caption.caption for caption in train_captions], min_count=1).save(data / "vocabulary.json")
+
+    matchers = {}
+    for title, recipe in MODELS.items():
+        print(f"\n== training: {title}")
+        run = config.output / recipe
+        settings = load_recipe(RECIPES / f"{recipe}.yaml")
+        folder = replace(settings.data, folder=data)
+        train(replace(settings, output=run, data=folder, seed=config.seed, resume=(run / CHECKPOINT).is_file()))
+        matchers[title] = Matcher.from_pretrained(run / "best")
+
+    store, captions = RegionStore(data / "test.h5"), load_captions(captions_file, "test")
+    sentences = [caption.caption for caption in captions]
+    caption_image = caption_image_index(captions, store.image_id)
+    results = evaluate_matchers(matchers, store, sentences, caption_image)
+    print(f"\n== test split: {len(store)} scenes with things that training never showed\n{format_table(results)}")
+
+    scan = matchers["SCAN t-i LSE"]
+    hits, chance = pointing_accuracy(scan, store, data / "scenes.jsonl")
+    print(f"\nwords that look at what they name: {hits:.1f}% (a random region: {chance:.1f}%)")
+    pictures = draw(scan, store, sentences, caption_image, data / "images", config.output)
+    for title, recipe in MODELS.items():
+        pictures[f"Learning curves: {title}"] = config.output / f"{recipe}.png"
+        plot_learning_curves(config.output / recipe / "log.jsonl", pictures[f"Learning curves: {title}"])
+    details = {"words that look at what they name (%)": hits, "chance (%)": chance, "environment": environment()}
+    write_report(config.output / "report.md", results, title="Demo", details=details, pictures=pictures)
+    print("\nreport:", config.output / "report.md", *pictures.values(), sep="\n  ")
+
+
+def draw(scan, store, sentences, caption_image, images, output) -> dict[str, Path]:
+    """What three held-out sentences retrieve, and where the words of one of them look."""
+    chosen = [len(sentences) * part // 7 for part in (1, 3, 5)]
+    rows = [
+        row._replace(correct=store.image_id[caption_image[c]])
+        for row, c in zip(retrieve(scan, store, [sentences[c] for c in chosen]), chosen, strict=True)
+    ]
+    pictures = {
+        "What three sentences retrieve": output / "search.png",
+        "Where the words look": output / "attention.png",
+    }
+    draw_retrieved(rows, images, output / "search.png")
+    image_id = rows[0].correct
+    explain_pair(scan, store, image_id, find_image(images, image_id), rows[0].sentence, output / "attention.png")
+    return pictures
+
+
+def pointing_accuracy(scan: Matcher, store: RegionStore, scenes: Path) -> tuple[float, float]:
+    """Percent of the words naming an object whose most attended region overlaps it, and of random regions that do."""
+    hits, chances = [], []
+    for scene in map(json.loads, scenes.read_text().splitlines()):
+        if scene["image_id"] not in store.image_id:
+            continue
+        index = store.index(scene["image_id"])
+        boxes = torch.tensor([thing["box"] for thing in scene["objects"]], dtype=torch.float32)
+        for caption in scene["captions"]:
+            weights = scan.attention(store[index], caption["text"]).weights[0]
+            for mention in caption["mentions"]:
+                first = 1 + len(tokenize(caption["text"][: mention["start"]]))  # 1: <start>
+                rows = weights[first : first + len(tokenize(mention["text"]))]
+                hit, chance = pointing(rows, store.boxes(index), [boxes[mention["objects"]]] * len(rows))
+                hits.append(hit.float())
+                chances.append(chance)
+    return 100 * torch.cat(hits).mean().item(), 100 * torch.cat(chances).mean().item()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Demo))
