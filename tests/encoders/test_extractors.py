@@ -68,7 +68,7 @@ def test_folded_network_equals_the_plain_one():
     for index in (10, 15):
         plain._blocks[index].register_forward_hook(lambda _, __, output, index=index: seen.update({index: output}))
     pixels = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    network = EfficientNetLite0()
+    network = EfficientNetLite0(input_size=96)
     with torch.inference_mode():
         last = plain.extract_features(pixels)
         maps = network(pixels)

@@ -88,12 +88,19 @@ class EfficientNetLite0(nn.Module):
 
     Batch normalization is folded into the convolutions, which saves a third of the time on CPU.
 
+    Args:
+        input_size: side of the square that images are stretched to, in pixels, a multiple of 32.
+
     Raises:
         ModuleNotFoundError: the network or its weights are not installed; the message says what to install.
+        ValueError: the network cannot see squares of this size.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, input_size: int) -> None:
+        if input_size < 32 or input_size % 32:
+            raise ValueError(f"input_size is {input_size}, wanted a positive multiple of 32")
         super().__init__()
+        self.input_size = input_size
         weights = package_file(*EFFICIENTNET_WEIGHTS)
         network = import_package(EFFICIENTNET_PACKAGE).EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -110,6 +117,10 @@ class EfficientNetLite0(nn.Module):
         parts = self.until_parts(self.stem(pixels))
         return EfficientNetMaps(parts, self.until_wholes(parts))
 
+    def look(self, images: Sequence[Image.Image]) -> EfficientNetMaps:
+        """The two maps of RGB images of any size."""
+        return self(to_pixels(images, self.input_size))
+
     def final(self, wholes: Float[Tensor, "image 320 height width"]) -> Float[Tensor, "image 1280 height width"]:
         """The last map before the classifier's pooling."""
         return self.head(wholes)
@@ -121,7 +132,7 @@ class EfficientNetGrid:
     The image is stretched to a square for the network; boxes are reported in the image's own pixels. A region's feature
     joins the mean of each map inside the box, each scaled to a root mean square of one: 112 dims of parts and textures,
     320 of whole things. On drawn scenes, with the box nearest to each object, a linear classifier over some 190 names
-    is right for 95% (the 1280 dims of the network's last map: 94%), and for 47% (35%) where the drawing is by another
+    is right for about 95% (the 1280 dims of the last map: 94%), and for 47% (35%) where the drawing is by another
     artist than those it was trained on.
 
     Args:
@@ -134,11 +145,8 @@ class EfficientNetGrid:
     dim = 112 + 320
 
     def __init__(self, input_size: int = 256, grid: int = 6, box_size: float = 0.3125) -> None:
-        if input_size < 32 or input_size % 32:
-            raise ValueError(f"input_size is {input_size}, wanted a positive multiple of 32")
-        self.network = EfficientNetLite0()
+        self.network = EfficientNetLite0(input_size)
         self.weights_hash = self.network.weights_hash
-        self.input_size = input_size
         self.boxes = grid_boxes(grid, box_size)
         self.max_regions = len(self.boxes)
 
@@ -148,7 +156,7 @@ class EfficientNetGrid:
         results = []
         for start in range(0, len(images), NETWORK_BATCH):
             batch = images[start : start + NETWORK_BATCH]
-            maps = self.network(to_pixels(batch, self.input_size))
+            maps = self.network.look(batch)
             pooled = [unit_rms(pool_boxes(fmap, [self.boxes] * len(batch))) for fmap in maps]
             features = torch.cat(pooled, dim=-1).unflatten(0, (len(batch), self.max_regions))
             results += [
@@ -176,14 +184,12 @@ class SSDMobileNet:
     dim = 1280
 
     def __init__(self, input_size: int = 256, max_regions: int = 36, nms_iou: float = 0.5) -> None:
-        if input_size < 32 or input_size % 32:
-            raise ValueError(f"input_size is {input_size}, wanted a positive multiple of 32")
+        self.network = EfficientNetLite0(input_size)
         self.cv2 = import_package("cv2")
         graph = package_file(*SSD_GRAPH)
         self.detector = self.cv2.dnn.readNetFromTensorflow(str(graph), str(package_file(*SSD_CONFIG)))
-        self.network = EfficientNetLite0()
         self.weights_hash = f"{sha256(graph)} {self.network.weights_hash}"
-        self.input_size, self.max_regions, self.nms_iou = input_size, max_regions, nms_iou
+        self.max_regions, self.nms_iou = max_regions, nms_iou
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> list[Regions]:
@@ -192,7 +198,7 @@ class SSDMobileNet:
         for start in range(0, len(images), NETWORK_BATCH):
             batch = images[start : start + NETWORK_BATCH]
             detections = [self.detect(image) for image in batch]
-            fmap = self.network.final(self.network(to_pixels(batch, self.input_size)).wholes)
+            fmap = self.network.final(self.network.look(batch).wholes)
             features = pool_boxes(fmap, [boxes for boxes, _, _ in detections]).split([len(d[0]) for d in detections])
             results += [
                 Regions(feature, boxes * box_scale(image), confidence, class_id)
