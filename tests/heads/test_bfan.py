@@ -205,6 +205,7 @@ def test_module_attends_in_both_directions():
     assert repr(BFAN(focal="equal")) == "BFAN(focal='equal', temperature=20.0)"
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -223,6 +224,7 @@ def test_bad_input_is_named(function, arguments, message):
         function(**{"regions": torch.randn(2, 3, 4), "words": torch.randn(2, 3, 4), **arguments})
 
 
+@pytest.mark.bad_input
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match="focal must be one of"):
         BFAN(focal="none")

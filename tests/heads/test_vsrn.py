@@ -274,6 +274,7 @@ REGIONS, WORDS = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
 GAP = torch.tensor([[True, False, True], [True, True, True]])
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -291,6 +292,7 @@ def test_bad_input_is_named(arguments, message):
         VSRN(4)(*arguments)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -234,6 +234,7 @@ TOKENS, STATES = torch.tensor([[1, 4, 2]]), torch.randn(1, 3, 5)
 GAP = torch.tensor([[True, False, True]])
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("call", "message"),
     [
