@@ -1,0 +1,104 @@
+"""Every code block of the README runs: Python as it stands, commands on small files with the names the README uses."""
+
+import importlib.util
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from xmodal.cli import main
+from xmodal.data import Vocabulary
+from xmodal.heads import HEADS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_block_runs(code, monkeypatch):
+    monkeypatch.setattr("xmodal.heads.HEADS", dict(HEADS))
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with the files that the README's commands name: Flickr30k's layout, few regions of few dims."""
+    home = tmp_path_factory.mktemp("readme")
+    precomp = home / "data" / "f30k_precomp"
+    precomp.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    things = ["dog", "cat", "man", "woman", "ball", "tree", "boat", "horse"]
+    for split, images in (("train", 8), ("dev", 8), ("test", 1000)):
+        np.save(precomp / f"{split}_ims.npy", generator.standard_normal((images, 2, 6), dtype=np.float32))
+        captions = [f"a {things[i % 8]} and a {things[(i + j) % 8]}" for i in range(images) for j in range(5)]
+        (precomp / f"{split}_caps.txt").write_text("".join(f"{caption}\n" for caption in captions))
+    (home / "scripts").symlink_to(ROOT / "scripts")
+    checkpoint = ROOT / "tests" / "golden" / "s1_scan_basic.pth.tar"
+    shutil.copy(checkpoint, home / "model_best.pth.tar")
+    size = len(torch.load(checkpoint, weights_only=False)["model"][1]["embed.weight"])
+    Vocabulary([f"word{i}" for i in range(size - 4)]).save(home / "f30k_precomp_vocab.json")
+    return home
+
+
+def run(command: str) -> None:
+    """Run one README command here; training runs for one epoch of a small model."""
+    program, *arguments = shlex.split(command)
+    small = ["--epochs", "1", "--model.image.dim", "16", "--model.text.dim", "16", "--no-progress"]
+    if program == "make":
+        subprocess.run(["make", "-n", "-C", str(ROOT), *arguments], check=True, capture_output=True)
+    elif program == "accelerate":
+        launched = [sys.executable, "-m", "accelerate.commands.launch", *arguments[1:], *small, "--output", "runs/two"]
+        subprocess.run(launched, check=True)
+    elif program == "xmodal":
+        main([*arguments, *(small if arguments[0] == "train" else [])])
+    else:
+        assert program == "python"
+        assert arguments[0] == "-m"
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+
+
+def test_commands_run_in_order(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    trained = set()
+    for command in (line for block in blocks("bash") for line in block.splitlines() if line):
+        for name in re.findall(r"runs/(\w+)", command) if "evaluate" in command else ():
+            if name not in trained:  # the README trains one of the two models of the ensemble
+                run(f"xmodal train --recipe scripts/recipes/{name}.yaml") if not Path("runs", name).exists() else None
+                trained.add(name)
+        run(command)
+    assert "ensemble" in capsys.readouterr().out
+    assert Path("models/scan/config.json").is_file()
+
+
+def test_files_that_the_readme_links_exist():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_every_recipe_is_a_configuration():
+    from xmodal.training.config import load_recipe
+
+    recipes = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        config = load_recipe(recipe)
+        head = {key: value for key, value in config.model.head.items() if key != "name"}
+        HEADS[config.model.head["name"]](**head)
+
+
+def test_demo_programs_are_importable():
+    assert importlib.util.find_spec("scripts.demo") is not None
