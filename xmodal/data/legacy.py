@@ -142,7 +142,7 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
             ) from None
         except Exception as error:  # a damaged pickle can fail in any way
             raise ValueError(f"{path} cannot be read as a pickled vocabulary: {error}") from error
-    if not isinstance(number, dict) or sorted(number.values()) != list(range(len(number))):
+    if not isinstance(number, dict) or set(number.values()) != set(range(len(number))):
         raise ValueError(f"{path} holds no vocabulary: `word2idx` must number its words 0, 1, 2, ..., each once")
     absent = [word for word in SPECIAL_WORDS if word not in number]
     if absent:
