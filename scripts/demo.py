@@ -46,7 +46,7 @@ def main(config: Demo) -> None:
     """Images -> region stores -> captions and vocabulary -> training -> evaluation -> report and pictures."""
     data = config.output / "data"
     captions_file = data / "captions.jsonl"
-    if not captions_file.is_file():
+    if not (data / "scenes.jsonl").is_file():  # written last
         emoji_scenes.main(emoji_scenes.EmojiScenesConfig(output=data, seed=config.seed))
     for split in ("train", "dev", "test"):
         if not (data / f"{split}.h5").is_file():
