@@ -5,6 +5,7 @@
     python -m preprocess.captions flickr --input results_20130124.token --output DIR/captions.jsonl \\
         --split-lists train train.txt dev dev.txt test test.txt
     python -m preprocess.captions table --input mine.csv --output DIR/captions.jsonl
+    python -m preprocess.captions images --input images.jsonl --output DIR/captions.jsonl
 
 Captions that are empty or belong to no split are left out and counted.
 """
@@ -116,15 +117,29 @@ class Table(Files):
         return [_parse_json(line, f"{self.input}, line {n}") for n, line in enumerate(text.strip().split("\n"), 1)]
 
 
+@dataclass(frozen=True)
+class Images(Files):
+    """JSON lines, an image a line: `image` (a file name), `split`, `captions` (a list). The image id is NAME."""
+
+    def read(self) -> Iterator[Caption]:
+        """Captions in order of the file, numbered within their image."""
+        for number, line in enumerate(_read_text(self.input).strip().split("\n"), start=1):
+            record = _parse_json(line, f"{self.input}, line {number}")
+            image_id = Path(record["image"]).stem
+            for position, sentence in enumerate(record["captions"]):
+                yield Caption(image_id, f"{image_id}#{position}", sentence, record["split"])
+
+
 Source = (
     Annotated[Karpathy, tyro.conf.subcommand("karpathy")]
     | Annotated[Coco, tyro.conf.subcommand("coco")]
     | Annotated[Flickr, tyro.conf.subcommand("flickr")]
     | Annotated[Table, tyro.conf.subcommand("table")]
+    | Annotated[Images, tyro.conf.subcommand("images")]
 )
 
 
-def main(source: Karpathy | Coco | Flickr | Table) -> None:
+def main(source: Karpathy | Coco | Flickr | Table | Images) -> None:
     """Read one source, write the captions file and say what was left out."""
     try:
         captions = list(source.read())

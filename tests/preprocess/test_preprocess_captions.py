@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from preprocess.captions import Coco, Flickr, Karpathy, Table, main
+from preprocess.captions import Coco, Flickr, Images, Karpathy, Table, main
 from xmodal.data import Caption, load_captions
 
 
@@ -49,6 +49,13 @@ def test_flickr(convert, tmp_path, capsys):
     captions = convert(Flickr, TOKENS, split_lists={"test": tmp_path / "test.txt"})
     assert captions == [Caption("7", "7.jpg#0", "A dog .", "test"), Caption("7", "7.jpg#1", "Dogs .", "test")]
     assert "1 in no split" in capsys.readouterr().out
+
+
+def test_images(convert):
+    lines = '{"image": "x.jpg", "split": "dev", "captions": ["A dog.", "Rex."]}\n'
+    assert convert(Images, lines) == [Caption("x", "x#0", "A dog.", "dev"), Caption("x", "x#1", "Rex.", "dev")]
+    with pytest.raises(ValueError, match="is not what `images` reads: KeyError\\('captions'\\)"):
+        convert(Images, '{"image": "x.jpg", "split": "dev"}')
 
 
 def test_csv_and_json_lines(convert):
