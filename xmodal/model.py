@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors.torch import save_model
 from torch import nn
 from tqdm import tqdm
 
 from xmodal.data import Vocabulary
+from xmodal.data.atomic import written_whole
 from xmodal.encoders.bert import BERTEncoder
 from xmodal.encoders.gru import GRUEncoder
 from xmodal.encoders.regions import RegionProjection
 from xmodal.heads import HEADS, Attention
 from xmodal.names import build
 from xmodal.scoring import score_all
+from xmodal.scoring.blocks import bar_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from jaxtyping import Bool, Float, Int
@@ -30,6 +34,21 @@ if TYPE_CHECKING:
 
 IMAGE_ENCODERS: dict[str, type[nn.Module]] = {"regions": RegionProjection}
 TEXT_ENCODERS: dict[str, type[nn.Module]] = {"gru": GRUEncoder, "bert": BERTEncoder}
+
+WEIGHTS = "model.safetensors"
+
+
+class Tokenizer(Protocol):
+    """Turns captions into padded numbers: `xmodal.data.Vocabulary`, or the subwords of a transformer."""
+
+    @property
+    def words(self) -> list[str]:
+        """Every word or subword, in the order of its number."""
+        ...
+
+    def __call__(self, captions: Sequence[str], /) -> TokenBatch:
+        """Numbers and mask, padded to the longest caption."""
+        ...
 
 
 class EncodedSet(NamedTuple):
@@ -46,12 +65,12 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         image: `{"name": "regions", "input_dim": 2048, "dim": 1024, ...}`, the options of an image encoder.
         text: `{"name": "gru", "dim": 1024, ...}` or `{"name": "bert", "model": ..., ...}`.
         head: `{"name": "scan", "temperature": 9.0, ...}`, the options of a head in `xmodal.heads.HEADS`.
-        vocabulary: words in the order of their ids, for text encoders that have no tokenizer of their own.
+        vocabulary: words as for `xmodal.data.Vocabulary`, for text encoders that have no tokenizer of their own.
         extractor: name of the extractor in `xmodal.encoders.extractors.EXTRACTORS` that made the region features, so
             that `score` can take image files; None if they came from elsewhere.
 
     Raises:
-        ValueError: for an unknown name or option, with the nearest one that exists.
+        ValueError: for an unknown name or option, with the nearest one that exists, and for a missing vocabulary.
 
     Example:
         >>> import torch
@@ -76,18 +95,20 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
     ) -> None:
         super().__init__()
         self.image_encoder = build("image encoder", IMAGE_ENCODERS, image)
-        if vocabulary is not None:
-            text = {**text, "vocabulary_size": len(vocabulary)}
+        words = Vocabulary(vocabulary) if vocabulary is not None else None
+        if words is not None:
+            text = {**text, "vocabulary_size": len(words)}
+        elif text.get("name") == "gru":
+            raise ValueError("text encoder 'gru' needs a vocabulary; pass vocabulary=list_of_words")
         self.text_encoder = build("text encoder", TEXT_ENCODERS, text)
+        self.tokenizer: Tokenizer = words if words is not None else self.text_encoder.tokenizer
+        if self.image_encoder.dim != self.text_encoder.dim:
+            raise ValueError(
+                f"the image encoder has dim {self.image_encoder.dim} and the text encoder dim {self.text_encoder.dim}; "
+                "both encode into one joint space, so give them the same dim"
+            )
         self.head = build("head", HEADS, head)
         self.extractor = extractor
-        self.tokenizer: Callable[[Sequence[str]], TokenBatch]
-        if vocabulary is not None:
-            self.tokenizer = Vocabulary(vocabulary)
-        elif isinstance(self.text_encoder, BERTEncoder):
-            self.tokenizer = self.text_encoder.tokenizer
-        else:
-            raise ValueError(f"text encoder {text['name']!r} needs a vocabulary; pass vocabulary=list_of_words")
 
     @property
     def device(self) -> torch.device:
@@ -120,23 +141,28 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
     @torch.inference_mode()
     def embed_store(self, store: RegionStore, *, batch_size: int = 128, progress: bool = False) -> EncodedSet:
         """Encode every image of a store, in its order."""
-        starts = range(0, len(store), batch_size)
-        batches = (store.batch(range(s, min(s + batch_size, len(store)))) for s in starts)
-        encoded = (
-            EncodedSet(self.encode_images(features.to(self.device)), mask.to(self.device)) for features, mask in batches
-        )
-        return _join(tqdm(encoded, total=len(starts), desc="images", unit="batch", disable=not progress))
+        batches = [range(len(store))[start : start + batch_size] for start in range(0, len(store), batch_size)]
+
+        def encode(images: range) -> EncodedSet:
+            features, mask = (field.to(self.device) for field in store.batch(images))
+            return EncodedSet(self.encode_images(features), mask)
+
+        return _join(map(encode, tqdm(batches, "images", unit="batch", **bar_options(progress))))
 
     @torch.inference_mode()
     def embed_captions(self, captions: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> EncodedSet:
-        """Tokenize and encode captions, in their order."""
-        starts = range(0, len(captions), batch_size)
-        batches = (self.tokenizer(captions[s : s + batch_size]) for s in starts)
-        encoded = (
-            EncodedSet(self.encode_captions(tokens.to(self.device), mask.to(self.device)), mask.to(self.device))
-            for tokens, mask in batches
-        )
-        return _join(tqdm(encoded, total=len(starts), desc="captions", unit="batch", disable=not progress))
+        """Tokenize and encode captions, in their order.
+
+        Raises:
+            ValueError: there is no caption, or one has no words.
+        """
+        batches = [captions[start : start + batch_size] for start in range(0, len(captions), batch_size)]
+
+        def encode(some: Sequence[str]) -> EncodedSet:
+            tokens, mask = (field.to(self.device) for field in self.tokenizer(some))
+            return EncodedSet(self.encode_captions(tokens, mask), mask)
+
+        return _join(map(encode, tqdm(batches, "captions", unit="batch", **bar_options(progress))))
 
     def score_all(
         self, store: RegionStore, captions: Sequence[str], *, progress: bool = False, **options: Any
@@ -148,9 +174,10 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
             self.head, images.items, sentences.items, images.mask, sentences.mask, progress=progress, **options
         )
 
+    @torch.inference_mode()
     def score(
         self,
-        images: Tensor | np.ndarray | str | Path | Sequence[Tensor | np.ndarray | str | Path],
+        images: Tensor | np.ndarray | str | Path | list[Any] | tuple[Any, ...],
         captions: str | Sequence[str],
     ) -> Float[Tensor, "image caption"]:
         """Scores of one image or many against one sentence or many.
@@ -162,19 +189,18 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
 
         Raises:
             ValueError: for files given to a matcher that does not know its extractor, features of the wrong shape,
-                or an empty sentence.
+                an empty sentence, or an empty list.
             FileNotFoundError: for a file that is not there.
         """
-        if isinstance(images, (str, Path)) or (not isinstance(images, (list, tuple)) and images.ndim == 2):  # type: ignore[union-attr]
-            images = [images]  # type: ignore[list-item]
-        features = self._region_features(list(images))  # type: ignore[arg-type]
-        region_features = nn.utils.rnn.pad_sequence(features, batch_first=True)
-        counts = torch.tensor([len(f) for f in features])
-        region_mask = torch.arange(region_features.shape[1]) < counts[:, None]
+        if isinstance(images, (str, Path)) or (not isinstance(images, (list, tuple)) and images.ndim == 2):
+            images = [images]
+        features = self._region_features(list(images))
+        regions = _join(
+            EncodedSet(self.encode_images(item[None].to(self.device)), torch.ones(1, len(item), dtype=torch.bool))
+            for item in features
+        )
         sentences = self.embed_captions([captions] if isinstance(captions, str) else captions)
-        with torch.inference_mode():
-            regions = self.encode_images(region_features.to(self.device))
-        return score_all(self.head, regions, sentences.items, region_mask, sentences.mask)
+        return score_all(self.head, regions.items, sentences.items, regions.mask, sentences.mask)
 
     @torch.inference_mode()
     def attention(self, region_features: Float[Tensor, "region input_dim"], caption: str) -> Attention:
@@ -185,9 +211,9 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         return self.head.attention(regions, words, None, word_mask.to(self.device))
 
     def token_words(self, caption: str) -> list[str]:
-        """The tokens of a caption as text, in the order of `attention`'s rows."""
-        tokens = self.tokenizer([caption]).tokens[0].tolist()
-        return [self.tokenizer.words[token] for token in tokens]
+        """The tokens of a caption as the model knows them, in the order of `attention`'s rows."""
+        words = self.tokenizer.words
+        return [words[token] for token in self.tokenizer([caption]).tokens[0].tolist()]
 
     def _region_features(self, images: list[Any]) -> list[Float[Tensor, "region input_dim"]]:
         files = [Path(image) for image in images if isinstance(image, (str, Path))]
@@ -220,8 +246,13 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
             regions.features for regions in EXTRACTORS[self.extractor]()([Image.open(f).convert("RGB") for f in files])
         ]
 
+    def save_weights(self, folder: Path) -> None:
+        """Replace the weights in a folder that `save_pretrained` wrote; whoever reads it finds old or new ones, whole."""
+        with written_whole(folder / WEIGHTS) as temporary:
+            save_model(self, str(temporary))
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        super()._save_pretrained(save_directory)
+        self.save_weights(save_directory)
         if isinstance(self.text_encoder, BERTEncoder):
             self.text_encoder.save_architecture(save_directory / "transformer")
 
@@ -233,16 +264,18 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
             FileNotFoundError: if a path is given and no model is there.
         """
         folder = Path(pretrained_model_name_or_path)
-        is_path = folder.exists() or folder.is_absolute() or len(folder.parts) != 2
-        if is_path and not (folder / "config.json").is_file():
+        is_hub_id = isinstance(pretrained_model_name_or_path, str) and len(folder.parts) == 2 and not folder.exists()
+        if not is_hub_id and not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder} holds no model: config.json is missing (save_pretrained writes one)")
         return super().from_pretrained(str(pretrained_model_name_or_path), **options)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any):
-        download = {k: options.pop(k) for k in ("revision", "cache_dir", "force_download", "local_files_only", "token")}
+        # The hub hands over its own options together with those of __init__.
+        known = inspect.signature(cls.__init__).parameters
+        download = {name: options.pop(name) for name in list(options) if name not in known}
         folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **download))
-        weights = folder / "model.safetensors"
+        weights = folder / WEIGHTS
         if not weights.is_file():
             raise FileNotFoundError(f"{weights} does not exist: the folder has a configuration but no weights")
         if (folder / "transformer").is_dir():
@@ -252,7 +285,10 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
 
 def _join(batches: Iterable[EncodedSet]) -> EncodedSet:
     """Concatenate batches that were padded to different lengths."""
-    items, masks = zip(*batches, strict=True)
+    together = list(batches)
+    if not together:
+        raise ValueError("there is nothing to encode: pass at least one image and one caption")
+    items, masks = zip(*together, strict=True)
     longest = max(mask.shape[1] for mask in masks)
     pad = nn.functional.pad
     return EncodedSet(

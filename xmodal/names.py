@@ -14,7 +14,8 @@ def build(kind: str, registry: Mapping[str, Callable[..., Any]], options: Mappin
     """Call what `options["name"]` stands for in a registry with the other options.
 
     Raises:
-        ValueError: for a name or an option that does not exist, naming the nearest one that does.
+        ValueError: for a name or an option that does not exist, naming the nearest one that does, and for an option
+            that is missing.
 
     Example:
         >>> from xmodal.heads import HEADS
@@ -35,6 +36,9 @@ def build(kind: str, registry: Mapping[str, Callable[..., Any]], options: Mappin
             raise ValueError(
                 f"{kind} {name!r} has no option {option!r}{near_miss(option, known)}; known: {', '.join(known)}"
             )
+    missing = [option for option, what in known.items() if what.default is what.empty and option not in arguments]
+    if missing:
+        raise ValueError(f"{kind} {name!r} needs the option {missing[0]!r}; it has {', '.join(known)}")
     return registry[name](**arguments)
 
 

@@ -41,6 +41,9 @@ class BERTEncoder(nn.Module):
             self.transformer = AutoModel.from_config(AutoConfig.from_pretrained(model))
         if frozen:
             self.transformer.requires_grad_(False)
+        if (pooler := getattr(self.transformer, "pooler", None)) is not None:
+            # It sees the first subword only and is not used here: without a gradient, training must not wait for one.
+            pooler.requires_grad_(False)
         self.projection = nn.Linear(self.transformer.config.hidden_size, dim)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
@@ -71,12 +74,19 @@ class SubwordTokenizer:
 
         self.tokenizer = AutoTokenizer.from_pretrained(model)
 
+    @property
+    def words(self) -> list[str]:
+        """Every subword, in the order of its number."""
+        return self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+
     def __call__(self, captions: Sequence[str]) -> TokenBatch:
         """Subword ids and mask, padded to the longest caption and cut at the model's limit.
 
         Raises:
-            ValueError: for an empty caption.
+            ValueError: there is no caption, or one is empty.
         """
+        if len(captions) == 0:
+            raise ValueError("there is no caption to encode")
         for position, caption in enumerate(captions):
             if not caption.strip():
                 raise ValueError(f"caption {position} is empty")

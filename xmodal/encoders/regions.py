@@ -36,7 +36,8 @@ class RegionProjection(nn.Module):
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
         if weight_norm:
-            parametrizations.weight_norm(self.projection, dim=None)
+            # Its annotation leaves out None, which its documentation gives for one norm over the whole weight.
+            parametrizations.weight_norm(self.projection, dim=None)  # pyright: ignore[reportArgumentType]
         self.dim = dim
         self.normalize = normalize
 

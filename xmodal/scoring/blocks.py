@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -39,14 +39,17 @@ def score_all(
         regions: encoded images, on any device.
         words: encoded captions.
         region_mask: True = real region.
-        word_mask: True = real word; real words come first.
+        word_mask: True = real word.
         budget_bytes: bound on the temporary memory of one block; 1 GiB by default. The result does not depend on it.
-        dtype: compute in this dtype instead of that of the inputs.
-        device: compute there instead of on the device of `regions`.
+        dtype: compare pairs in this dtype instead of that of the inputs; per-item work stays in that of the inputs.
+        device: compute there instead of on the device of `regions`; the head must be there.
         progress: show a bar.
 
     Returns:
         Scores on the CPU, at least float32.
+
+    Raises:
+        ValueError: for a budget that is not positive.
 
     Example:
         >>> import torch
@@ -55,40 +58,50 @@ def score_all(
         >>> score_all(SCAN(), torch.randn(4, 36, 64), torch.randn(6, 12, 64)).shape
         torch.Size([4, 6])
     """
-    target = {"device": device or regions.device, "dtype": dtype or regions.dtype}
-    lengths = torch.full((len(words),), words.shape[1]) if word_mask is None else word_mask.sum(dim=1).cpu()
-    if word_mask is None:
-        word_mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
-    if region_mask is None:
-        region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
-    order = lengths.argsort(stable=True)
-    block = _block_size(regions, words, budget_bytes or DEFAULT_BUDGET_BYTES)
+    if budget_bytes is None:
+        budget_bytes = DEFAULT_BUDGET_BYTES
+    if budget_bytes <= 0:
+        raise ValueError(f"budget_bytes must be positive, got {budget_bytes}")
+    device, dtype = torch.device(device or regions.device), dtype or regions.dtype
+    region_mask = torch.ones(regions.shape[:2], dtype=torch.bool) if region_mask is None else region_mask
+    word_mask = torch.ones(words.shape[:2], dtype=torch.bool) if word_mask is None else word_mask
+    block = _block_size(regions.shape[1] * words.shape[1], dtype, budget_bytes)
 
     images = []
-    for start in range(0, len(regions), block):
-        part, mask = regions[start : start + block].to(**target), region_mask[start : start + block]
-        images.append((head.embed_images(part, mask.to(part.device)), mask.to(part.device)))
+    for part, mask in zip(regions.split(block), region_mask.split(block), strict=True):
+        part, mask = part.to(device), mask.to(device)
+        images.append((head.embed_images(part, mask).to(dtype), mask))
 
-    scores = torch.empty(len(regions), len(words))
-    with tqdm(total=scores.numel(), unit="pair", unit_scale=True, desc="scoring", disable=not progress) as bar:
-        for start in range(0, len(words), block):
-            chosen = order[start : start + block]
-            longest = int(lengths[chosen[-1]])
-            rows = chosen.to(words.device)
-            mask = word_mask[rows, :longest].to(target["device"])
-            captions = head.embed_captions(words[rows, :longest].to(**target), mask)
+    ends = (word_mask.cpu() * torch.arange(1, words.shape[1] + 1)).amax(dim=1)  # after the last real word
+    scores = torch.empty(len(regions), len(words), dtype=torch.promote_types(dtype, torch.float32))
+    with tqdm(total=scores.numel(), unit="pair", unit_scale=True, desc="scoring", **bar_options(progress)) as bar:
+        for chosen in ends.argsort(stable=True).split(block):
+            longest = int(ends[chosen[-1]])
+            part = words[chosen.to(words.device), :longest].to(device)
+            mask = word_mask[chosen.to(word_mask.device), :longest].to(device)
+            captions = head.embed_captions(part, mask).to(dtype)
             first = 0
-            for part, part_mask in images:
-                tile = head.compare(part, captions, part_mask, mask)
-                scores = scores.to(torch.promote_types(scores.dtype, tile.dtype))
-                scores[first : first + len(part), chosen] = tile.to("cpu", scores.dtype)
-                first += len(part)
+            for embedded, embedded_mask in images:
+                tile = head.compare(embedded, captions, embedded_mask, mask)
+                scores[first : first + len(tile), chosen] = tile.to(scores)
+                first += len(tile)
                 bar.update(tile.numel())
     return scores
 
 
-def _block_size(regions: Tensor, words: Tensor, budget_bytes: int) -> int:
-    """Images and captions a block, such that a block's products and their few temporaries stay under the budget."""
+def bar_options(progress: bool) -> dict[str, Any]:
+    """How progress bars of scoring behave: they appear after two seconds and leave nothing behind."""
+    return {"disable": not progress, "delay": 2, "leave": False}
+
+
+def _block_size(products: int, dtype: torch.dtype, budget_bytes: int) -> int:
+    """Images and captions a block, such that a block's products and their few temporaries stay under the budget.
+
+    Args:
+        products: products of a region and a word in one pair.
+        dtype: of the products; their temporaries take at least float32.
+        budget_bytes: the budget.
+    """
     temporaries = 6
-    pair_bytes = regions.shape[1] * words.shape[1] * 4 * temporaries
+    pair_bytes = products * max(4, dtype.itemsize) * temporaries
     return max(1, int((budget_bytes / pair_bytes) ** 0.5))

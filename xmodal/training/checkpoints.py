@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import random
+import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ import torch
 import yaml
 
 from xmodal.data.atomic import written_whole
+from xmodal.training.config import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,27 +45,28 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     """
     path = folder / CHECKPOINT
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: there is nothing to resume; train without --resume first")
+        raise FileNotFoundError(f"{path} does not exist: there is nothing to resume; start a new run without --resume")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} is damaged or no checkpoint of xmodal ({error}); delete it and train anew") from error
+        raise ValueError(
+            f"{path} is damaged or no checkpoint of xmodal ({error}); start a new run in another folder"
+        ) from error
 
 
-def save_best(folder: Path, matcher: Matcher, results: Mapping[str, Any]) -> None:
-    """Write the best model so far with its validation results, as `Matcher.from_pretrained` reads it.
+def save_best(folder: Path, matcher: Matcher) -> None:
+    """Write the best model so far, as `Matcher.from_pretrained` reads it.
 
-    The new folder is written whole before it takes the place of the old one.
+    Within a run only the weights change. So the first call writes the folder aside and renames it, and later ones
+    replace the weights file in it: at every moment `best` is one whole model.
     """
-    fresh, old = folder / f".{BEST}.new", folder / f".{BEST}.old"
-    _remove(fresh)
-    matcher.save_pretrained(fresh)
-    (fresh / "validation.json").write_text(json.dumps(results, indent=2))
-    _remove(old)
-    if (folder / BEST).exists():
-        (folder / BEST).rename(old)
-    fresh.rename(folder / BEST)
-    _remove(old)
+    if (folder / BEST).is_dir():
+        matcher.save_weights(folder / BEST)
+        return
+    aside = folder / f".{BEST}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    matcher.save_pretrained(aside)
+    aside.rename(folder / BEST)
 
 
 def random_states() -> dict[str, Any]:
@@ -87,6 +91,7 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss_next))
 
 
+@cache
 def environment() -> dict[str, Any]:
     """Versions, machine, command and git commit: what it takes to run this again."""
     packages = ("xmodal", "torch", "transformers", "accelerate", "h5py", "numpy", "nltk")
@@ -96,7 +101,7 @@ def environment() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages},
         "git_commit": _git_commit(),
     }
 
@@ -119,57 +124,54 @@ class Log:
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         path = folder / LOG
-        kept = []
+        kept: list[str] = []
         if step and path.is_file():
-            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
+            whole_lines = path.read_text().split("\n")[:-1]  # a kill may have left the beginning of one more
+            kept = [line for line in whole_lines if json.loads(line)["step"] <= step]
         with written_whole(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
-        self._tensorboard = _tensorboard(folder)
+        self._file = path.open("a", buffering=1)  # flushed after every line
+        self._tensorboard = _tensorboard(folder, step)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     def write(self, step: int, **values: Any) -> None:
         """Append one line; numbers, and numbers in nested dicts, also go to TensorBoard."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         if self._tensorboard is not None:
-            for name, value in _flat(values):
-                self._tensorboard.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+            for name, value in flatten(values, "/").items():
+                if isinstance(value, (int, float)):
+                    self._tensorboard.add_scalar(name, value, step)
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(folder / "tensorboard")
+    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    pairs: list[tuple[str, float]] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)):
-            pairs.append((prefix + name, float(value)))
-    return pairs
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None  # run from its source, not installed
 
 
 def _git_commit() -> str | None:
+    """The commit of the source that is running, marked if it was changed since; None outside its repository."""
     here = Path(__file__).parent
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, cwd=here, capture_output=True, check=True)
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None  # installed from a wheel, or no git: the version tells
-    return found.stdout.strip()
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    if folder.exists():
-        shutil.rmtree(folder)

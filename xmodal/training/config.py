@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import yaml
 
 from xmodal.names import near_miss
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,9 @@ class DataConfig:
     """Split that picks the best checkpoint."""
     workers: int = 0
     """Processes that load batches; 0 loads in the training process."""
-    in_memory: bool = False
-    """Read the training store whole; only for sets that fit, for slow disks."""
+
+    def __post_init__(self) -> None:
+        _check(self, workers=0)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,10 @@ class OptimizerConfig:
     decay: float = 0.1
     """Factor of the step schedule."""
     warmup_steps: int = 0
-    """Steps over which the learning rate grows linearly from 0."""
+    """Steps over which the learning rate grows linearly to its peak."""
+
+    def __post_init__(self) -> None:
+        _check(self, learning_rate=0, weight_decay=0, clip_norm=0, decay_epochs=1, decay=0, warmup_steps=0)
 
 
 @dataclass(frozen=True)
@@ -113,34 +121,50 @@ class TrainConfig:
     resume: bool = False
     """Go on from the run folder's last checkpoint."""
     progress: bool = True
-    """Show progress bars."""
+    """Show progress bars and the results of every validation."""
+
+    def __post_init__(self) -> None:
+        _check(self, epochs=1, batch_size=2, accumulate=1, validate_every=0, seed=0)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain data: what YAML and checkpoints store."""
-    return {
-        key: to_dict(value) if isinstance(value, dict) else str(value) if isinstance(value, Path) else value
-        for key, value in (dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config).items()
-    }
+    """A configuration as plain data: what YAML and checkpoints store.
+
+    >>> to_dict(DataConfig(Path("data/coco")))["folder"]
+    'data/coco'
+    """
+
+    def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: str(value) if isinstance(value, Path) else value for key, value in items}
+
+    return dataclasses.asdict(config, dict_factory=plain)
 
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "configuration") -> Any:
     """The inverse of `to_dict`; what is left out takes its default.
 
     Raises:
-        ValueError: for a key that does not exist, naming the nearest one that does.
+        ValueError: for a key that does not exist, naming the nearest one that does, or a value that cannot be.
+
+    >>> from_dict(DataConfig, {"folder": "data/coco"}).folder.name
+    'coco'
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be a mapping of options, got {values!r}")
     types = typing.get_type_hints(kind)
     arguments = {}
     for key, value in values.items():
         if key not in types:
-            raise ValueError(f"{where} has no option {key!r}{near_miss(key, types)}; known: {', '.join(types)}")
+            raise ValueError(f"{where} has no option {key!r}{near_miss(str(key), types)}; known: {', '.join(types)}")
         if dataclasses.is_dataclass(types[key]):
-            value = from_dict(types[key], value, f"{where}: {key}")  # type: ignore[arg-type]
-        elif value is not None and types[key] in (Path, Path | None):
+            value = from_dict(typing.cast("type", types[key]), value, f"{where}: {key}")
+        elif isinstance(value, str) and types[key] in (Path, Path | None):
             value = Path(value)
         arguments[key] = value
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def load_recipe(path: str | Path, kind: type = TrainConfig) -> Any:
@@ -148,12 +172,51 @@ def load_recipe(path: str | Path, kind: type = TrainConfig) -> Any:
 
     Raises:
         FileNotFoundError: if it is not there.
-        ValueError: if it is not a mapping or names an option that does not exist.
+        ValueError: if it is no YAML, or as for `from_dict`.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"recipe {path} does not exist")
-    values = yaml.safe_load(path.read_text())
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe {path} must be a mapping of options, got {type(values).__name__}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is no YAML: {error}") from error
     return from_dict(kind, values, f"recipe {path}")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML takes 2e-4 for text, as YAML 1.1 asks for; here it is the number that whoever writes it means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, their keys joined.
+
+    >>> flatten({"optimizer": {"name": "adam"}, "epochs": 3})
+    {'optimizer.name': 'adam', 'epochs': 3}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= (
+            flatten(value, separator, prefix + key + separator) if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def _check(config: Any, **least: float) -> None:
+    """Refuse values of the wrong type, names that do not exist, and numbers below their least value."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value, names = getattr(config, name), get_args(kind)
+        if get_origin(kind) is Literal and value not in names:
+            raise ValueError(
+                f"{name} {value!r} does not exist{near_miss(str(value), names)}; known: {', '.join(names)}"
+            )
+        types = {int: (int,), float: (int, float), bool: (bool,)}.get(kind)
+        if types and type(value) not in types:
+            raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
+        if name in least and not value >= least[name]:
+            raise ValueError(f"{name} must be at least {least[name]}, got {value}")

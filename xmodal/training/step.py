@@ -21,7 +21,8 @@ class MatchingStep(nn.Module):
 
     With several processes every process scores its own images against the captions of all, and all of them compute
     the loss of the joined batch; averaging the gradients over processes, as DistributedDataParallel does, then gives
-    exactly the gradient of one process on the joined batch.
+    exactly the gradient of one process on the joined batch. (A head with batch norm does so on GPUs, where the trainer
+    joins the statistics too; torch cannot on CPUs.)
     """
 
     def __init__(self, matcher: Matcher, objective: nn.Module) -> None:
@@ -41,6 +42,8 @@ class MatchingStep(nn.Module):
 
 def gather(tensor: Tensor) -> Tensor:
     """The rows of all processes, in the order of their ranks; gradients flow back to the process a row came from.
+
+    Every process must bring equally many rows.
 
     Rows may be padded to different lengths: they are padded with zeros to the longest.
     """
@@ -64,7 +67,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
