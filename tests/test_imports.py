@@ -12,7 +12,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "xmodal"
 
-ORDER = ["heads", "objectives", "encoders", "scoring", "model", "evaluation", "training", "search", "cli", "__main__", "__init__"]
+ORDER = [
+    "heads",
+    "objectives",
+    "encoders",
+    "scoring",
+    "model",
+    "evaluation",
+    "training",
+    "search",
+    "cli",
+    "__main__",
+    "__init__",
+]
 """A room may import the rooms before it, and data, which stands beside; heads and objectives nothing but themselves."""
 
 
