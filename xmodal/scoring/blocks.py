@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+import shutil
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
+from xmodal.heads.attention import TILE_BYTES
+from xmodal.heads.base import check_inputs
+from xmodal.scoring.memory import check_budget, fill_matrix
+from xmodal.scoring.packing import Collection
+from xmodal.scoring.tiles import FAST_PATHS, Scratch, multiply
+
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from xmodal.heads import Head
+    from xmodal.scoring.tiles import FastPath
 
-DEFAULT_BUDGET_BYTES = 1 << 30
+
+class Tile(NamedTuple):
+    """Scores of some images against some captions."""
+
+    images: Int[Tensor, " image"]
+    captions: Int[Tensor, " caption"]
+    scores: Float[Tensor, "image caption"]
 
 
 @torch.no_grad()
@@ -28,11 +46,15 @@ def score_all(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
+    compiled: bool = False,
+    out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Float[Tensor, "image caption"]:
     """Scores of all pairs, equal to `head(regions, words, ...)` but in bounded memory and without needless padding.
 
-    Per-item work of the head runs once an item. Captions are scored in order of their length, so that a block is
-    padded to its own longest caption and not to that of the whole set.
+    Per-item work of the head runs once an item. Images and captions are scored in groups of like length, so that next
+    to no product with padding is computed. SCAN and BFAN take a fast path of one matrix product and a few passes over
+    each tile of it while it is in the cache (`xmodal.scoring.tiles`).
 
     Args:
         head: any head.
@@ -40,16 +62,25 @@ def score_all(
         words: encoded captions.
         region_mask: True = real region.
         word_mask: True = real word.
-        budget_bytes: bound on the temporary memory of one block; 1 GiB by default. The result does not depend on it.
-        dtype: compare pairs in this dtype instead of that of the inputs; per-item work stays in that of the inputs.
+        budget_bytes: bound on the temporary memory; by default a quarter of what is free, at most 160 MiB on a CPU. The
+            result does not depend on it beyond rounding.
+        dtype: of the products (of the embedded items for a head without a fast path) instead of that of the inputs.
+            What follows the products is at least float32.
         device: compute there instead of on the device of `regions`; the head must be there.
         progress: show a bar.
+        compiled: let torch.compile fuse the passes over a tile. The first call takes a minute; float32 gains a little.
+        out: write the scores into this `.npy` file and return it mapped into memory, for a matrix that does not fit.
+            The file appears when it is whole.
+        overwrite: replace `out` if it exists.
 
     Returns:
         Scores on the CPU, at least float32.
 
     Raises:
-        ValueError: for a budget that is not positive.
+        ValueError: for inputs that cannot be scored (see `check_inputs`), a budget that is not positive, or an `out`
+            that is not named `*.npy`.
+        FileExistsError: `out` exists and `overwrite` is False.
+        RuntimeError: `compiled` without a C++ compiler.
 
     Example:
         >>> import torch
@@ -58,35 +89,132 @@ def score_all(
         >>> score_all(SCAN(), torch.randn(4, 36, 64), torch.randn(6, 12, 64)).shape
         torch.Size([4, 6])
     """
-    if budget_bytes is None:
-        budget_bytes = DEFAULT_BUDGET_BYTES
-    if budget_bytes <= 0:
-        raise ValueError(f"budget_bytes must be positive, got {budget_bytes}")
-    device, dtype = torch.device(device or regions.device), dtype or regions.dtype
+    options = {"budget_bytes": budget_bytes, "dtype": dtype, "device": device, "compiled": compiled}
+
+    def fill(scores: Tensor) -> None:
+        with pair_bar(scores.numel(), progress) as bar:
+            for tile in score_tiles(head, regions, words, region_mask, word_mask, **options):
+                scores[tile.images[:, None], tile.captions] = tile.scores.to(scores)
+                bar.update(tile.scores.numel())
+
+    check_inputs(regions, words, region_mask, word_mask)
+    shape = (len(regions), len(words))
+    return fill_matrix(shape, result_dtype(dtype or regions.dtype), out, overwrite, fill)
+
+
+def score_tiles(
+    head: Head,
+    regions: Float[Tensor, "image region dim"],
+    words: Float[Tensor, "caption word dim"],
+    region_mask: Bool[Tensor, "image region"] | None = None,
+    word_mask: Bool[Tensor, "caption word"] | None = None,
+    *,
+    budget_bytes: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    compiled: bool = False,
+    wanted: Callable[[Tensor, Tensor], bool] | None = None,
+) -> Iterator[Tile]:
+    """The tiles of `score_all`, whose arguments these are, one after the other; every pair is in one of them.
+
+    A pair comes in the same tile, and so with the same bits, whenever arguments other than `wanted` are the same.
+
+    Args:
+        wanted: tiles for whose (images, captions) it is False are left out.
+    """
+    device = torch.device(device or regions.device)
+    budget_bytes = check_budget(budget_bytes, device)
+    dtype = dtype or regions.dtype
+    if type(head) not in FAST_PATHS:
+        yield from _compared_tiles(head, regions, words, region_mask, word_mask, budget_bytes, dtype, device, wanted)
+        return
+    path = FAST_PATHS[type(head)](head)
+    if compiled:
+        check_compiler(device)
+        path = path._replace(score=torch.compile(path.score, dynamic=True))
+    images = Collection(regions, region_mask, dtype, device)
+    captions = Collection(words, word_mask, dtype, device)
+    yield from _fast_tiles(path, images, captions, budget_bytes, wanted)
+
+
+def _fast_tiles(
+    path: FastPath,
+    images: Collection,
+    captions: Collection,
+    budget_bytes: int,
+    wanted: Callable[[Tensor, Tensor], bool] | None,
+) -> Iterator[Tile]:
+    scratch = Scratch()
+    item_bytes = result_dtype(images.dtype).itemsize
+    tile_elements = max(
+        1, min(TILE_BYTES.get(images.device.type, 0) or TILE_BYTES["cuda"], budget_bytes // 16) // item_bytes
+    )
+    caption_parts = captions.divide(torch.arange(len(captions)), int(tile_elements**0.5))
+    image_rows = tile_elements // max(map(captions.rows_of, caption_parts))
+    for chunk in torch.arange(len(images)).split(max(1, budget_bytes // 2 // images.pack_bytes)):
+        packed = [images.pack(part, place_first=path.images_place_first) for part in images.divide(chunk, image_rows)]
+        for part in caption_parts:
+            chosen = [image for image in packed if wanted is None or wanted(image.sets, part)]
+            if not chosen:
+                continue
+            caption = captions.pack(part, place_first=path.captions_place_first)
+            for image in chosen:
+                scores = path.score(multiply(image, caption, path, scratch), image, caption, scratch)
+                yield Tile(image.sets, part, scores)
+
+
+def _compared_tiles(
+    head: Head,
+    regions: Tensor,
+    words: Tensor,
+    region_mask: Tensor | None,
+    word_mask: Tensor | None,
+    budget_bytes: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    wanted: Callable[[Tensor, Tensor], bool] | None,
+) -> Iterator[Tile]:
+    """Tiles of a head without a fast path, through `Head.compare`; captions in order of length, cropped to the longest."""
     region_mask = torch.ones(regions.shape[:2], dtype=torch.bool) if region_mask is None else region_mask
     word_mask = torch.ones(words.shape[:2], dtype=torch.bool) if word_mask is None else word_mask
     block = _block_size(regions.shape[1] * words.shape[1], dtype, budget_bytes)
-
     images = []
-    for part, mask in zip(regions.split(block), region_mask.split(block), strict=True):
-        part, mask = part.to(device), mask.to(device)
-        images.append((head.embed_images(part, mask).to(dtype), mask))
-
+    for rows in torch.arange(len(regions)).split(block):
+        part, mask = regions[rows.to(regions.device)].to(device), region_mask[rows.to(region_mask.device)].to(device)
+        images.append((rows, head.embed_images(part, mask).to(dtype), mask))
     ends = (word_mask.cpu() * torch.arange(1, words.shape[1] + 1)).amax(dim=1)  # after the last real word
-    scores = torch.empty(len(regions), len(words), dtype=torch.promote_types(dtype, torch.float32))
-    with tqdm(total=scores.numel(), unit="pair", unit_scale=True, desc="scoring", **bar_options(progress)) as bar:
-        for chosen in ends.argsort(stable=True).split(block):
-            longest = int(ends[chosen[-1]])
-            part = words[chosen.to(words.device), :longest].to(device)
-            mask = word_mask[chosen.to(word_mask.device), :longest].to(device)
-            captions = head.embed_captions(part, mask).to(dtype)
-            first = 0
-            for embedded, embedded_mask in images:
-                tile = head.compare(embedded, captions, embedded_mask, mask)
-                scores[first : first + len(tile), chosen] = tile.to(scores)
-                first += len(tile)
-                bar.update(tile.numel())
-    return scores
+    for chosen in ends.argsort(stable=True).split(block):
+        longest = int(ends[chosen[-1]])
+        part = words[chosen.to(words.device), :longest].to(device)
+        mask = word_mask[chosen.to(word_mask.device), :longest].to(device)
+        captions = head.embed_captions(part, mask).to(dtype)
+        for rows, embedded, embedded_mask in images:
+            if wanted is None or wanted(rows, chosen):
+                yield Tile(rows, chosen, head.compare(embedded, captions, embedded_mask, mask))
+
+
+def result_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Scores are at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse to compile for the CPU where torch would find no compiler.
+
+    Raises:
+        RuntimeError: with what to install.
+    """
+    known = (os.environ.get("CXX", "g++"), "clang++", "cl")
+    if device.type == "cpu" and not any(map(shutil.which, known)):
+        raise RuntimeError(
+            f"compiled=True needs a C++ compiler on the CPU and none of {', '.join(known)} is on the PATH; install one "
+            "(on Debian: apt-get install g++), name it in the environment variable CXX, or leave compiled=False"
+        )
+
+
+def pair_bar(pairs: int, progress: bool) -> tqdm:
+    """A bar that counts pairs."""
+    return tqdm(total=pairs, unit="pair", unit_scale=True, desc="scoring", **bar_options(progress))
 
 
 def bar_options(progress: bool) -> dict[str, Any]:

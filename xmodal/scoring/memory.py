@@ -1,0 +1,70 @@
+"""How much memory scoring may take, and results larger than it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import torch
+
+from xmodal.data.atomic import written_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+LARGEST_DEFAULT = 160 << 20
+"""More than this makes nothing faster on a CPU: what counts there is what fits into the cache."""
+
+NUMPY_DTYPES: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+def check_budget(budget_bytes: int | None, device: torch.device) -> int:
+    """The budget, or a quarter of what is free on the device where it is None.
+
+    Raises:
+        ValueError: for a budget that is not positive.
+    """
+    if budget_bytes is None:
+        if device.type == "cuda":
+            return torch.cuda.mem_get_info(device)[0] // 4
+        return min(LARGEST_DEFAULT, psutil.virtual_memory().available // 4)
+    if budget_bytes <= 0:
+        raise ValueError(f"budget_bytes must be positive, got {budget_bytes}")
+    return budget_bytes
+
+
+def fill_matrix(
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    out: str | Path | None,
+    overwrite: bool,
+    fill: Callable[[Tensor], None],
+) -> Float[Tensor, "image caption"]:
+    """A new matrix after `fill` has written all of it: in memory, or in a `.npy` file that is mapped into memory.
+
+    The file has its name only when it is whole, and what is returned is a private view of it: writing to the tensor
+    does not change the file.
+
+    Raises:
+        FileExistsError: `out` exists and `overwrite` is False.
+        ValueError: `out` is not named `*.npy`.
+    """
+    if out is None:
+        result = torch.empty(shape, dtype=dtype)
+        fill(result)
+        return result
+    path = Path(out)
+    if path.suffix != ".npy":
+        raise ValueError(f"out is {str(out)!r}; scores are written as an array file, so name it *.npy")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True")
+    with written_whole(path) as temporary:
+        mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=NUMPY_DTYPES[dtype], shape=shape)
+        fill(torch.from_numpy(mapped))
+        mapped.flush()
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
