@@ -23,7 +23,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than ten seconds; run with --slow")
-    config.addinivalue_line("markers", "no_jaxtyping: compiles, or expects our own error for a wrong shape")
+    config.addinivalue_line("markers", "bad_input: expects our own error for a wrong shape or type")
+    config.addinivalue_line("markers", "compiles: calls torch.compile, which runtime checks of shapes would break")
     if config.getoption("--jaxtyping"):
         import_with_shape_checks("xmodal.heads", "xmodal.objectives")
 
@@ -32,7 +33,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
-        if config.getoption("--jaxtyping") and item.get_closest_marker("no_jaxtyping"):
+        unchecked = item.get_closest_marker("bad_input") or item.get_closest_marker("compiles")
+        if unchecked and config.getoption("--jaxtyping"):
             item.add_marker(
                 pytest.mark.skip(reason="shapes are checked before our own errors, and not in compiled code")
             )

@@ -9,7 +9,7 @@ from xmodal.heads import SCAN, Cosine, cosine_scores, scan_attention, scan_pair_
 from xmodal.heads.base import check_inputs
 from xmodal.heads.cosine import pool
 
-pytestmark = pytest.mark.no_jaxtyping
+pytestmark = pytest.mark.bad_input
 
 REGIONS, WORDS = torch.ones(2, 3, 4), torch.ones(2, 5, 4)
 NO_MASK = torch.zeros(2, 3, dtype=torch.bool)

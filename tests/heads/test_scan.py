@@ -152,14 +152,14 @@ def test_module_and_function_agree():
     )
 
 
-@pytest.mark.no_jaxtyping
+@pytest.mark.compiles
 def test_traces_into_a_single_graph():
     batch = random_batch()
     traced = torch.compile(scan_scores, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(traced(*batch), scan_scores(*batch))
 
 
-@pytest.mark.no_jaxtyping
+@pytest.mark.compiles
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_gives_the_same():

@@ -174,7 +174,7 @@ def test_info_nce_temperature_is_learned_only_when_asked():
 SQUARE = torch.zeros(3, 3)
 
 
-@pytest.mark.no_jaxtyping
+@pytest.mark.bad_input
 @pytest.mark.parametrize("loss", [hinge_ranking_loss, info_nce_loss])
 @pytest.mark.parametrize(
     ("scores", "images", "message"),
@@ -189,7 +189,7 @@ def test_bad_shapes(loss, scores, images, message):
         loss(scores, caption_image=images)
 
 
-@pytest.mark.no_jaxtyping
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("call", "message"),
     [
