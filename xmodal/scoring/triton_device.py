@@ -2,9 +2,9 @@
 
 A tile is a matrix product of `ROWS` packed rows of one side with `COLUMNS` packed rows of the other. Both hold several
 whole items (images or captions) one behind the other, without padding between them, so every sum "over the regions of
-an image" or "over the words of a caption" is a sum over a segment of the tile. A segmented sum is a product with the 0/1
-matrix of membership, `members[set, item]`, which the tensor cores do; a spread back over a segment is a product with its
-transpose. Rows that belong to no item have an all-zero column there and drop out, so that nothing else is masked.
+an image" or "over the words of a caption" is a sum over a segment of the tile. A segmented sum is a product with the
+0/1 matrix of membership, `members[set, item]`, which the tensor cores do; a spread back over a segment is a product
+with its transpose. Rows that belong to no item have an all-zero column there and drop out: nothing else is masked.
 
 No maximum is subtracted before an exponential: after an l1 or l2 normalization a logit lies in [-1, 1], and a cosine
 does too, so exp(scale * x) stays inside float32 for every scale that the host lets through.
@@ -95,18 +95,19 @@ def attend(
     context_norms = tl.sqrt(tl.maximum(square / total / total, TINY))
     cosines = along / tl.maximum(query_norms[None, :] * context_norms, EPSILON)
 
-    if AGGREGATION == "max":
-        scores = tl.full((SETS, SETS), 0.0, tl.float32)
-        set_number = tl.arange(0, SETS)
-        for chosen in tl.static_range(SETS):
-            member = tl.sum(tl.where(set_number[:, None] == chosen, query_members, 0.0), axis=0)
-            highest = tl.max(tl.where(member[None, :] > 0.0, cosines, float("-inf")), axis=1)
-            scores = tl.where(set_number[None, :] == chosen, highest[:, None], scores)
-        return scores
+    values = tl.exp(lse_scale * cosines) if AGGREGATION == "logsumexp" else cosines
+    scores = tl.zeros((SETS, SETS), tl.float32)
+    number = tl.arange(0, SETS)
+    # One set after the other rather than a product: a product of a product makes the compiler lay out the first badly.
+    for chosen in tl.static_range(SETS):
+        member = tl.sum(tl.where(number[:, None] == chosen, query_members, 0.0), axis=0) > 0.0
+        if AGGREGATION == "max":
+            score = tl.max(tl.where(member[None, :], values, float("-inf")), axis=1)
+        else:
+            score = tl.sum(tl.where(member[None, :], values, 0.0), axis=1)
+        scores = tl.where(number[None, :] == chosen, score[:, None], scores)
     if AGGREGATION == "logsumexp":
-        powers = dot(tl.exp(lse_scale * cosines), tl.trans(query_members), PRECISION)
-        return tl.log(tl.maximum(powers, TINY)) / lse_scale
-    scores = dot(cosines, tl.trans(query_members), PRECISION)
+        scores = tl.log(tl.maximum(scores, TINY)) / lse_scale
     if AGGREGATION == "mean":
         scores /= tl.maximum(tl.sum(query_members, axis=1), 1.0)[None, :]
     return scores
@@ -147,7 +148,9 @@ def score_tiles(
     """Scores of every row set against every column set; `BOTH` adds the other direction from the same products."""
     program = tl.program_id(0)
     # Programs that run at the same time share rows and columns, so that these are read from memory once.
-    row_tile, column_tile = tl.swizzle2d(program // column_tiles, program % column_tiles, row_tiles, column_tiles, GROUP)
+    row_tile, column_tile = tl.swizzle2d(
+        program // column_tiles, program % column_tiles, row_tiles, column_tiles, GROUP
+    )
     first_row, end_row = tl.load(row_start + row_tile), tl.load(row_start + row_tile + 1)
     first_column, end_column = tl.load(column_start + column_tile), tl.load(column_start + column_tile + 1)
     rows, columns, depth = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)

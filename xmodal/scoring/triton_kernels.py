@@ -5,7 +5,7 @@ takes some images and some captions whole, multiplies all their regions and word
 while it is in registers; only the scores are written. `triton_device` holds the programs and says how; this file packs
 the two sides and starts them.
 
-Sides are packed without padding: a tile of 128 rows holds as many whole images (or captions) as fit, one behind the
+Sides are packed without padding: a tile of 128 by 64 holds as many whole images (or captions) as fit, one behind the
 other. That is what a GPU pays for, so a region detector with a varying number of boxes costs what its boxes cost.
 
 The kernels also run, slowly, in Triton's interpreter on a CPU: set TRITON_INTERPRET=1 before Python starts.
@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from xmodal.heads import BFAN, SCAN
@@ -54,7 +55,7 @@ class Tile(NamedTuple):
     """Shape of a program: how many rows and columns of the product, in what steps of dim, on how many warps."""
 
     rows: int = 128
-    columns: int = 128
+    columns: int = 64
     depth: int = 64
     warps: int = 8
     stages: int = 3
@@ -147,11 +148,18 @@ def fused_scores(
     tile: Tile,
 ) -> Float[Tensor, "image caption"]:
     """Pack both sides and run the kernel; in direction i2t the captions are its rows."""
-    from xmodal.scoring.triton_device import score_tiles  # loads triton
+    from triton import knobs
+
+    from xmodal.scoring.triton_device import score_tiles
 
     scores = torch.empty(len(regions), len(words), dtype=torch.float32, device=regions.device)
     if not scores.numel():
         return scores
+    precision = PRECISION[regions.dtype]
+    if knobs.runtime.interpret and regions.dtype == torch.bfloat16:
+        # Triton 3.9's interpreter multiplies the bits of bfloat16 as if they were integers. In float32 the products of
+        # such numbers are exact, as they are on a GPU.
+        regions, words = regions.float(), words.float()
     images_are_rows = options["direction"] == "t2i"
     row_side, column_side = ((regions, region_mask), (words, word_mask))[:: 1 if images_are_rows else -1]
     rows = pack(*row_side, tile.rows, tile.depth)
@@ -165,15 +173,13 @@ def fused_scores(
         scores, *strides, rows.tiles, columns.tiles, options["temperature"], options["lse_scale"],
         DIM=rows.items.shape[1], ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=8,
         NORMALIZATION=options["normalization"], AGGREGATION=options["aggregation"],
-        FOCAL=options["focal"], BOTH=options["both"], PRECISION=PRECISION[regions.dtype],
-        num_warps=tile.warps, num_stages=tile.stages,
+        FOCAL=options["focal"], BOTH=options["both"], PRECISION=precision,
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return scores
 
 
-def pack(
-    items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None, size: int, depth: int
-) -> Packed:
+def pack(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None, size: int, depth: int) -> Packed:
     """Drop the padding and cut the sets, in their order, into tiles of at most `size` items.
 
     The dim is filled up with zeros to a multiple of `depth`, which changes no product.
@@ -242,6 +248,7 @@ class _FusedScores(torch.autograd.Function):
         return fused_scores(regions.detach(), words.detach(), region_mask, word_mask, options, tile)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *gradients):
         regions, words, region_mask, word_mask = ctx.saved_tensors
         words = words.detach().requires_grad_()

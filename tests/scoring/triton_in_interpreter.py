@@ -1,0 +1,139 @@
+"""The Triton kernel in Triton's interpreter, against the heads. Run by test_triton_kernels.py in a process of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xmodal.heads import BFAN, SCAN, SCAN_PUBLISHED
+from xmodal.scoring.triton_kernels import Tile, triton_scores
+
+TILE = Tile(rows=32, columns=32, depth=16)
+"""Small, so that a few items already need several tiles."""
+
+
+def draw_side(lengths, width, dim, generator, scale=1.0):
+    """Features with garbage in the padding, and masks whose real items lie anywhere."""
+    order = torch.rand(len(lengths), width, generator=generator).argsort(dim=1)
+    mask = order < torch.tensor(lengths)[:, None]
+    items = scale * torch.randn(len(lengths), width, dim, generator=generator)
+    return items.masked_fill(~mask[:, :, None], float("nan")), mask
+
+
+def compare(head, regions, words, region_mask, word_mask, tolerance=2e-5, tile=TILE):
+    fused = triton_scores(head, regions, words, region_mask, word_mask, tile=tile)
+    expected = head(regions, words, region_mask, word_mask)
+    assert fused.dtype == torch.float32
+    torch.testing.assert_close(fused, expected, atol=tolerance, rtol=tolerance)
+
+
+@settings(max_examples=30)
+@given(
+    image_lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    caption_lengths=st.lists(st.integers(1, 20), min_size=1, max_size=20),
+    dim=st.integers(1, 40),
+    scale=st.sampled_from([0.05, 1.0, 30.0]),
+    direction=st.sampled_from(["t2i", "i2t"]),
+    normalization=st.sampled_from(["clipped_l2", "l2", "clipped_l1", "l1"]),
+    aggregation=st.sampled_from(["logsumexp", "mean", "max", "sum"]),
+    temperature=st.sampled_from([0.5, 4.0, 9.0, 32.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_scan_equals_the_head(
+    image_lengths, caption_lengths, dim, scale, direction, normalization, aggregation, temperature, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    regions, region_mask = draw_side(image_lengths, 12, dim, generator, scale)
+    words, word_mask = draw_side(caption_lengths, 20, dim, generator, scale)
+    head = SCAN(direction, normalization, aggregation, temperature)
+    compare(head, regions, words, region_mask, word_mask)
+
+
+@settings(max_examples=12)
+@given(
+    image_lengths=st.lists(st.integers(2, 12), min_size=1, max_size=5),
+    caption_lengths=st.lists(st.integers(2, 20), min_size=1, max_size=8),
+    focal=st.sampled_from(["prob", "equal"]),
+    temperature=st.sampled_from([1.0, 20.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_bfan_equals_the_head(image_lengths, caption_lengths, focal, temperature, seed):
+    # Two items at least: the only query of a set has logits of -0.1 or 1 exactly, and whether an item is above the
+    # mean of equal ones is then up to rounding, in the head as in the kernel.
+    generator = torch.Generator().manual_seed(seed)
+    regions, region_mask = draw_side(image_lengths, 12, 24, generator)
+    words, word_mask = draw_side(caption_lengths, 20, 24, generator)
+    compare(BFAN(focal, temperature), regions, words, region_mask, word_mask)
+
+
+@pytest.mark.parametrize("focal", ["prob", "equal"])
+def test_bfan_keeps_all_of_uniform_attention(focal):
+    regions, words = torch.ones(2, 5, 8), torch.ones(3, 4, 8)
+    torch.testing.assert_close(triton_scores(BFAN(focal), regions, words, tile=TILE), torch.full((2, 3), 2.0))
+
+
+@pytest.mark.parametrize("options", SCAN_PUBLISHED.values(), ids=SCAN_PUBLISHED.keys())
+def test_published_shapes_in_the_default_tile(options):
+    generator = torch.Generator().manual_seed(0)
+    regions = torch.nn.functional.normalize(torch.randn(4, 36, 100, generator=generator), dim=-1)
+    words, word_mask = draw_side([12, 9, 30, 7], 30, 100, generator)
+    compare(SCAN(**options), regions, words, None, word_mask, tile=None)
+
+
+def test_zero_features_score_as_in_the_head():
+    regions, words = torch.randn(2, 3, 8), torch.randn(3, 4, 8)
+    regions[0], words[1], words[2, 1] = 0.0, 0.0, 0.0
+    compare(SCAN(aggregation="mean"), regions, words, None, None)
+    compare(SCAN("i2t", aggregation="mean"), regions, words, None, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t"), BFAN("equal", 1.0)], ids=str)
+def test_half_precision_inputs_lose_nothing_further(head, dtype):
+    """Products of half precision numbers are exact in float32: the result is that of the rounded inputs."""
+    generator = torch.Generator().manual_seed(1)
+    regions, words = torch.randn(3, 9, 32, generator=generator), torch.randn(4, 7, 32, generator=generator)
+    regions, words = regions.to(dtype), words.to(dtype)
+    fused = triton_scores(head, regions, words, tile=TILE)
+    torch.testing.assert_close(fused, head(regions.float(), words.float()), atol=2e-5, rtol=2e-5)
+
+
+def test_the_answer_does_not_depend_on_the_tile():
+    generator = torch.Generator().manual_seed(2)
+    regions, region_mask = draw_side([3, 16, 1, 9, 9], 16, 20, generator)
+    words, word_mask = draw_side([1] * 18 + [16, 5, 8], 16, 20, generator)
+    sides = (regions, words, region_mask, word_mask)
+    small = triton_scores(SCAN(), *sides, tile=Tile(16, 16, 16))
+    torch.testing.assert_close(small, triton_scores(SCAN(), *sides, tile=Tile(64, 32, 32)), atol=2e-6, rtol=0)
+    assert triton_scores(SCAN(), regions[:0], words, region_mask[:0], word_mask).shape == (0, 21)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        SCAN(),
+        SCAN("i2t", "l2", "mean", 4.0),
+        SCAN("t2i", "clipped_l1", "max"),
+        SCAN("i2t", "l1", "sum"),
+        BFAN(),
+        BFAN("equal"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradients_equal_those_of_the_head(head, masked, monkeypatch):
+    monkeypatch.setattr("xmodal.scoring.triton_kernels.BACKWARD_BYTES", 5000)  # several steps
+    generator = torch.Generator().manual_seed(3)
+    regions, region_mask = draw_side([5, 9, 2, 7], 9, 12, generator)
+    words, word_mask = draw_side([2, 8, 5], 8, 12, generator)
+    regions, words = regions.nan_to_num(1.0).requires_grad_(), words.nan_to_num(1.0).requires_grad_()
+    masks = (region_mask, word_mask) if masked else (None, None)
+    weight = torch.randn(4, 3, generator=generator)
+    fused = torch.autograd.grad(
+        (weight * triton_scores(head, regions, words, *masks, tile=TILE)).sum(), (regions, words)
+    )
+    expected = torch.autograd.grad((weight * head(regions, words, *masks)).sum(), (regions, words))
+    for got, wanted in zip(fused, expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=2e-4, rtol=2e-4)
