@@ -1,0 +1,1 @@
+"""Recipes and the benchmark: thin, with no logic of their own."""
