@@ -1,5 +1,6 @@
-"""Every image against every caption, in blocks."""
+"""Every image against every caption: in blocks, with the exact metrics from low precision, or from a shortlist."""
 
 from xmodal.scoring.blocks import score_all
+from xmodal.scoring.exact import evaluate_exact
 
-__all__ = ["score_all"]
+__all__ = ["evaluate_exact", "score_all"]

@@ -1,8 +1,8 @@
 """Sets of different lengths, packed so that a matrix product touches their real items and next to nothing else.
 
-Items of length close to one another share a pack; a pack is dense except for the few places that the shorter ones leave
-empty, and those are zero. Zero items drop out of everything that is summed with attention weights (see `tiles`), so that
-no pass over a tile ever has to look at a mask.
+Sets of nearly one length share a pack. A pack is dense except for the few places that its shorter sets leave empty, and
+those are zero. Zero items drop out of all that is summed with attention weights (see `tiles`), so that hardly any pass
+over a tile has to look at a mask.
 """
 
 from __future__ import annotations
@@ -67,13 +67,20 @@ class Collection:
     @property
     def pack_bytes(self) -> int:
         """Memory of one set in a pack, with what it takes to make one."""
-        _, width, dim = self.items.shape
-        return width * (dim * (self.items.element_size() + self.dtype.itemsize) + 4 * width)
+        width = self.items.shape[1]
+        return width * (self.row_bytes + 4 * width)
 
-    def divide(self, sets: Int[Tensor, " set"], max_rows: int) -> list[Int[Tensor, " set"]]:
+    @property
+    def row_bytes(self) -> int:
+        """Memory of one row of a pack, with what it takes to make it."""
+        return self.items.shape[-1] * (self.items.element_size() + self.dtype.itemsize)
+
+    def divide(
+        self, sets: Int[Tensor, " set"], max_rows: int, *, pack_cost: int = PACK_COST
+    ) -> list[Int[Tensor, " set"]]:
         """The sets in parts of like length and at most `max_rows` rows, or of one set where that has more."""
         parts = []
-        for group in group_by_length(self.lengths[sets]):
+        for group in group_by_length(self.lengths[sets], pack_cost=pack_cost):
             size = max(1, max_rows // int(self.lengths[sets[group[-1]]]))
             parts += sets[group].tensor_split(-(-len(group) // size))  # of nearly one size: no small one at the end
         return parts
@@ -92,7 +99,8 @@ class Collection:
         if padded:
             items = items.masked_fill(~mask[..., None], 0.0)
         exact = at_least_float32(items)
-        norms, gram = safe_sqrt(exact.square().sum(-1)), exact @ exact.transpose(1, 2)
+        gram = exact @ exact.transpose(1, 2)
+        norms = safe_sqrt(gram.diagonal(dim1=1, dim2=2))
         rows = items.to(self.dtype)
         if place_first:
             rows = rows.transpose(0, 1)

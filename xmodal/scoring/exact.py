@@ -1,0 +1,272 @@
+"""The metrics of float32 scores from low-precision ones.
+
+A rank only needs to know which candidates beat a query's best right answer, and for nearly all of them low precision
+tells. The others are settled in two steps, each with a bound on the error of the scores that it starts from:
+
+1. low-precision scores, wrong by some bound at most: pairs that may be on either side of a right answer are computed
+   again in float32, image by image;
+2. float32 in another order of summation is wrong in its last digits: pairs that this still leaves open (duplicates,
+   near ties) are computed in the very tiles of `score_all`, which gives the very bits of its result.
+
+Both bounds are measured and checked, not proved. A bound can be proved (rounding to bfloat16 changes a product by less
+than 2% of the lengths of its two vectors), but after normalization, softmax and aggregation it is so wide that it
+leaves every pair open. Instead, a bound starts at twice the largest error of a sample: all right answers and all pairs
+of a few random tiles. Every pair that is computed again, and those are the ones nearest to a decision, then checks it;
+where it is violated it becomes twice the error seen, and whatever it decided is decided anew. So the metrics can only
+be wrong if a pair that was never computed again is wrong by more than twice as much as all those that were.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_relevance, evaluate_retrieval
+from xmodal.scoring.blocks import score_all, score_tiles
+from xmodal.scoring.memory import check_budget
+from xmodal.scoring.packing import Collection
+from xmodal.scoring.tiles import FAST_PATHS, Scratch, multiply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from xmodal.heads import Head
+    from xmodal.scoring.blocks import Tile
+
+SAFETY = 2.0
+"""A bound on errors, divided by the largest error seen."""
+
+SAMPLE_TILES = 8
+"""Random tiles that errors are first measured on."""
+
+ROUNDING = 2.0**-18
+"""The least that a bound is of the largest score: samples without any error do not make low precision exact."""
+
+HOPELESS = 0.25
+"""The share of open pairs from which on it is cheaper to compute all in float32."""
+
+PACK_COST = 256
+"""As in `packing`, where a pack is multiplied with a single image: less work a place, so that more packs cost more."""
+
+LOW, FLOAT32, SETTLED = 0, 1, 2
+"""How a score was computed: in low precision, in float32, in the tile of `score_all`."""
+
+
+@torch.no_grad()
+def evaluate_exact(
+    head: Head,
+    regions: Float[Tensor, "image region dim"],
+    words: Float[Tensor, "caption word dim"],
+    region_mask: Bool[Tensor, "image region"] | None = None,
+    word_mask: Bool[Tensor, "caption word"] | None = None,
+    *,
+    caption_image: Int[Tensor, " caption"],
+    dtype: torch.dtype = torch.bfloat16,
+    budget_bytes: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """`evaluate_retrieval` of the float32 scores of `score_all`, in less time than these take.
+
+    Scores all pairs in low precision and, in float32, those whose side of a right answer the error bound leaves open.
+    The bound is measured and checked on every pair that is computed twice, not proved: see the head of this file for
+    what that means. Heads without a fast path (pooled heads: one small product) are scored in float32 at once.
+
+    Args:
+        head: any head.
+        regions: encoded images, float32.
+        words: encoded captions, float32.
+        region_mask: True = real region.
+        word_mask: True = real word.
+        caption_image: the image that each caption describes, as for `evaluate_retrieval`.
+        dtype: of the low-precision products.
+        budget_bytes: as for `score_all`; the metrics are those of its scores with the same budget.
+        device: as for `score_all`.
+        progress: show a bar.
+
+    Returns:
+        The dict of `evaluate_retrieval` and, under `exact`, `pairs`; `recomputed`: pairs computed in float32, image by
+        image; `settled`: pairs of which the bits were needed; `error_bound` of the low-precision scores, in the end;
+        `largest_error` seen; `widened`: how often a bound was violated and doubled.
+
+    Raises:
+        ValueError: for inputs that cannot be scored, or relevance that does not fit.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import SCAN
+        >>> from xmodal.scoring import evaluate_exact
+        >>> regions, words = torch.randn(4, 36, 64), torch.randn(8, 12, 64)
+        >>> metrics = evaluate_exact(SCAN(), regions, words, caption_image=torch.arange(8) // 2)
+        >>> sorted(metrics), metrics["exact"]["pairs"]
+        (['exact', 'i2t', 'rsum', 't2i'], 32)
+    """
+    inputs = (head, regions, words, region_mask, word_mask)
+    options = {"budget_bytes": budget_bytes, "device": device}
+    exact_dtype = torch.promote_types(regions.dtype, torch.float32)
+    if type(head) not in FAST_PATHS:
+        scores = score_all(*inputs, dtype=exact_dtype, progress=progress, **options)
+        count = scores.numel()
+        report = {"recomputed": 0, "settled": count, "error_bound": 0.0, "largest_error": 0.0, "widened": 0}
+        return {**evaluate_retrieval(scores, caption_image), "exact": {"pairs": count, **report}}
+    scores = score_all(*inputs, dtype=dtype, progress=progress, **options)
+    scores, caption_image = check_relevance(scores, caption_image)
+    settling = _Settling(inputs, options, exact_dtype, scores.to(exact_dtype), caption_image)
+    settling.run()
+    return {**evaluate_retrieval(settling.scores, caption_image), "exact": settling.report()}
+
+
+class _Settling:
+    """Scores on their way from low precision to as much precision as the ranks need."""
+
+    def __init__(
+        self,
+        inputs: tuple[Head, Tensor, Tensor, Tensor | None, Tensor | None],
+        options: dict[str, Any],
+        dtype: torch.dtype,
+        scores: Float[Tensor, "image caption"],
+        caption_image: Int[Tensor, " caption"],
+    ) -> None:
+        head, regions, words, region_mask, word_mask = inputs
+        self.inputs, self.options, self.dtype = inputs, options, dtype
+        self.scores, self.caption_image = scores, caption_image
+        self.how = torch.zeros(scores.shape, dtype=torch.uint8)
+        self.path = FAST_PATHS[type(head)](head)
+        device = torch.device(options["device"] or regions.device)
+        self.images = Collection(regions, region_mask, dtype, device)
+        self.captions = Collection(words, word_mask, dtype, device)
+        self.scratch = Scratch()
+        self.largest_error = [0.0, 0.0]  # of LOW scores, and of FLOAT32 ones
+        self.bound = [float("inf"), float("inf")]
+        self.widened = 0
+
+    def run(self) -> None:
+        """Compute again what is open, until nothing is."""
+        self.measure()
+        while True:
+            images, captions = self.open_pairs()
+            if not len(images):
+                return
+            low = self.how[images, captions] == LOW
+            if int(low.sum()) > HOPELESS * self.scores.numel():
+                self.settle(lambda rows, columns: True)
+            elif bool(low.any()):
+                self.recompute(images[low], captions[low])
+            else:
+                wanted = torch.zeros_like(self.how, dtype=torch.bool)
+                wanted[images, captions] = True
+                self.settle(lambda rows, columns: bool(wanted[rows[:, None], columns].any()))
+
+    def measure(self) -> None:
+        """Set the bounds by the errors of all right answers and of some random tiles."""
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.zeros_like(self.how, dtype=torch.bool)
+        drawn.view(-1)[torch.randint(drawn.numel(), (SAMPLE_TILES,), generator=generator)] = True
+        tiles = list(self.tiles(lambda rows, columns: bool(drawn[rows[:, None], columns].any())))
+        drawn[self.caption_image, torch.arange(len(self.caption_image))] = True
+        for tile in tiles:
+            drawn[tile.images[:, None], tile.captions] = True
+        self.recompute(*drawn.nonzero(as_tuple=True))
+        for tile in tiles:
+            self.accept(tile.images[:, None], tile.captions, tile.scores, SETTLED)
+        least = ROUNDING * max(float(self.scores.abs().max()), torch.finfo(self.dtype).tiny)
+        self.bound = [max(SAFETY * error, least) for error in self.largest_error]
+
+    def open_pairs(self) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
+        """Pairs that are not settled and may be on either side of a right answer, and the right answers they are near to.
+
+        Sorted by image.
+        """
+        bounds = torch.tensor([*self.bound, 0.0], dtype=self.dtype)
+        own = torch.arange(len(self.caption_image))
+        positives, margins = self.scores[self.caption_image, own], bounds[self.how[self.caption_image, own].int()]
+        least, most = positives - margins, positives + margins
+        best_least, best_most = (
+            edge.new_zeros(len(self.scores)).scatter_reduce(0, self.caption_image, edge, "amax", include_self=False)
+            for edge in (least, most)
+        )
+        open_captions = torch.zeros(len(own), dtype=torch.bool)
+        found = []
+        block = max(1, BLOCK_ELEMENTS // len(own))
+        for start in range(0, len(self.scores), block):
+            rows = slice(start, start + block)
+            images = torch.arange(len(self.scores))[rows, None]
+            margins = bounds[self.how[rows].int()]
+            low, high = self.scores[rows] - margins, self.scores[rows] + margins
+            # An interval without a width, compared with another one, is decided: equal is as good as the right answer.
+            near_caption = (high >= least) & (low <= most) & ((margins > 0) | (least < most))
+            near_image = (high >= best_least[rows, None]) & (low <= best_most[rows, None])
+            near_image &= (margins > 0) | (best_least < best_most)[rows, None]
+            mine = images == self.caption_image
+            near_caption &= ~mine
+            near_image &= ~mine
+            open_captions |= near_caption.any(dim=0)
+            near = near_caption | near_image | (mine & near_image.any(dim=1, keepdim=True))
+            found.append(torch.stack((near & (self.how[rows] != SETTLED)).nonzero(as_tuple=True)))
+            found[-1][0] += start
+        answers = own[open_captions & (self.how[self.caption_image, own] != SETTLED)]
+        found.append(torch.stack((self.caption_image[answers], answers)))
+        images, captions = torch.cat(found, dim=1).unique(dim=1)
+        return images, captions
+
+    def recompute(self, images: Int[Tensor, " pair"], captions: Int[Tensor, " pair"]) -> None:
+        """Float32 scores of some pairs, sorted by image: the products of one image with its captions at a time."""
+        budget = check_budget(self.options["budget_bytes"], self.images.device)
+        rows = max(1, budget // 4 // self.captions.row_bytes)
+        for image, some in zip(*_runs(images, captions), strict=True):
+            packed = self.images.pack(image[None], place_first=self.path.images_place_first)
+            for part in self.captions.divide(some, rows, pack_cost=PACK_COST):
+                others = self.captions.pack(part, place_first=self.path.captions_place_first)
+                products = multiply(packed, others, self.path, self.scratch)
+                scores = self.path.score(products, packed, others, self.scratch)
+                self.accept(image.expand(len(part)), part, scores[0], FLOAT32)
+
+    def settle(self, wanted: Callable[[Tensor, Tensor], bool]) -> None:
+        """The scores of `score_all` for all pairs of the tiles that are wanted."""
+        for tile in self.tiles(wanted):
+            self.accept(tile.images[:, None], tile.captions, tile.scores, SETTLED)
+
+    def tiles(self, wanted: Callable[[Tensor, Tensor], bool]) -> Iterator[Tile]:
+        """Tiles of `score_all` in float32."""
+        return score_tiles(*self.inputs, dtype=self.dtype, wanted=wanted, **self.options)
+
+    def accept(self, images: Tensor, captions: Tensor, scores: Tensor, how: int) -> None:
+        """Take better scores, and check by them the bounds on the errors of those they replace."""
+        scores = scores.to(self.scores)
+        before = self.how[images, captions]
+        errors = (scores - self.scores[images, captions]).abs()
+        for level in range(how):
+            seen = errors[before == level]
+            if seen.numel():
+                self.check(level, float(seen.max()))
+        better = before <= how
+        self.scores[images, captions] = torch.where(better, scores, self.scores[images, captions])
+        self.how[images, captions] = before.clamp_min(how)
+
+    def check(self, level: int, error: float) -> None:
+        """Note an error; a bound that it violates becomes twice the error."""
+        self.largest_error[level] = max(self.largest_error[level], error)
+        if error > self.bound[level]:
+            self.bound[level] = SAFETY * error
+            self.widened += 1
+
+    def report(self) -> dict[str, Any]:
+        """What `evaluate_exact` returns under `exact`."""
+        return {
+            "pairs": self.how.numel(),
+            "recomputed": int((self.how == FLOAT32).sum()),
+            "settled": int((self.how == SETTLED).sum()),
+            "error_bound": self.bound[LOW],
+            "largest_error": self.largest_error[LOW],
+            "widened": self.widened,
+        }
+
+
+def _runs(images: Int[Tensor, " pair"], captions: Int[Tensor, " pair"]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The distinct images of pairs sorted by image, and the captions of each."""
+    distinct, counts = images.unique_consecutive(return_counts=True)
+    return distinct, captions.split(counts.tolist())
