@@ -14,11 +14,13 @@ from tqdm import tqdm
 
 from xmodal.data import Vocabulary
 from xmodal.data.atomic import written_whole
+from xmodal.data.vocabulary import END, PAD, SPECIAL_WORDS, START
 from xmodal.encoders.bert import BERTEncoder
 from xmodal.encoders.gru import GRUEncoder
 from xmodal.encoders.regions import RegionProjection
 from xmodal.heads import HEADS, Attention
 from xmodal.names import build
+from xmodal.objectives.captioning import Captioner
 from xmodal.scoring import score_all
 from xmodal.scoring.blocks import bar_options
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from xmodal.data import RegionStore
     from xmodal.data.vocabulary import TokenBatch
+    from xmodal.heads import Head
 
 IMAGE_ENCODERS: dict[str, type[nn.Module]] = {"regions": RegionProjection}
 TEXT_ENCODERS: dict[str, type[nn.Module]] = {"gru": GRUEncoder, "bert": BERTEncoder}
@@ -68,6 +71,8 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         vocabulary: words as for `xmodal.data.Vocabulary`, for text encoders that have no tokenizer of their own.
         extractor: name of the extractor in `xmodal.encoders.extractors.EXTRACTORS` that made the region features, so
             that `score` can take image files; None if they came from elsewhere.
+        captioner: options of an `xmodal.objectives.captioning.Captioner` that is trained jointly and lets the matcher
+            write captions (VSRN); None for none. Needs a vocabulary and a head with `reason` and `summarize`.
 
     Raises:
         ValueError: for an unknown name or option, with the nearest one that exists, and for a missing vocabulary.
@@ -92,6 +97,7 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         head: dict[str, Any],
         vocabulary: list[str] | None = None,
         extractor: str | None = None,
+        captioner: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.image_encoder = build("image encoder", IMAGE_ENCODERS, image)
@@ -109,6 +115,7 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
             )
         self.head = build("head", HEADS, head)
         self.extractor = extractor
+        self.captioner = None if captioner is None else _build_captioner(captioner, self.head, words)
 
     @property
     def device(self) -> torch.device:
@@ -192,15 +199,32 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
                 an empty sentence, or an empty list.
             FileNotFoundError: for a file that is not there.
         """
-        if isinstance(images, (str, Path)) or (not isinstance(images, (list, tuple)) and images.ndim == 2):
-            images = [images]
-        features = self._region_features(list(images))
-        regions = _join(
-            EncodedSet(self.encode_images(item[None].to(self.device)), torch.ones(1, len(item), dtype=torch.bool))
-            for item in features
-        )
+        regions = self._encode_given(images)
         sentences = self.embed_captions([captions] if isinstance(captions, str) else captions)
         return score_all(self.head, regions.items, sentences.items, regions.mask, sentences.mask)
+
+    @torch.inference_mode()
+    def caption(
+        self, images: Tensor | np.ndarray | str | Path | list[Any] | tuple[Any, ...], *, beam_size: int = 5
+    ) -> list[str]:
+        """Sentences that the jointly trained captioner writes for images, given as for `score`.
+
+        Args:
+            images: as for `score`.
+            beam_size: beginnings followed at every word; 1 is greedy.
+
+        Raises:
+            ValueError: if the matcher has no captioner, and as for `score`.
+        """
+        if self.captioner is None:
+            raise ValueError("this matcher has no captioner; train one with model.captioner, as the VSRN recipes do")
+        regions = self._encode_given(images)
+        states = self.head.reason(regions.items, regions.mask)
+        written = self.captioner.beam(states, regions.mask, beam_size=beam_size).tokens
+        words = self.tokenizer.words
+        return [
+            " ".join(words[token] for token in row if words[token] not in SPECIAL_WORDS) for row in written.tolist()
+        ]
 
     @torch.inference_mode()
     def attention(self, region_features: Float[Tensor, "region input_dim"], caption: str) -> Attention:
@@ -214,6 +238,18 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         """The tokens of a caption as the model knows them, in the order of `attention`'s rows."""
         words = self.tokenizer.words
         return [words[token] for token in self.tokenizer([caption]).tokens[0].tolist()]
+
+    def _encode_given(self, images: Any) -> EncodedSet:
+        """Encode what a user gave as one image or many."""
+        if isinstance(images, (str, Path)) or (not isinstance(images, (list, tuple)) and images.ndim == 2):
+            images = [images]
+        return _join(
+            EncodedSet(
+                self.encode_images(item[None].to(self.device)),
+                torch.ones(1, len(item), dtype=torch.bool, device=self.device),
+            )
+            for item in self._region_features(list(images))
+        )
 
     def _region_features(self, images: list[Any]) -> list[Float[Tensor, "region input_dim"]]:
         files = [Path(image) for image in images if isinstance(image, (str, Path))]
@@ -281,6 +317,16 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         if (folder / "transformer").is_dir():
             options["text"] = {**options["text"], "model": str(folder / "transformer"), "load_weights": False}
         return cls._load_as_safetensor(cls(**options), str(weights), map_location, strict)
+
+
+def _build_captioner(options: dict[str, Any], head: Head, vocabulary: Vocabulary | None) -> Captioner:
+    if not hasattr(head, "reason") or vocabulary is None:
+        raise ValueError(
+            f"a captioner needs a vocabulary and a head with region states, as VSRN has; the head is {head}"
+        )
+    start, end, pad = (vocabulary.words.index(word) for word in (START, END, PAD))
+    fixed = {"name": "captioner", "dim": head.dim, "vocabulary_size": len(vocabulary)}
+    return build("captioner", {"captioner": Captioner}, {**options, **fixed, "start": start, "end": end, "pad": pad})
 
 
 def _join(batches: Iterable[EncodedSet]) -> EncodedSet:

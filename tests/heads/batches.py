@@ -9,13 +9,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from xmodal.heads import SCAN, Cosine, Head
+from xmodal.heads import BFAN, SCAN, Cosine, Head
 from xmodal.heads.attention import Aggregation, Direction, Normalization
 
 SCAN_VARIANTS = list(product(get_args(Direction), get_args(Normalization), get_args(Aggregation)))
 
 ALL_HEADS: list[Head] = [
     *(SCAN(*variant, temperature=4.0, lse_scale=5.0) for variant in SCAN_VARIANTS),
+    BFAN("prob", temperature=4.0),
+    BFAN("equal", temperature=4.0),
     Cosine("mean"),
     Cosine("max"),
 ]

@@ -116,7 +116,7 @@ def test_half_precision_is_finite_and_close(head, dtype):
     torch.testing.assert_close(results[0].double(), exact, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("head", [*ALL_HEADS, SHARPEST], ids=repr)
 def test_zero_features_give_finite_scores_and_gradients(head, dtype):
     batch = half_precision_batch(dtype)

@@ -15,6 +15,7 @@ while the innermost one stays contiguous, and the Gram product is a plain batche
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 Direction = Literal["t2i", "i2t"]
@@ -47,10 +48,6 @@ class Side(NamedTuple):
     mask: Bool[Tensor, "set item"]
     norms: Float[Tensor, "set item"]
     gram: Float[Tensor, "set item item"]
-
-    def __getitem__(self, sets: slice) -> Side:  # type: ignore[override]
-        """The same for a slice of the sets."""
-        return Side(*(field[sets] for field in self))
 
 
 def prepare_side(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None) -> Side:
@@ -100,7 +97,10 @@ def attended_cosine(
     with torch.autocast(products.device.type, enabled=False):
         spread = (context_gram @ weights.flatten(2)).view_as(weights)
     context_norms = safe_sqrt((weights * spread).sum(dim=1))
-    return dot / (query_norms * context_norms).clamp_min(EPSILON)
+    norms = query_norms * context_norms
+    # A query or context of length zero has no direction: cosine and gradient zero, where dividing by the floor would
+    # give a gradient of 1e8.
+    return (dot / norms.clamp_min(EPSILON)).masked_fill(norms < EPSILON**2, 0.0)
 
 
 def aggregate(
@@ -145,27 +145,71 @@ def stacked_attention(
 
 
 def all_pairs(
-    contexts: Side, queries: Side, score_tile: Callable[[Tensor, Side, Tensor, Tensor], Tensor]
+    contexts: Side,
+    queries: Side,
+    score_tile: Callable[[Tensor, Side, Tensor, Tensor], Tensor],
+    *,
+    both_directions: bool = False,
 ) -> Float[Tensor, "context_item query_item"]:
-    """Every context against every query: one matrix product, walked in tiles of contexts that stay in the cache.
+    """Every context against every query, in tiles of sets of like length that stay in the cache.
+
+    Captions differ much in length: sorted and cropped tile by tile, hardly any padding is computed.
 
     Args:
         contexts: the side that is attended over.
         queries: the side that attends.
         score_tile: maps (products, contexts, query_norms, query_mask) of a tile to its scores.
+        both_directions: also let the contexts attend over the queries, and add the two scores (BFAN).
     """
+    if torch.compiler.is_compiling():  # a compiler tiles the whole computation itself, and cannot read lengths
+        return score_product(contexts, queries, score_tile, both_directions)
+    contexts, context_rank = sort_by_length(contexts)
+    queries, query_rank = sort_by_length(queries)
+    size = tile_size(contexts, queries)
+    query_tiles = split_and_crop(queries, size)
+    rows = [
+        torch.cat([score_product(context_tile, tile, score_tile, both_directions) for tile in query_tiles], dim=1)
+        for context_tile in split_and_crop(contexts, size)
+    ]
+    return torch.cat(rows)[context_rank[:, None], query_rank]
+
+
+def score_product(
+    contexts: Side, queries: Side, score_tile: Callable[[Tensor, Side, Tensor, Tensor], Tensor], both_directions: bool
+) -> Float[Tensor, "context_item query_item"]:
+    """One tile of `all_pairs`: one matrix product in the kernel's layout, then its scores."""
     count, length, dim = contexts.items.shape
     query_count, query_length, _ = queries.items.shape
     columns = queries.items.permute(2, 1, 0).reshape(dim, query_length * query_count)
-    query_norms, query_mask = queries.norms.T[None], queries.mask.T[None]
-    tile = tile_size(count, length * query_length * query_count * query_norms.element_size(), columns.device.type)
-    scores = []
-    for start in range(0, count, tile):
-        part = contexts[start : start + tile]
-        products = at_least_float32(part.items.reshape(-1, dim) @ columns)
-        products = products.view(len(part.items), length, query_length, query_count)
-        scores.append(score_tile(products, part, query_norms, query_mask))
-    return torch.cat(scores)
+    products = at_least_float32(contexts.items.reshape(count * length, dim) @ columns)
+    products = products.view(count, length, query_length, query_count)
+    scores = score_tile(products, contexts, queries.norms.T[None], queries.mask.T[None])
+    if both_directions:
+        # The same products with the sides exchanged: a copy in the kernel's layout, no second matrix product.
+        exchanged = products.permute(3, 2, 1, 0).contiguous()
+        scores = scores + score_tile(exchanged, queries, contexts.norms.T[None], contexts.mask.T[None]).T
+    return scores
+
+
+def sort_by_length(side: Side) -> tuple[Side, Int[Tensor, " set"]]:
+    """The sets from short to long, and where each of them went."""
+    order = real_lengths(side.mask).argsort(stable=True)
+    return Side(*(field[order] for field in side)), order.argsort()
+
+
+def split_and_crop(side: Side, size: int) -> list[Side]:
+    """Tiles of at most `size` sets, each without the padding that all its sets share."""
+    tiles = []
+    # split, not slices: the gradient of a slice is a whole tensor of zeros a tile
+    for items, mask, norms, gram in zip(*(field.split(size) for field in side), strict=True):
+        longest = int(real_lengths(mask).max())
+        tiles.append(Side(items[:, :longest], mask[:, :longest], norms[:, :longest], gram[:, :longest, :longest]))
+    return tiles
+
+
+def real_lengths(mask: Bool[Tensor, "set item"]) -> Int[Tensor, " set"]:
+    """One past the last real item of every set; real items may have gaps between them."""
+    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
 
 
 def aligned_products(contexts: Side, queries: Side) -> Float[Tensor, "pair context query 1"]:
@@ -174,18 +218,26 @@ def aligned_products(contexts: Side, queries: Side) -> Float[Tensor, "pair conte
 
 
 def aligned_pairs(
-    contexts: Side, queries: Side, score_tile: Callable[[Tensor, Side, Tensor, Tensor], Tensor]
+    contexts: Side,
+    queries: Side,
+    score_tile: Callable[[Tensor, Side, Tensor, Tensor], Tensor],
+    *,
+    both_directions: bool = False,
 ) -> Float[Tensor, " pair"]:
     """Context i against query i only, through the same tile function as `all_pairs`."""
     products = aligned_products(contexts, queries)
-    return score_tile(products, contexts, queries.norms[..., None], queries.mask[..., None])[:, 0]
+    scores = score_tile(products, contexts, queries.norms[..., None], queries.mask[..., None])
+    if both_directions:
+        exchanged = products.transpose(1, 2)
+        scores = scores + score_tile(exchanged, queries, contexts.norms[..., None], contexts.mask[..., None])
+    return scores[:, 0]
 
 
-def tile_size(count: int, bytes_each: int, device: str) -> int:
-    """How many contexts a tile holds. A compiler fuses the whole computation itself and gets one tile."""
-    if torch.compiler.is_compiling():
-        return max(count, 1)
-    return max(1, TILE_BYTES.get(device, TILE_BYTES["cuda"]) // max(bytes_each, 1))
+def tile_size(contexts: Side, queries: Side) -> int:
+    """How many sets of either side make a tile of about TILE_BYTES."""
+    bytes_each = contexts.items.shape[1] * queries.items.shape[1] * queries.norms.element_size()
+    tile_bytes = TILE_BYTES.get(queries.norms.device.type, TILE_BYTES["cuda"])
+    return max(1, math.isqrt(tile_bytes // bytes_each))
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -148,3 +148,9 @@ def check_items(
         if not bool(finite.all()):
             item, position = (~finite).nonzero()[0].tolist()
             raise ValueError(f"{name}[{item}, {position}] holds NaN or infinity; features must be finite")
+
+
+def unit_length(vectors: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
+    """Divide by the L2 norm along an axis. A zero vector stays zero and has a finite gradient."""
+    squares = vectors.square().sum(dim=dim, keepdim=True)
+    return vectors / squares.masked_fill(squares == 0, 1.0).sqrt()

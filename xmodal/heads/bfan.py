@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from xmodal.heads.attention import (
     Direction,
-    Side,
+    aligned_pairs,
     aligned_products,
     all_pairs,
     attention_weights,
@@ -66,16 +66,8 @@ def bfan_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, validate=validate)
     attend = _focal_attention(focal, temperature)
-    captions = prepare_side(words, word_mask)
-
-    def score_tile(products: Tensor, images: Side, word_norms: Tensor, word_mask: Tensor) -> Tensor:
-        words_look = attend(products, images, word_norms, word_mask)
-        # The other direction takes the same products with the two sides exchanged: one copy, no second matrix product.
-        exchanged = products.permute(3, 2, 1, 0).contiguous()
-        regions_look = attend(exchanged, captions, images.norms.T[None], images.mask.T[None])
-        return words_look + regions_look.T
-
-    return all_pairs(prepare_side(regions, region_mask), captions, score_tile)
+    images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
+    return all_pairs(images, captions, attend, both_directions=True)
 
 
 def bfan_pair_scores(
@@ -99,10 +91,7 @@ def bfan_pair_scores(
     check_inputs(regions, words, region_mask, word_mask, aligned=True, validate=validate)
     attend = _focal_attention(focal, temperature)
     images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
-    products = aligned_products(images, captions)
-    words_look = attend(products, images, captions.norms[..., None], captions.mask[..., None])
-    regions_look = attend(products.transpose(1, 2), captions, images.norms[..., None], images.mask[..., None])
-    return (words_look + regions_look)[:, 0]
+    return aligned_pairs(images, captions, attend, both_directions=True)
 
 
 def bfan_attention(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from torch.nn import functional as F
 
 from xmodal.heads.attention import at_least_float32
-from xmodal.heads.base import Attention, Head, check_inputs, check_items
+from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -36,13 +35,13 @@ def pool(
     if pooling == "max":
         if mask is not None:
             items = items.masked_fill(~mask[:, :, None], float("-inf"))
-        return F.normalize(items.amax(dim=1), dim=-1)
+        return unit_length(items.amax(dim=1))
     if pooling != "mean":
         raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}; got {pooling!r}")
     if mask is None:
-        return F.normalize(items.mean(dim=1), dim=-1)
+        return unit_length(items.mean(dim=1))
     total = items.masked_fill(~mask[:, :, None], 0.0).sum(dim=1)
-    return F.normalize(total / mask.sum(dim=1, keepdim=True), dim=-1)
+    return unit_length(total / mask.sum(dim=1, keepdim=True))
 
 
 def cosine_scores(

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from xmodal.heads.attention import at_least_float32
-from xmodal.heads.base import Attention, Head, check_inputs, check_items
+from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -60,8 +59,7 @@ def normalize_regions(
     becomes NaN.
     """
     exact = at_least_float32(regions).masked_fill(~region_mask[..., None], 0.0)
-    squares = exact.square().sum(dim=1 if axis == "region" else 2, keepdim=True)
-    return (exact / squares.masked_fill(squares == 0, 1.0).sqrt()).to(regions.dtype)
+    return unit_length(exact, dim=1 if axis == "region" else 2).to(regions.dtype)
 
 
 def vsrn_scores(
@@ -167,7 +165,7 @@ class VSRN(Head):
         """
         region_mask = self._check(states, region_mask, "states", "region_mask", "image region dim")
         memory, _ = self.rnn(states)
-        return F.normalize(at_least_float32(self.pooled_norm(last_real(memory, region_mask))), dim=-1)
+        return unit_length(at_least_float32(self.pooled_norm(last_real(memory, region_mask))))
 
     def embed_images(self, regions, region_mask=None):
         """Unit image embeddings `(image, dim)`: reasoning over the regions, then the region GRU."""
@@ -176,7 +174,7 @@ class VSRN(Head):
     def embed_captions(self, words, word_mask=None):
         """Unit caption embeddings `(caption, dim)`: the state of the sentence GRU at the last real word."""
         word_mask = self._check(words, word_mask, "words", "word_mask", "caption word dim")
-        return F.normalize(at_least_float32(last_real(words, word_mask)), dim=-1)
+        return unit_length(at_least_float32(last_real(words, word_mask)))
 
     def compare(self, images, captions, region_mask=None, word_mask=None):
         """`vsrn_scores`; padding was dealt with in the embeddings."""

@@ -55,6 +55,10 @@ class ModelConfig:
         }
     )
     """Matching head."""
+    captioner: dict[str, Any] | None = None
+    """Captioner trained jointly, for heads with region states (VSRN); None for none."""
+    captioning_weight: float = 1.0
+    """Weight of the captioner's loss beside the ranking loss."""
     word_vectors: Path | None = None
     """Text file of pretrained word vectors (GloVe format: a word and its numbers a line) to start a GRU from."""
 

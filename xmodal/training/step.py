@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from xmodal.objectives.captioning import caption_labels
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
@@ -25,19 +27,31 @@ class MatchingStep(nn.Module):
     joins the statistics too; torch cannot on CPUs.)
     """
 
-    def __init__(self, matcher: Matcher, objective: nn.Module) -> None:
+    def __init__(self, matcher: Matcher, objective: nn.Module, captioning_weight: float = 1.0) -> None:
         super().__init__()
         self.matcher = matcher
         self.objective = objective
+        self.captioning_weight = captioning_weight
 
     def forward(self, batch: PairBatch, step: int) -> dict[str, Float[Tensor, ""]]:
         """Loss terms of a batch at an optimizer step (0-based); `total` is what training minimizes."""
-        head = self.matcher.head
-        images = head.embed_images(self.matcher.encode_images(batch.region_features), batch.region_mask)
+        head, captioner = self.matcher.head, self.matcher.captioner
+        regions = self.matcher.encode_images(batch.region_features)
+        if captioner is None:
+            images = head.embed_images(regions, batch.region_mask)
+        else:  # the captioner reads the states that the head reasons to; they are computed once for both
+            states = head.reason(regions, batch.region_mask)
+            images = head.summarize(states, batch.region_mask)
         words = self.matcher.encode_captions(batch.tokens, batch.word_mask)
         captions = head.embed_captions(words, batch.word_mask)
         scores = head.compare(images, gather(captions), batch.region_mask, gather(batch.word_mask))
-        return self.objective(gather(scores), gather(batch.image), step=step)
+        terms = self.objective(gather(scores), gather(batch.image), step=step)
+        if captioner is not None:
+            labels = caption_labels(batch.tokens, batch.word_mask, pad=captioner.pad)
+            captioning = captioner.loss(states, *labels, batch.region_mask)
+            total = terms["total"] + self.captioning_weight * captioning
+            terms = {**terms, "ranking": terms["total"], "captioning": captioning, "total": total}
+        return terms
 
 
 def gather(tensor: Tensor) -> Tensor:

@@ -70,7 +70,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             len(train_set), config.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
         )
         steps_per_epoch = math.ceil(len(batches) / config.accumulate)
-        step_module: nn.Module = MatchingStep(matcher, build("objective", OBJECTIVES, config.objective))
+        step_module: nn.Module = MatchingStep(
+            matcher, build("objective", OBJECTIVES, config.objective), config.model.captioning_weight
+        )
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
         optimizer = _optimizer(step_module, config.optimizer)
@@ -312,6 +314,7 @@ def _build_matcher(config: TrainConfig, store: RegionStore) -> Matcher:
         head=config.model.head,
         vocabulary=vocabulary.words if vocabulary is not None else None,
         extractor=store.attributes["extractor"],
+        captioner=config.model.captioner,
     )
     if config.model.word_vectors is not None:
         if vocabulary is None or not isinstance(matcher.text_encoder, GRUEncoder):
