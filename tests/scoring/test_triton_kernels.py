@@ -16,7 +16,6 @@ from xmodal.scoring.triton_kernels import (
     kernel_options,
     pack,
     tile_boundaries,
-    tile_grams,
     triton_scores,
 )
 
@@ -102,13 +101,13 @@ def test_packing_keeps_every_real_item_in_order():
     mask = torch.rand(40, 11, generator=generator).argsort(dim=1) < lengths[:, None]
     items = torch.randn(40, 11, 5, generator=generator)
     side = pack(items, mask, size=32, depth=16)
-    grams = tile_grams(side)
+    grams = side.grams
     torch.testing.assert_close(
         side.items[:, :5], torch.cat([item[real] for item, real in zip(items, mask, strict=True)])
     )
     assert not side.items[:, 5:].any()
     assert side.items.shape[1] == 16
-    for tile in range(side.tiles):
+    for tile in range(len(side.sets)):
         row = 0
         for ordinal, number in enumerate(range(side.first_set[tile], side.first_set[tile + 1])):
             length = int(lengths[number])

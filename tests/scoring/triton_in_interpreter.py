@@ -1,4 +1,4 @@
-"""The Triton kernel in Triton's interpreter, against the heads. Run by test_triton_kernels.py in a process of its own."""
+"""The Triton kernel in Triton's interpreter, against the heads: test_triton_kernels.py runs it in its own process."""
 
 from __future__ import annotations
 
@@ -128,8 +128,11 @@ def test_gradients_equal_those_of_the_head(head, masked, monkeypatch):
     generator = torch.Generator().manual_seed(3)
     regions, region_mask = draw_side([5, 9, 2, 7], 9, 12, generator)
     words, word_mask = draw_side([2, 8, 5], 8, 12, generator)
+    masks = (region_mask, word_mask)
+    if not masked:
+        regions, words = (torch.randn(items.shape, generator=generator) for items in (regions, words))
+        masks = (None, None)
     regions, words = regions.nan_to_num(1.0).requires_grad_(), words.nan_to_num(1.0).requires_grad_()
-    masks = (region_mask, word_mask) if masked else (None, None)
     weight = torch.randn(4, 3, generator=generator)
     fused = torch.autograd.grad(
         (weight * triton_scores(head, regions, words, *masks, tile=TILE)).sum(), (regions, words)

@@ -24,7 +24,7 @@ from xmodal.heads import BFAN, SCAN
 from xmodal.heads.base import check_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -48,7 +48,7 @@ MAX_SETS = 16
 """Images or captions in one side of a tile, as in `triton_device`."""
 
 BACKWARD_BYTES = 256 << 20
-"""Bound on the products that the backward pass holds at a time."""
+"""Bound on the gradients of products that the backward pass holds at a time."""
 
 
 class Tile(NamedTuple):
@@ -62,21 +62,21 @@ class Tile(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """One side of the comparison: the real items of all sets one behind the other, cut into tiles of whole sets."""
+    """One side of the comparison: the real items of all sets one behind the other, cut into tiles of whole sets.
+
+    The order is that of the kernels' arguments.
+    """
 
     items: Float[Tensor, "item dim"]
-    norms: Float[Tensor, " item"]
     sets: Int[Tensor, "tile size"]
     """The set of every item counted within its tile, -1 after the last one."""
     start: Int[Tensor, " tile+1"]
     """The first item of every tile."""
     first_set: Int[Tensor, " tile+1"]
     """The first set of every tile."""
-
-    @property
-    def tiles(self) -> int:
-        """How many tiles."""
-        return len(self.sets)
+    norms: Float[Tensor, " item"]
+    grams: Float[Tensor, "tile size size"]
+    """Products of the items of a tile with one another in float32, zero between different sets."""
 
 
 def triton_scores(
@@ -90,8 +90,10 @@ def triton_scores(
 ) -> Float[Tensor, "image caption"]:
     """Scores of `head(regions, words, region_mask, word_mask)` from one fused kernel, with gradients.
 
-    The gradients come from the head itself, run again over a few images at a time: nothing but the inputs is kept
-    between the passes, and the backward pass holds at most `BACKWARD_BYTES` of products.
+    Nothing but the inputs is kept between the passes. The backward pass computes the tiles again, writes the gradients
+    of at most `BACKWARD_BYTES` of products at a time (of one row of tiles at least) and turns these into the gradients
+    of both sides with two matrix products. Gradients of norms and Gram matrices are added up in no fixed order, so
+    that two runs may differ in the last bits.
 
     Args:
         head: a SCAN or BFAN head, see below for what the kernel does not take.
@@ -113,7 +115,7 @@ def triton_scores(
     check_inputs(regions, words, region_mask, word_mask)
     options = kernel_options(head)
     _check_device(regions, words)
-    return _FusedScores.apply(regions, words, region_mask, word_mask, head, options, tile or Tile())  # type: ignore[no-any-return]
+    return _FusedScores.apply(regions, words, region_mask, word_mask, options, tile or Tile())  # type: ignore[no-any-return]
 
 
 def kernel_options(head: Head) -> dict[str, Any]:
@@ -139,54 +141,20 @@ def kernel_options(head: Head) -> dict[str, Any]:
     return options
 
 
-def fused_scores(
-    regions: Float[Tensor, "image region dim"],
-    words: Float[Tensor, "caption word dim"],
-    region_mask: Bool[Tensor, "image region"] | None,
-    word_mask: Bool[Tensor, "caption word"] | None,
-    options: dict[str, Any],
-    tile: Tile,
-) -> Float[Tensor, "image caption"]:
-    """Pack both sides and run the kernel; in direction i2t the captions are its rows."""
-    from triton import knobs
-
-    from xmodal.scoring.triton_device import score_tiles
-
-    scores = torch.empty(len(regions), len(words), dtype=torch.float32, device=regions.device)
-    if not scores.numel():
-        return scores
-    precision = PRECISION[regions.dtype]
-    if knobs.runtime.interpret and regions.dtype == torch.bfloat16:
-        # Triton 3.9's interpreter multiplies the bits of bfloat16 as if they were integers. In float32 the products of
-        # such numbers are exact, as they are on a GPU.
-        regions, words = regions.float(), words.float()
-    images_are_rows = options["direction"] == "t2i"
-    row_side, column_side = ((regions, region_mask), (words, word_mask))[:: 1 if images_are_rows else -1]
-    rows = pack(*row_side, tile.rows, tile.depth)
-    columns = pack(*column_side, tile.columns, tile.depth)
-    row_grams = tile_grams(rows)
-    column_grams = tile_grams(columns) if options["both"] else row_grams  # not read
-    strides = scores.stride() if images_are_rows else scores.stride()[::-1]
-    score_tiles[(rows.tiles * columns.tiles,)](
-        rows.items, rows.sets, rows.start, rows.first_set, rows.norms, row_grams,
-        columns.items, columns.sets, columns.start, columns.first_set, columns.norms, column_grams,
-        scores, *strides, rows.tiles, columns.tiles, options["temperature"], options["lse_scale"],
-        DIM=rows.items.shape[1], ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=8,
-        NORMALIZATION=options["normalization"], AGGREGATION=options["aggregation"],
-        FOCAL=options["focal"], BOTH=options["both"], PRECISION=precision,
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
-    )  # fmt: skip
-    return scores
-
-
-def pack(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None, size: int, depth: int) -> Packed:
+def pack(
+    items: Float[Tensor, "set item dim"],
+    mask: Bool[Tensor, "set item"] | None,
+    size: int,
+    depth: int,
+    *,
+    with_grams: bool = True,
+) -> Packed:
     """Drop the padding and cut the sets, in their order, into tiles of at most `size` items.
 
-    The dim is filled up with zeros to a multiple of `depth`, which changes no product.
+    The dim is filled up with zeros to a multiple of `depth`, which changes no product. `with_grams=False` leaves the
+    Gram matrices out, for a side that only attends.
     """
-    if mask is None:
-        mask = torch.ones(items.shape[:2], dtype=torch.bool, device=items.device)
-    mask = mask.to(items.device)
+    mask = _mask_or_ones(items, mask)
     lengths = mask.sum(dim=1).cpu()
     first_set = torch.tensor(tile_boundaries(lengths.tolist(), size))
     first_item = F.pad(lengths.cumsum(0), (1, 0))
@@ -198,7 +166,27 @@ def pack(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | 
     sets[tile_of_item, torch.arange(len(ordinal)) - start[tile_of_item]] = ordinal
     packed = F.pad(items[mask], (0, -items.shape[2] % depth)).contiguous()
     norms = packed.float().square().sum(dim=1).sqrt()
-    return Packed(packed, norms, *(indices.to(items.device, torch.int32) for indices in (sets, start, first_set)))
+    indices = (index.to(items.device, torch.int32) for index in (sets, start, first_set))
+    side = Packed(packed, *indices, norms, torch.empty(len(sets) if with_grams else 0, size, size, device=items.device))
+    if with_grams:
+        for tiles, _, members, together in tile_items(side):
+            side.grams[tiles] = (members @ members.transpose(1, 2)).masked_fill_(~together, 0.0)
+    return side
+
+
+def tile_items(side: Packed) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Some tiles at a time: which, the places of their items among all, the items, and who shares a set with whom.
+
+    Places after a tile's last item repeat another item and share a set with nobody.
+    """
+    count, size = side.sets.shape
+    for first in range(0, count, 64):
+        tiles = slice(first, min(first + 64, count))
+        places = side.start[:-1][tiles, None] + torch.arange(size, device=side.items.device)
+        places = places.clamp_max(len(side.items) - 1)
+        sets = side.sets[tiles]
+        together = (sets[:, :, None] == sets[:, None, :]) & (sets >= 0)[:, None, :]
+        yield tiles, places, side.items[places].float(), together
 
 
 def tile_boundaries(lengths: Sequence[int], size: int) -> list[int]:
@@ -225,58 +213,148 @@ def tile_boundaries(lengths: Sequence[int], size: int) -> list[int]:
     return [*boundaries, len(lengths)]
 
 
-def tile_grams(side: Packed) -> Float[Tensor, "tile size size"]:
-    """Products of the items of a tile with one another in float32, zero between different sets."""
-    size = side.sets.shape[1]
-    grams = torch.empty(side.tiles, size, size, device=side.items.device)
-    place = side.start[:-1, None] + torch.arange(size, device=side.items.device)
-    place = place.clamp_max(len(side.items) - 1)  # read and then masked
-    for chosen in torch.arange(side.tiles, device=side.items.device).split(64):
-        items, sets = side.items[place[chosen]].float(), side.sets[chosen]
-        together = (sets[:, :, None] == sets[:, None, :]) & (sets >= 0)[:, None, :]
-        grams[chosen] = (items @ items.transpose(1, 2)).masked_fill_(~together, 0.0)
-    return grams
-
-
 class _FusedScores(torch.autograd.Function):
-    """Forward in the kernel; backward through the head itself, over so many images that memory stays bounded."""
+    """The kernels as one differentiable operation. In direction i2t the captions are the rows of the product."""
 
     @staticmethod
-    def forward(ctx, regions, words, region_mask, word_mask, head, options, tile):
+    def forward(ctx: Any, regions, words, region_mask, word_mask, options, tile) -> Tensor:
+        from xmodal.scoring.triton_device import score_tiles
+
         ctx.save_for_backward(regions, words, region_mask, word_mask)
-        ctx.head = head
-        return fused_scores(regions.detach(), words.detach(), region_mask, word_mask, options, tile)
+        ctx.options, ctx.tile = options, tile
+        scores = torch.empty(len(regions), len(words), dtype=torch.float32, device=regions.device)
+        if scores.numel():
+            rows, columns = _pack_sides(regions, words, region_mask, word_mask, options, tile)
+            row_scores = scores if options["direction"] == "t2i" else scores.T
+            _launch(
+                score_tiles,
+                len(rows.sets) * len(columns.sets),
+                (*rows, *columns, row_scores, *row_scores.stride(), len(rows.sets), len(columns.sets)),
+                options,
+                tile,
+                regions.dtype,
+                GROUP=8,
+            )
+        return scores
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, gradients: Tensor) -> Any:
+        from xmodal.scoring.triton_device import product_gradients
+
         regions, words, region_mask, word_mask = ctx.saved_tensors
-        words = words.detach().requires_grad_()
-        region_gradients, word_gradients = [], torch.zeros_like(words, dtype=torch.float32)
-        pair_bytes = 4 * regions.shape[1] * words[..., 0].numel()
-        step = max(1, BACKWARD_BYTES // max(pair_bytes, 1))
-        for start in range(0, len(regions), step):
-            part = slice(start, start + step)
-            images = regions[part].detach().requires_grad_()
-            with torch.enable_grad():
-                scores = ctx.head.compare(images, words, None if region_mask is None else region_mask[part], word_mask)
-            of_images, of_words = torch.autograd.grad(scores, (images, words), gradients[0][part])
-            region_gradients.append(of_images)
-            word_gradients += of_words
-        return torch.cat(region_gradients), word_gradients.to(words.dtype), None, None, None, None, None
+        if not gradients.numel():
+            return torch.zeros_like(regions), torch.zeros_like(words), None, None, None, None
+        rows, columns = _pack_sides(regions, words, region_mask, word_mask, ctx.options, ctx.tile)
+        images_are_rows = ctx.options["direction"] == "t2i"
+        gradients = gradients.float() if images_are_rows else gradients.float().T
+        by_rows, by_columns = (torch.zeros_like(side.items, dtype=torch.float32) for side in (rows, columns))
+        by_norms_and_grams = [torch.zeros_like(t) for side in (rows, columns) for t in (side.norms, side.grams)]
+
+        start, count = rows.start.tolist(), len(columns.items)
+        step = max(1, BACKWARD_BYTES // (ctx.tile.rows * count * rows.items.element_size()))
+        for first in range(0, len(rows.sets), step):
+            last = min(first + step, len(rows.sets))
+            part = slice(start[first], start[last])
+            by_product = rows.items.new_empty(start[last] - start[first], count)
+            _launch(
+                product_gradients,
+                (last - first) * len(columns.sets),
+                (*rows, *columns, gradients, *gradients.stride(), by_product, *by_norms_and_grams,
+                 first, count, len(columns.sets)),
+                ctx.options,
+                ctx.tile,
+                regions.dtype,
+            )  # fmt: skip
+            by_rows[part] = (by_product @ columns.items).float()
+            by_columns += (by_product.T @ rows.items[part]).float()
+
+        by_row_norms, by_row_grams, by_column_norms, by_column_grams = by_norms_and_grams
+        _add_norm_and_gram_gradients(rows, by_rows, by_row_norms, by_row_grams)
+        _add_norm_and_gram_gradients(columns, by_columns, by_column_norms, by_column_grams)
+        by_regions, by_words = (by_rows, by_columns) if images_are_rows else (by_columns, by_rows)
+        return _unpack(by_regions, regions, region_mask), _unpack(by_words, words, word_mask), None, None, None, None
+
+
+def _pack_sides(
+    regions: Tensor,
+    words: Tensor,
+    region_mask: Tensor | None,
+    word_mask: Tensor | None,
+    options: dict[str, Any],
+    tile: Tile,
+) -> tuple[Packed, Packed]:
+    """Rows and columns of the product: the side that is attended over, and the one that attends."""
+    if interpreting() and regions.dtype == torch.bfloat16:
+        # Triton 3.9's interpreter multiplies the bits of bfloat16 as if they were integers. In float32 the products of
+        # such numbers are exact, as they are on a GPU.
+        regions, words = regions.float(), words.float()
+    images, captions = (regions, region_mask), (words, word_mask)
+    rows, columns = (images, captions) if options["direction"] == "t2i" else (captions, images)
+    return (
+        pack(*rows, tile.rows, tile.depth),
+        pack(*columns, tile.columns, tile.depth, with_grams=options["both"]),
+    )
+
+
+def _launch(
+    kernel: Any,
+    programs: int,
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+    tile: Tile,
+    dtype: torch.dtype,
+    **constants: int,
+) -> None:
+    """Run so many programs of a kernel with what all of them take."""
+    kernel[(programs,)](
+        *arguments, options["temperature"], options["lse_scale"],
+        DIM=arguments[0].shape[1], ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, **constants,
+        NORMALIZATION=options["normalization"], AGGREGATION=options["aggregation"],
+        FOCAL=options["focal"], BOTH=options["both"], PRECISION=PRECISION[dtype],
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def _add_norm_and_gram_gradients(side: Packed, by_items: Tensor, by_norms: Tensor, by_grams: Tensor) -> None:
+    """Carry the gradients of a side's norms and Gram matrices on to its items, in place."""
+    by_items += side.items.float() * (by_norms / side.norms.clamp_min(torch.finfo(torch.float32).tiny))[:, None]
+    if not len(by_grams):
+        return
+    for tiles, places, items, together in tile_items(side):
+        by_members = 2.0 * by_grams[tiles].masked_fill(~together, 0.0) @ items
+        by_items.index_add_(0, places.flatten(), by_members.flatten(0, 1))  # zero where a place repeats
+
+
+def _unpack(packed: Tensor, like: Tensor, mask: Tensor | None) -> Tensor:
+    """Packed gradients to the padded shape and dtype of the input."""
+    padded = torch.zeros_like(like)
+    padded[_mask_or_ones(like, mask)] = packed[:, : like.shape[2]].to(like.dtype)
+    return padded
+
+
+def _mask_or_ones(items: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return torch.ones(items.shape[:2], dtype=torch.bool, device=items.device)
+    return mask.to(items.device)
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter on the CPU."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
 
 
 def _check_device(regions: Tensor, words: Tensor) -> None:
     if find_spec("triton") is None:
         raise ModuleNotFoundError("the Triton kernel needs triton, which torch brings along on Linux with CUDA")
-    from triton import knobs
-
     if regions.dtype not in PRECISION or words.dtype != regions.dtype:
         raise ValueError(
             f"the Triton kernel takes {', '.join(map(str, PRECISION))}, the same for both sides; "
             f"got regions of {regions.dtype} and words of {words.dtype}"
         )
-    if words.device != regions.device or not (regions.is_cuda or knobs.runtime.interpret):
+    if words.device != regions.device or not (regions.is_cuda or interpreting()):
         raise ValueError(
             f"the Triton kernel needs regions and words on one CUDA device, got {regions.device} and {words.device}; "
             "use another backend (on a CPU the kernel runs only in Triton's interpreter, with TRITON_INTERPRET=1)"
