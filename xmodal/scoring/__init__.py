@@ -2,5 +2,7 @@
 
 from xmodal.scoring.blocks import score_all
 from xmodal.scoring.exact import evaluate_exact
+from xmodal.scoring.pairs import score_pairs
+from xmodal.scoring.shortlist import Shortlist, shortlist
 
-__all__ = ["evaluate_exact", "score_all"]
+__all__ = ["Shortlist", "evaluate_exact", "score_all", "score_pairs", "shortlist"]

@@ -152,12 +152,12 @@ def _fast_tiles(
     caption_parts = captions.divide(torch.arange(len(captions)), int(tile_elements**0.5))
     image_rows = tile_elements // max(map(captions.rows_of, caption_parts))
     for chunk in torch.arange(len(images)).split(max(1, budget_bytes // 2 // images.pack_bytes)):
-        packed = [images.pack(part, place_first=path.images_place_first) for part in images.divide(chunk, image_rows)]
+        packed = [images.pack(chunk[part], path.images) for part in images.divide(chunk, image_rows)]
         for part in caption_parts:
             chosen = [image for image in packed if wanted is None or wanted(image.sets, part)]
             if not chosen:
                 continue
-            caption = captions.pack(part, place_first=path.captions_place_first)
+            caption = captions.pack(part, path.captions)
             for image in chosen:
                 scores = path.score(multiply(image, caption, path, scratch), image, caption, scratch)
                 yield Tile(image.sets, part, scores)
@@ -174,7 +174,7 @@ def _compared_tiles(
     device: torch.device,
     wanted: Callable[[Tensor, Tensor], bool] | None,
 ) -> Iterator[Tile]:
-    """Tiles of a head without a fast path, through `Head.compare`; captions in order of length, cropped to the longest."""
+    """Tiles of a head without a fast path, through `Head.compare`; captions in order of length, cropped."""
     region_mask = torch.ones(regions.shape[:2], dtype=torch.bool) if region_mask is None else region_mask
     word_mask = torch.ones(words.shape[:2], dtype=torch.bool) if word_mask is None else word_mask
     block = _block_size(regions.shape[1] * words.shape[1], dtype, budget_bytes)

@@ -24,9 +24,8 @@ import torch
 
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_relevance, evaluate_retrieval
 from xmodal.scoring.blocks import score_all, score_tiles
-from xmodal.scoring.memory import check_budget
-from xmodal.scoring.packing import Collection
-from xmodal.scoring.tiles import FAST_PATHS, Scratch, multiply
+from xmodal.scoring.pairs import score_pairs
+from xmodal.scoring.tiles import FAST_PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,17 +39,14 @@ if TYPE_CHECKING:
 SAFETY = 2.0
 """A bound on errors, divided by the largest error seen."""
 
-SAMPLE_TILES = 8
+SAMPLE_TILES = 4
 """Random tiles that errors are first measured on."""
 
-ROUNDING = 2.0**-18
+ROUNDING = 2.0**-22
 """The least that a bound is of the largest score: samples without any error do not make low precision exact."""
 
 HOPELESS = 0.25
 """The share of open pairs from which on it is cheaper to compute all in float32."""
-
-PACK_COST = 256
-"""As in `packing`, where a pack is multiplied with a single image: less work a place, so that more packs cost more."""
 
 LOW, FLOAT32, SETTLED = 0, 1, 2
 """How a score was computed: in low precision, in float32, in the tile of `score_all`."""
@@ -89,8 +85,8 @@ def evaluate_exact(
         progress: show a bar.
 
     Returns:
-        The dict of `evaluate_retrieval` and, under `exact`, `pairs`; `recomputed`: pairs computed in float32, image by
-        image; `settled`: pairs of which the bits were needed; `error_bound` of the low-precision scores, in the end;
+        The dict of `evaluate_retrieval` and, under `exact`, `pairs`; `recomputed`: pairs computed in float32, one by
+        one; `settled`: pairs of which the bits were needed; `error_bound` of the low-precision scores, in the end;
         `largest_error` seen; `widened`: how often a bound was violated and doubled.
 
     Raises:
@@ -131,15 +127,9 @@ class _Settling:
         scores: Float[Tensor, "image caption"],
         caption_image: Int[Tensor, " caption"],
     ) -> None:
-        head, regions, words, region_mask, word_mask = inputs
         self.inputs, self.options, self.dtype = inputs, options, dtype
         self.scores, self.caption_image = scores, caption_image
         self.how = torch.zeros(scores.shape, dtype=torch.uint8)
-        self.path = FAST_PATHS[type(head)](head)
-        device = torch.device(options["device"] or regions.device)
-        self.images = Collection(regions, region_mask, dtype, device)
-        self.captions = Collection(words, word_mask, dtype, device)
-        self.scratch = Scratch()
         self.largest_error = [0.0, 0.0]  # of LOW scores, and of FLOAT32 ones
         self.bound = [float("inf"), float("inf")]
         self.widened = 0
@@ -157,16 +147,14 @@ class _Settling:
             elif bool(low.any()):
                 self.recompute(images[low], captions[low])
             else:
-                wanted = torch.zeros_like(self.how, dtype=torch.bool)
-                wanted[images, captions] = True
-                self.settle(lambda rows, columns: bool(wanted[rows[:, None], columns].any()))
+                self.settle(self.tiles_with(images, captions))
 
     def measure(self) -> None:
         """Set the bounds by the errors of all right answers and of some random tiles."""
         generator = torch.Generator().manual_seed(0)
+        images, captions = (torch.randint(size, (SAMPLE_TILES,), generator=generator) for size in self.how.shape)
+        tiles = list(self.tiles(self.tiles_with(images, captions)))
         drawn = torch.zeros_like(self.how, dtype=torch.bool)
-        drawn.view(-1)[torch.randint(drawn.numel(), (SAMPLE_TILES,), generator=generator)] = True
-        tiles = list(self.tiles(lambda rows, columns: bool(drawn[rows[:, None], columns].any())))
         drawn[self.caption_image, torch.arange(len(self.caption_image))] = True
         for tile in tiles:
             drawn[tile.images[:, None], tile.captions] = True
@@ -177,9 +165,9 @@ class _Settling:
         self.bound = [max(SAFETY * error, least) for error in self.largest_error]
 
     def open_pairs(self) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
-        """Pairs that are not settled and may be on either side of a right answer, and the right answers they are near to.
+        """Pairs that may be on either side of a right answer, and the right answers they are near to.
 
-        Sorted by image.
+        No pair is settled yet, and none comes twice.
         """
         bounds = torch.tensor([*self.bound, 0.0], dtype=self.dtype)
         own = torch.arange(len(self.caption_image))
@@ -214,16 +202,8 @@ class _Settling:
         return images, captions
 
     def recompute(self, images: Int[Tensor, " pair"], captions: Int[Tensor, " pair"]) -> None:
-        """Float32 scores of some pairs, sorted by image: the products of one image with its captions at a time."""
-        budget = check_budget(self.options["budget_bytes"], self.images.device)
-        rows = max(1, budget // 4 // self.captions.row_bytes)
-        for image, some in zip(*_runs(images, captions), strict=True):
-            packed = self.images.pack(image[None], place_first=self.path.images_place_first)
-            for part in self.captions.divide(some, rows, pack_cost=PACK_COST):
-                others = self.captions.pack(part, place_first=self.path.captions_place_first)
-                products = multiply(packed, others, self.path, self.scratch)
-                scores = self.path.score(products, packed, others, self.scratch)
-                self.accept(image.expand(len(part)), part, scores[0], FLOAT32)
+        """Float32 scores of some pairs, whose last bits may differ from those of `score_all`."""
+        self.accept(images, captions, score_pairs(*self.inputs, images, captions, **self.options), FLOAT32)
 
     def settle(self, wanted: Callable[[Tensor, Tensor], bool]) -> None:
         """The scores of `score_all` for all pairs of the tiles that are wanted."""
@@ -233,6 +213,14 @@ class _Settling:
     def tiles(self, wanted: Callable[[Tensor, Tensor], bool]) -> Iterator[Tile]:
         """Tiles of `score_all` in float32."""
         return score_tiles(*self.inputs, dtype=self.dtype, wanted=wanted, **self.options)
+
+    def tiles_with(
+        self, images: Int[Tensor, " pair"], captions: Int[Tensor, " pair"]
+    ) -> Callable[[Tensor, Tensor], bool]:
+        """Whether a tile has one of these pairs."""
+        among = torch.zeros_like(self.how, dtype=torch.bool)
+        among[images, captions] = True
+        return lambda rows, columns: bool(among[rows[:, None], columns].any())
 
     def accept(self, images: Tensor, captions: Tensor, scores: Tensor, how: int) -> None:
         """Take better scores, and check by them the bounds on the errors of those they replace."""
@@ -264,9 +252,3 @@ class _Settling:
             "largest_error": self.largest_error[LOW],
             "widened": self.widened,
         }
-
-
-def _runs(images: Int[Tensor, " pair"], captions: Int[Tensor, " pair"]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The distinct images of pairs sorted by image, and the captions of each."""
-    distinct, counts = images.unique_consecutive(return_counts=True)
-    return distinct, captions.split(counts.tolist())

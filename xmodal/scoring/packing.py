@@ -21,17 +21,29 @@ PACK_COST = 8
 """The fixed cost of one more pack, in padded places: what splitting must save before it pays (measured on a CPU)."""
 
 
+class Use(NamedTuple):
+    """What a head does with the packs of one side: the order of rows that it wants, and whether it attends over them."""
+
+    place_first: bool
+    context: bool
+
+
+CONTEXT = Use(place_first=False, context=True)
+QUERY = Use(place_first=True, context=False)
+BOTH = Use(place_first=True, context=True)
+
+
 class Pack(NamedTuple):
     """Some sets of a collection, ready for the kernel: the rows of a product and what goes with them.
 
-    Rows run over (set, place), or over (place, set) where the pack was asked for place by place.
+    Rows run over (place, set), or over (set, place) if the use is not `place_first`. Only a context has a Gram matrix.
     """
 
     sets: Int[Tensor, " set"]
     rows: Float[Tensor, "row dim"]
     mask: Bool[Tensor, "place set"]
     norms: Float[Tensor, "place set"]
-    gram: Float[Tensor, "set place place"]
+    gram: Float[Tensor, "set place place"] | None
     padded: bool
 
 
@@ -78,44 +90,47 @@ class Collection:
     def divide(
         self, sets: Int[Tensor, " set"], max_rows: int, *, pack_cost: int = PACK_COST
     ) -> list[Int[Tensor, " set"]]:
-        """The sets in parts of like length and at most `max_rows` rows, or of one set where that has more."""
+        """Positions in `sets`, in parts of like length and at most `max_rows` rows, or of one set where that has more."""
         parts = []
         for group in group_by_length(self.lengths[sets], pack_cost=pack_cost):
             size = max(1, max_rows // int(self.lengths[sets[group[-1]]]))
-            parts += sets[group].tensor_split(-(-len(group) // size))  # of nearly one size: no small one at the end
+            parts += group.tensor_split(-(-len(group) // size))  # of nearly one size: no small one at the end
         return parts
 
     def rows_of(self, sets: Int[Tensor, " set"]) -> int:
         """Rows of the pack of these sets."""
         return len(sets) * int(self.lengths[sets].max())
 
-    def pack(self, sets: Int[Tensor, " set"], *, place_first: bool) -> Pack:
+    def pack(self, sets: Int[Tensor, " set"], use: Use) -> Pack:
         """The real items of some sets."""
         length = int(self.lengths[sets].max())
-        mask = torch.arange(length) < self.lengths[sets][:, None]
+        mask = torch.arange(length)[:, None] < self.lengths[sets]
         padded = not bool(mask.all())
         mask = mask.to(self.device)
-        items = self._gather(sets, length).to(self.device)
+        items = self._gather(sets, length, use.place_first).to(self.device)
         if padded:
-            items = items.masked_fill(~mask[..., None], 0.0)
+            items.masked_fill_(~(mask if use.place_first else mask.T)[..., None], 0.0)
         exact = at_least_float32(items)
-        gram = exact @ exact.transpose(1, 2)
-        norms = safe_sqrt(gram.diagonal(dim1=1, dim2=2))
-        rows = items.to(self.dtype)
-        if place_first:
-            rows = rows.transpose(0, 1)
-        return Pack(sets, rows.reshape(-1, rows.shape[-1]), mask.T, norms.T.contiguous(), gram, padded)
+        gram = None
+        if use.context:
+            each = exact.transpose(0, 1) if use.place_first else exact
+            gram = each @ each.transpose(1, 2)
+            norms = safe_sqrt(gram.diagonal(dim1=1, dim2=2).T.contiguous())
+        else:
+            norms = safe_sqrt(exact.square().sum(dim=-1))
+            norms = norms if use.place_first else norms.T
+        return Pack(sets, items.to(self.dtype).flatten(0, 1), mask, norms, gram, padded)
 
-    def _gather(self, sets: Tensor, length: int) -> Float[Tensor, "set place dim"]:
-        """The items in the first `length` real places of some sets; without a copy where that is a slice."""
+    def _gather(self, sets: Tensor, length: int, place_first: bool) -> Tensor:
+        """The items in the first `length` real places of some sets; where that is a slice, without a copy."""
         first, last = int(sets[0]), int(sets[-1])
-        neighbors = last - first + 1 == len(sets) and bool((sets.diff() == 1).all())
-        if self.places is None and neighbors:
+        if self.places is None and not place_first and bool((sets.diff() == 1).all()):
             return self.items[first : last + 1]
-        width = self.items.shape[1]
         places = torch.arange(length).expand(len(sets), -1) if self.places is None else self.places[sets, :length]
-        rows = (sets[:, None] * width + places).flatten().to(self.items.device)
-        return self.items.flatten(0, 1).index_select(0, rows).view(len(sets), length, -1)
+        rows = sets[:, None] * self.items.shape[1] + places
+        rows = rows.T if place_first else rows
+        chosen = rows.flatten().to(self.items.device)
+        return self.items.flatten(0, 1).index_select(0, chosen).view(*rows.shape, -1)
 
 
 def group_by_length(lengths: Int[Tensor, " set"], *, pack_cost: int = PACK_COST) -> list[Int[Tensor, " set"]]:

@@ -21,6 +21,7 @@ import torch
 
 from xmodal.heads import BFAN, SCAN
 from xmodal.heads.attention import EPSILON, NEGATIVE_SLOPE, aggregate
+from xmodal.scoring.packing import BOTH, CONTEXT, QUERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from xmodal.heads import Head
     from xmodal.heads.attention import Aggregation, Direction, Normalization
     from xmodal.heads.bfan import Focal
-    from xmodal.scoring.packing import Pack
+    from xmodal.scoring.packing import Pack, Use
 
 TINY = 1e-30
 """What a square is at least before a root or a quotient of it is taken."""
@@ -57,23 +58,23 @@ class Scratch:
 
 
 class FastPath(NamedTuple):
-    """How a head scores a tile: which sides are packed place by place, and (products, images, captions) -> scores."""
+    """How a head scores a tile: how it uses the two sides, and (products, images, captions, scratch) -> scores."""
 
-    images_place_first: bool
-    captions_place_first: bool
+    images: Use
+    captions: Use
     score: Callable[[Tensor, Pack, Pack, Scratch], Tensor]
 
 
 def scan_path(head: SCAN) -> FastPath:
     """SCAN: words look at regions (t2i), or regions at words (i2t)."""
     options = {**head.attention_options, **head.aggregation_options}
-    words_look = options["direction"] == "t2i"
-    return FastPath(not words_look, words_look, partial(scan_tile, **options))
+    uses = (CONTEXT, QUERY) if options["direction"] == "t2i" else (QUERY, CONTEXT)
+    return FastPath(*uses, partial(scan_tile, **options))
 
 
 def bfan_path(head: BFAN) -> FastPath:
     """BFAN: both directions from one product."""
-    return FastPath(True, True, partial(bfan_tile, **head.options))
+    return FastPath(BOTH, BOTH, partial(bfan_tile, **head.options))
 
 
 FAST_PATHS: dict[type[Head], Callable[[Any], FastPath]] = {SCAN: scan_path, BFAN: bfan_path}
@@ -81,13 +82,11 @@ FAST_PATHS: dict[type[Head], Callable[[Any], FastPath]] = {SCAN: scan_path, BFAN
 
 
 def multiply(images: Pack, captions: Pack, path: FastPath, scratch: Scratch) -> Float[Tensor, "row column"]:
-    """The products of a tile, in at least float32 whatever they are multiplied in; contexts of a head in the rows."""
-    rows, columns = images.rows, captions.rows
-    if path.images_place_first and not path.captions_place_first:
-        rows, columns = columns, rows
+    """The products of a tile, in at least float32 whatever they are multiplied in; the rows are a context's."""
+    rows, columns = (images.rows, captions.rows) if path.images.context else (captions.rows, images.rows)
     products = torch.mm(rows, columns.T, out=scratch.take("products", (len(rows), len(columns)), rows))
-    if products.dtype != images.gram.dtype:
-        products = scratch.take("widened", products.shape, images.gram).copy_(products)  # type: ignore[union-attr]
+    if products.dtype != images.norms.dtype:
+        products = scratch.take("widened", products.shape, images.norms).copy_(products)  # type: ignore[union-attr]
     return products
 
 
@@ -204,6 +203,7 @@ def attended_cosines(
     spare = scratch.take("spare", products.shape, products)
     dots = torch.mul(weights, products, out=spare).sum(dim=1)
     flat = (len(contexts.sets), weights.shape[1], -1)
+    assert contexts.gram is not None, "a context is packed with its Gram matrix"
     spread = torch.bmm(contexts.gram, weights.reshape(flat), out=None if spare is None else spare.view(flat))
     squares = spread.view(weights.shape).mul_(weights).sum(dim=1)
     cosines = dots.div_(queries.norms.clamp_min(EPSILON)).mul_(squares.clamp_min_(TINY).rsqrt_())
