@@ -201,7 +201,7 @@ def test_bfloat16_trains_beside_float32_in_one_process(config, change, read_log)
         [line["loss/total"] for line in read_log(run.output) if "loss/total" in line] for run in (full, low)
     )
     assert low_losses != full_losses
-    assert low_losses == pytest.approx(full_losses, rel=0.1)
+    assert low_losses[:5] == pytest.approx(full_losses[:5], rel=0.05)
     assert all(value.dtype == torch.float32 for value in weights(low.output).values())
 
 

@@ -1,0 +1,97 @@
+"""Two processes, each with half a batch, train as one process with the whole batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from xmodal.data import PairBatch
+from xmodal.model import Matcher
+from xmodal.names import build
+from xmodal.objectives import OBJECTIVES
+from xmodal.training.step import MatchingStep
+
+WORDS = ["a", "cat", "dog"]
+CASES = {
+    "scan t2i": ({"name": "scan"}, {"name": "hinge", "hardest": 0.5}),
+    "scan i2t": ({"name": "scan", "direction": "i2t"}, {"name": "info_nce", "learn_temperature": True}),
+    "vsrn": ({"name": "vsrn", "dim": 6, "layers": 2}, {"name": "hinge", "margin": 1.0}),
+}
+
+
+def step_module(case: str) -> MatchingStep:
+    head, objective = CASES[case]
+    torch.manual_seed(0)
+    matcher = Matcher(
+        image={"name": "regions", "input_dim": 5, "dim": 6},
+        text={"name": "gru", "dim": 6, "word_dim": 4, "bidirectional": False},
+        head=head,
+        vocabulary=WORDS,
+    )
+    module = MatchingStep(matcher, build("objective", OBJECTIVES, objective))
+    for parameter in module.parameters():  # also those that start at zero
+        nn.init.normal_(parameter, std=0.5)
+    return module.double().eval()  # the statistics of batch norm are each process's own
+
+
+def half(process: int) -> PairBatch:
+    """Four pairs with fewer regions and words than the other process has; two share an image across the halves."""
+    generator = torch.Generator().manual_seed(process)
+    regions, words = (3, 4) if process == 0 else (2, 7)
+    region_mask = torch.arange(regions) < torch.randint(1, regions + 1, (4, 1), generator=generator)
+    word_mask = torch.arange(words) < torch.randint(1, words + 1, (4, 1), generator=generator)
+    return PairBatch(
+        torch.randn(4, regions, 5, dtype=torch.float64, generator=generator),
+        region_mask,
+        torch.randint(0, 7, (4, words), generator=generator) * word_mask,
+        word_mask,
+        torch.tensor([0, 1, 2, 3]) + 3 * process,
+        torch.arange(4) + 4 * process,
+    )
+
+
+def joined() -> PairBatch:
+    def pad(tensor: torch.Tensor, length: int) -> torch.Tensor:
+        return nn.functional.pad(tensor, [0, 0] * (tensor.ndim - 2) + [0, length - tensor.shape[1]])
+
+    halves = zip(half(0), half(1), strict=True)
+    return PairBatch(
+        *(torch.cat([pad(t, max(a.shape[1], b.shape[1])) if t.ndim > 1 else t for t in (a, b)]) for a, b in halves)
+    )
+
+
+def work(process: int, folder) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=process, world_size=2)
+    results = {}
+    for case in CASES:
+        module = DistributedDataParallel(step_module(case))
+        total = module(half(process), 0)["total"]
+        total.backward()
+        results[case] = (total.detach(), [parameter.grad for parameter in module.parameters()])
+    torch.save(results, folder / f"{process}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two_processes")
+    spawn(work, (folder,), nprocs=2)
+    return [torch.load(folder / f"{process}.pt") for process in (0, 1)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_two_processes_are_those_of_the_joined_batch(two_processes, case):
+    module = step_module(case)
+    total = module(joined(), 0)["total"]
+    total.backward()
+    assert total > 0
+    for results in two_processes:
+        torch.testing.assert_close(results[case][0], total.detach(), rtol=1e-12, atol=0)
+        for gradient, parameter in zip(results[case][1], module.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-13)
+            assert parameter.grad.any()
