@@ -19,7 +19,7 @@ WORDS = ["a", "cat", "dog"]
 CASES = {
     "scan t2i": ({"name": "scan"}, {"name": "hinge", "hardest": 0.5}),
     "scan i2t": ({"name": "scan", "direction": "i2t"}, {"name": "info_nce", "learn_temperature": True}),
-    "vsrn": ({"name": "vsrn", "dim": 6, "layers": 2}, {"name": "hinge", "margin": 1.0}),
+    "vsrn and its captioner": ({"name": "vsrn", "dim": 6, "layers": 2}, {"name": "hinge", "margin": 1.0}),
 }
 
 
@@ -31,6 +31,7 @@ def step_module(case: str) -> MatchingStep:
         text={"name": "gru", "dim": 6, "word_dim": 4, "bidirectional": False},
         head=head,
         vocabulary=WORDS,
+        captioner={"hidden_dim": 4, "word_dim": 4} if head["name"] == "vsrn" else None,
     )
     module = MatchingStep(matcher, build("objective", OBJECTIVES, objective))
     for parameter in module.parameters():  # also those that start at zero

@@ -48,7 +48,8 @@ class MatchingStep(nn.Module):
         terms = self.objective(gather(scores), gather(batch.image), step=step)
         if captioner is not None:
             labels = caption_labels(batch.tokens, batch.word_mask, pad=captioner.pad)
-            captioning = captioner.loss(states, *labels, batch.region_mask)
+            # An average over captions, so over processes too: all see the joined batch's value.
+            captioning = gather(captioner.loss(states, *labels, batch.region_mask)[None]).mean()
             total = terms["total"] + self.captioning_weight * captioning
             terms = {**terms, "ranking": terms["total"], "captioning": captioning, "total": total}
         return terms

@@ -1,0 +1,49 @@
+"""The projection of region features against its formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from xmodal.encoders.regions import RegionProjection
+
+
+@pytest.mark.parametrize("weight_norm", [False, True])
+def test_projection_is_linear_then_l2(weight_norm):
+    torch.manual_seed(0)
+    encoder = RegionProjection(5, 7, weight_norm=weight_norm)
+    features = torch.randn(2, 3, 5)
+    plain = features @ encoder.projection.weight.T + encoder.projection.bias
+    torch.testing.assert_close(encoder(features), plain / plain.norm(dim=-1, keepdim=True))
+    bare = RegionProjection(5, 7, normalize=False)
+    torch.testing.assert_close(bare(features), features @ bare.projection.weight.T)
+
+
+def test_initialization_is_xavier_with_zero_bias():
+    encoder = RegionProjection(2048, 1024)
+    bound = (6 / (2048 + 1024)) ** 0.5
+    assert encoder.projection.weight.abs().max() <= bound
+    assert encoder.projection.weight.abs().max() > 0.99 * bound
+    assert not encoder.projection.bias.any()
+
+
+def test_weight_norm_has_one_length_for_the_whole_weight():
+    encoder = RegionProjection(5, 7, weight_norm=True)
+    length, direction = encoder.projection.parametrizations.weight.parameters()
+    assert length.numel() == 1
+    torch.testing.assert_close(encoder.projection.weight, length * direction / direction.norm())
+    before = encoder.projection.weight.detach().clone()
+    with torch.no_grad():
+        length.mul_(2)
+    torch.testing.assert_close(encoder.projection.weight, 2 * before)
+
+
+def test_an_empty_region_has_a_finite_gradient():
+    encoder = RegionProjection(5, 7)
+    encoder(torch.zeros(1, 2, 5)).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
+
+
+def test_features_of_another_dim_are_refused():
+    with pytest.raises(ValueError, match="have dim 4, this encoder takes 5"):
+        RegionProjection(5, 7)(torch.zeros(1, 2, 4))
