@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.append(str(Path(__file__).parents[1] / "heads"))
+from batches import ALL_HEADS, Batch, batches, random_batch
+
+from xmodal.heads import BFAN, SCAN, VSRN, Cosine, Head
+from xmodal.scoring import score_all, score_pairs
+from xmodal.scoring.packing import group_by_length
+
+HEADS: list[Head] = [
+    *ALL_HEADS,
+    *(BFAN(focal, temperature) for focal in ("prob", "equal") for temperature in (5.0, 50.0)),
+    SCAN(normalization="none", temperature=200.0),
+    SCAN("i2t", temperature=100.0),
+]
+
+
+def in_float32(batch: Batch) -> Batch:
+    return Batch(batch.regions.float(), batch.words.float(), batch.region_mask, batch.word_mask)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("budget_bytes", [1, 3000, None])
+def test_scores_are_those_of_the_head(head, budget_bytes):
+    batch = random_batch(seed=3, images=7, captions=9, regions=5, words=6)
+    torch.testing.assert_close(score_all(head, *batch, budget_bytes=budget_bytes), head(*batch), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t"), Cosine()], ids=str)
+@given(batch=batches(dim=16), budget_bytes=st.integers(1, 100_000))
+def test_float32_scores_are_those_of_the_head_for_any_lengths_and_budget(head, batch, budget_bytes):
+    batch = in_float32(batch)
+    expected = head(*batch)
+    torch.testing.assert_close(score_all(head, *batch, budget_bytes=budget_bytes), expected, atol=2e-5, rtol=0)
+
+
+@given(seed=st.integers(0, 2**31), words=st.integers(2, 7), budget_bytes=st.integers(1, 100_000))
+def test_float32_scores_of_bfan(seed, words, budget_bytes):
+    """Two words at least: over a single one, attention is the same for all positive regions, and rounding decides which
+    of them BFAN keeps, in the head as here."""
+    generator = torch.Generator().manual_seed(seed)
+    sides = torch.randn(4, 6, 16, generator=generator), torch.randn(5, words, 16, generator=generator)
+    torch.testing.assert_close(score_all(BFAN(), *sides, budget_bytes=budget_bytes), BFAN()(*sides), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t"), Cosine()], ids=str)
+def test_order_of_images_and_captions_does_not_matter(head):
+    batch = in_float32(random_batch(seed=1, images=9, captions=11))
+    images, captions = torch.randperm(9), torch.randperm(11)
+    shuffled = Batch(batch.regions[images], batch.words[captions], batch.region_mask[images], batch.word_mask[captions])
+    expected = score_all(head, *batch)[images[:, None], captions]
+    torch.testing.assert_close(score_all(head, *shuffled), expected, atol=2e-5, rtol=0)
+
+
+def test_what_padding_holds_does_not_matter():
+    batch = in_float32(random_batch(images=6, captions=6))
+    expected = score_all(SCAN(), *batch)
+    batch.regions[~batch.region_mask], batch.words[~batch.word_mask] = float("nan"), float("inf")
+    torch.testing.assert_close(score_all(SCAN(), *batch), expected)
+    assert batch.regions.isnan().any(), "the input was written to"
+
+
+def test_vsrn_and_pooled_heads_embed_once_an_item():
+    head, seen = VSRN(dim=8).eval(), []
+    head.register_forward_pre_hook(lambda *_: pytest.fail("forward was called"))
+    embed = head.embed_images
+    head.embed_images = lambda *inputs: seen.append(len(inputs[0])) or embed(*inputs)
+    regions, words = torch.randn(7, 4, 8), torch.randn(9, 5, 8)
+    scores = score_all(head, regions, words, budget_bytes=2000)
+    assert sum(seen) == 7
+    assert len(seen) > 1
+    torch.testing.assert_close(scores, VSRN.compare(head, embed(regions), head.embed_captions(words)).detach())
+
+
+def test_bfloat16_products_are_near_and_scores_float32():
+    batch = in_float32(random_batch(images=6, captions=6, dim=64))
+    low = score_all(SCAN(), *batch, dtype=torch.bfloat16)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, score_all(SCAN(), *batch), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t"), BFAN(), Cosine("max"), VSRN(dim=8)], ids=str)
+def test_pairs_are_entries_of_all_scores(head):
+    batch = in_float32(random_batch(images=6, captions=8))
+    batch = Batch(batch.regions, batch.words, torch.ones_like(batch.region_mask), torch.ones_like(batch.word_mask))
+    images, captions = torch.tensor([5, 0, 3, 3, 5]), torch.tensor([1, 7, 7, 0, 1])
+    with torch.no_grad():
+        expected = head(*batch)[images, captions]
+    torch.testing.assert_close(score_pairs(head, *batch, images, captions), expected, atol=2e-5, rtol=0)
+    one_caption = score_pairs(head, *batch, torch.arange(6), torch.zeros(6, dtype=torch.long))
+    torch.testing.assert_close(one_caption, score_all(head, *batch)[:, 0], atol=2e-5, rtol=0)
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), pack_cost=st.integers(0, 50))
+def test_groups_hold_every_set_once_and_cost_no_more_than_the_obvious_divisions(lengths, pack_cost):
+    groups = group_by_length(torch.tensor(lengths), pack_cost=pack_cost)
+    assert sorted(torch.cat(groups).tolist()) == list(range(len(lengths)))
+    cost = sum(max(lengths[i] for i in group.tolist()) * len(group) + pack_cost for group in groups)
+    assert cost <= max(lengths) * len(lengths) + pack_cost
+    assert cost <= sum(lengths) + pack_cost * len(set(lengths))
+
+
+def test_a_result_file_holds_the_scores(tmp_path):
+    batch = in_float32(random_batch())
+    scores = score_all(SCAN(), *batch, out=tmp_path / "scores.npy")
+    assert torch.equal(scores, score_all(SCAN(), *batch))
+    scores.zero_()  # a private view
+    assert np.array_equal(np.load(tmp_path / "scores.npy"), score_all(SCAN(), *batch).numpy())
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.npy"]
+
+
+def test_a_result_file_that_exists_is_replaced_only_when_asked(tmp_path):
+    path = tmp_path / "scores.npy"
+    path.write_text("precious")
+    batch = in_float32(random_batch())
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        score_all(SCAN(), *batch, out=path)
+    assert path.read_text() == "precious"
+    score_all(SCAN(), *batch, out=path, overwrite=True)
+    assert np.load(path).shape == (3, 4)
+    with pytest.raises(ValueError, match=r"\*\.npy"):
+        score_all(SCAN(), *batch, out=tmp_path / "scores.h5")
+
+
+class Interrupted(Cosine):
+    """A head whose user presses Ctrl-C after the first block."""
+
+    blocks = 0
+
+    def compare(self, *inputs):
+        self.blocks += 1
+        if self.blocks > 1:
+            raise KeyboardInterrupt
+        return super().compare(*inputs)
+
+
+def test_an_interruption_leaves_no_file(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        score_all(Interrupted(), *in_float32(random_batch()), out=tmp_path / "scores.npy", budget_bytes=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("budget_bytes", [0, -5])
+def test_a_budget_must_be_positive(budget_bytes):
+    with pytest.raises(ValueError, match="budget_bytes must be positive"):
+        score_all(SCAN(), *random_batch(), budget_bytes=budget_bytes)
+
+
+def test_an_image_without_regions_is_refused():
+    batch = random_batch()
+    batch.region_mask[1] = False
+    with pytest.raises(ValueError, match="image 1 has no real region"):
+        score_all(SCAN(), *batch)
+
+
+def test_compiling_without_a_compiler_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(RuntimeError, match=r"C\+\+ compiler.*compiled=False"):
+        score_all(SCAN(), *random_batch(), compiled=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t"), BFAN()], ids=str)
+def test_compiled_scores_are_those_of_the_head(head):
+    batch = in_float32(random_batch(images=7, captions=9))
+    torch.testing.assert_close(score_all(head, *batch, compiled=True), head(*batch), atol=2e-5, rtol=0)
