@@ -1,14 +1,15 @@
 """From a folder of images to a region store.
 
     python -m preprocess.regions --images photos --output train.h5 --captions captions.jsonl --split train
-    accelerate launch --num_processes 2 -m preprocess.regions --images photos --output train.h5 --extractor detr
+    torchrun --standalone --nproc_per_node 2 -m preprocess.regions --images photos --output train.h5 --extractor detr
 
 The images of the folder (and of folders in it) go through an extractor of `xmodal.encoders.extractors`, and their
 regions into one HDF5 file, under the name of the image file without its extension. An image that cannot be read is
 skipped and listed, with the reason, in `<output>.skipped.txt`.
 
 Batches are kept in `<output>.parts` until all are done, so the same command goes on where it was stopped, whatever
-stopped it. Batches are the same for any number of processes, and so is the result.
+stopped it. Batches are the same for any number of processes, and so is the result. `accelerate launch --multi_gpu
+--num_processes 2 -m` starts several processes too.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def extract(config: RegionsConfig, extractor: RegionExtractor) -> dict[str, str]
         raise FileExistsError(f"{config.output} exists. Pass --overwrite to replace it, or choose another name.")
     images = list(choose_images(config).items())
     batches = [dict(images[start : start + config.batch_size]) for start in range(0, len(images), config.batch_size)]
-    state = PartialState()
+    # Without an accelerator this must be said, or processes that were launched together do not know of each other.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     device = torch.device(state.device or "cpu")
     if isinstance(extractor, nn.Module):
         extractor.to(device)

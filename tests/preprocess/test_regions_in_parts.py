@@ -1,0 +1,128 @@
+"""Several processes, or one that was killed and started again, write the store that one undisturbed process writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import mean_color
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocess.parts import Parts
+from preprocess.regions import RegionsConfig, main
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(11):
+        image = Image.fromarray(rng.integers(0, 255, (20, 10 + number, 3), np.uint8))
+        image.save(folder / f"{number:02}.jpg")
+    whole = (folder / "03.jpg").read_bytes()
+    (folder / "03.jpg").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def start(folder, output, *launcher, seconds=0.0):
+    arguments = [str(HERE / "mean_color.py"), str(folder), str(output), str(seconds)]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    return told
+
+
+def contents(path):
+    """Every dataset and what made them; only the time differs between two equal stores."""
+    with h5py.File(path) as file:
+        datasets = {name: (file[name].dtype, file[name][:].tolist()) for name in file}
+        return datasets, {name: value for name, value in file.attrs.items() if name != "created"}
+
+
+def test_two_processes_and_a_killed_one_write_what_one_process_writes(folder, tmp_path, capsys):
+    one, two, killed = (tmp_path / f"{name}.h5" for name in ("one", "two", "killed"))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    pair = start(folder, two, *launcher)
+    mean_color.run(folder, one)
+    assert "1 left out" in capsys.readouterr().out
+    assert (tmp_path / "one.h5.skipped.txt").read_text().startswith("03\tcannot read")
+    assert len(contents(one)[0]["image_id"][1]) == 10
+
+    parts = tmp_path / "killed.h5.parts"
+    slow = start(folder, killed, seconds=0.4)
+    while len(list(parts.glob("*.json"))) < 2:
+        assert slow.poll() is None, slow.communicate()[0]
+        time.sleep(0.02)
+    os.killpg(slow.pid, signal.SIGKILL)
+    slow.communicate()
+    assert slow.returncode == -signal.SIGKILL
+    assert not killed.exists()
+    done = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
+    assert 2 <= len(done) < 6
+    resumed = finish(start(folder, killed))
+    assert f"{2 * len(done)}/11" in resumed, "the parts that were done are not done again"
+    assert contents(killed) == contents(one)
+    assert not parts.exists()
+
+    told = finish(pair)
+    assert "1 of 2 processes" in told
+    assert contents(two) == contents(one)
+    assert (tmp_path / "two.h5.skipped.txt").read_text() == (tmp_path / "one.h5.skipped.txt").read_text()
+
+
+OPTIONS = {"dim": 2, "max_regions": 3, "extractor": "by hand"}
+
+
+def test_parts_know_what_is_done_and_are_joined_in_order(tmp_path):
+    counts = {"a": 2, "b": 3, "c": 1}
+    rows = {name: {"features": np.full((count, 2), count), "image_size": (9, 8)} for name, count in counts.items()}
+    parts = Parts(tmp_path / "out.h5", 3, {"batch": 2}, OPTIONS)
+    parts.write(2, {"c": rows["c"]}, {})
+    assert parts.todo(0, 1) == [0, 1]
+    assert [parts.todo(process, 2) for process in range(2)] == [[0], [1]]
+    parts = Parts(tmp_path / "out.h5", 3, {"batch": 2}, OPTIONS)
+    parts.write(0, {"a": rows["a"], "b": rows["b"]}, {"x": "cut off"})
+    parts.write(1, {}, {"y": "not an image"})
+    assert parts.join(overwrite=False) == {"x": "cut off", "y": "not an image"}
+    datasets, _ = contents(tmp_path / "out.h5")
+    assert datasets["image_id"][1] == [b"a", b"b", b"c"]
+    assert datasets["num_regions"][1] == [2, 3, 1]
+    assert datasets["image_size"][1] == [[9, 8]] * 3
+
+
+def test_parts_of_other_settings_are_not_mixed_in(tmp_path):
+    Parts(tmp_path / "out.h5", 3, {"batch": 2}, OPTIONS)
+    with pytest.raises(ValueError, match=r"out\.h5\.parts holds parts of an earlier run with other images or options"):
+        Parts(tmp_path / "out.h5", 3, {"batch": 3}, OPTIONS)
+
+
+def test_an_existing_store_is_found_before_the_work(folder, tmp_path):
+    config = RegionsConfig(folder, tmp_path / "out.h5")
+    config.output.write_text("precious")
+    with pytest.raises(FileExistsError, match=r"out\.h5 exists\. Pass --overwrite"):
+        main(config)
+    with pytest.raises(ValueError, match="extractor 'efficientnet-lite0-grid' has no option 'weights'"):
+        main(replace(config, weights="x"))
+    assert config.output.read_text() == "precious"
