@@ -25,7 +25,10 @@ ORDER = [
     "__main__",
     "__init__",
 ]
-"""A room may import the rooms before it, and data, which stands beside; heads and objectives nothing but themselves."""
+"""A room may import the rooms before it, and data, which stands beside; heads and objectives nothing but themselves.
+
+The ranks of `xmodal.evaluation.ranks` are counted without anything else of the package: they stand beside as well.
+"""
 
 
 def importable_from(room: str) -> set[str]:
@@ -34,7 +37,7 @@ def importable_from(room: str) -> set[str]:
         return {room}
     if room in ("data", "names"):
         return {room, "names"}
-    return {*ORDER[: ORDER.index(room) + 1], "data", "names"}
+    return {*ORDER[: ORDER.index(room) + 1], "data", "names", "ranks"}
 
 
 def rooms_imported_by(file: Path) -> set[str]:
@@ -47,6 +50,7 @@ def rooms_imported_by(file: Path) -> set[str]:
             assert node.level == 0, f"{file}: relative import; write it out from xmodal"
             modules += [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "xmodal" else []
             modules += [node.module]
+    modules = [name.replace("evaluation.ranks", "ranks") for name in modules]
     return {name.split(".")[1] for name in modules if name.startswith("xmodal.")}
 
 

@@ -22,7 +22,8 @@ from xmodal.heads import HEADS, Attention
 from xmodal.names import build
 from xmodal.objectives.captioning import Captioner
 from xmodal.scoring import score_all
-from xmodal.scoring.blocks import bar_options
+from xmodal.scoring.blocks import bar_options, result_dtype
+from xmodal.scoring.memory import check_budget, fill_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -146,9 +147,12 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         return self.head(regions, words, region_mask, word_mask)
 
     @torch.inference_mode()
-    def embed_store(self, store: RegionStore, *, batch_size: int = 128, progress: bool = False) -> EncodedSet:
-        """Encode every image of a store, in its order."""
-        batches = [range(len(store))[start : start + batch_size] for start in range(0, len(store), batch_size)]
+    def embed_store(
+        self, store: RegionStore, *, images: range | None = None, batch_size: int = 128, progress: bool = False
+    ) -> EncodedSet:
+        """Encode the images of a store, in its order: all, or some of them."""
+        images = range(len(store)) if images is None else images
+        batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
 
         def encode(images: range) -> EncodedSet:
             features, mask = (field.to(self.device) for field in store.batch(images))
@@ -172,14 +176,36 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         return _join(map(encode, tqdm(batches, "captions", unit="batch", **bar_options(progress))))
 
     def score_all(
-        self, store: RegionStore, captions: Sequence[str], *, progress: bool = False, **options: Any
+        self,
+        store: RegionStore,
+        captions: Sequence[str],
+        *,
+        budget_bytes: int | None = None,
+        progress: bool = False,
+        out: str | Path | None = None,
+        overwrite: bool = False,
+        **options: Any,
     ) -> Float[Tensor, "image caption"]:
-        """Scores of every image of a store against every caption; options as for `xmodal.scoring.score_all`."""
-        images = self.embed_store(store, progress=progress)
+        """Scores of every image of a store against every caption.
+
+        Images are encoded and scored part by part, as many at a time as fit the budget; captions are encoded once and
+        kept. Options and errors are those of `xmodal.scoring.score_all`.
+        """
         sentences = self.embed_captions(captions, progress=progress)
-        return score_all(
-            self.head, images.items, sentences.items, images.mask, sentences.mask, progress=progress, **options
-        )
+        options |= {"budget_bytes": budget_bytes, "progress": progress}
+        image_bytes = max(1, store.max_regions * sentences.items[0, 0].nbytes)
+        part = max(1, check_budget(budget_bytes, self.device) // image_bytes)
+
+        def fill(scores: Tensor) -> None:
+            for start in range(0, len(store), part):
+                images = range(len(store))[start : start + part]
+                regions, mask = self.embed_store(store, images=images, progress=progress)
+                scores[images.start : images.stop] = score_all(
+                    self.head, regions, sentences.items, mask, sentences.mask, **options
+                )
+
+        dtype = result_dtype(options.get("dtype") or sentences.items.dtype)
+        return fill_matrix((len(store), len(captions)), dtype, out, overwrite, fill)
 
     @torch.inference_mode()
     def score(
@@ -283,7 +309,7 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         ]
 
     def save_weights(self, folder: Path) -> None:
-        """Replace the weights in a folder that `save_pretrained` wrote; whoever reads it finds old or new ones, whole."""
+        """Replace the weights in a folder that `save_pretrained` wrote; a reader finds the old or new ones, whole."""
         with written_whole(folder / WEIGHTS) as temporary:
             save_model(self, str(temporary))
 
