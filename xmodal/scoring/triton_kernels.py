@@ -101,7 +101,7 @@ def triton_scores(
         words: word embeddings, of the same dtype and on the same device.
         region_mask: True = real region; None means that all are real. Holes are allowed.
         word_mask: True = real word; None means that all are real.
-        tile: the shape of a program, if not the default one.
+        tile: the shape of a program; chosen by the longest image and caption if not given.
 
     Returns:
         Scores in float32. With float32 inputs they equal the head's to about 1e-6.
@@ -109,13 +109,16 @@ def triton_scores(
     Raises:
         ValueError: for inputs that no head can score (see `xmodal.heads.base.check_inputs`), other dtypes and devices,
             a head other than SCAN and BFAN, a normalization that does not bound the logits (softmax, clipped, none), a
-            temperature or lse_scale above 32, and an image or caption with more items than a tile has rows.
+            temperature or lse_scale above 32, and images and captions too long for a tile (see `choose_tile`).
         ModuleNotFoundError: where triton is not installed.
     """
     check_inputs(regions, words, region_mask, word_mask)
     options = kernel_options(head)
     _check_device(regions, words)
-    return _FusedScores.apply(regions, words, region_mask, word_mask, options, tile or Tile())  # type: ignore[no-any-return]
+    if tile is None:
+        lengths = longest(regions, region_mask), longest(words, word_mask)
+        tile = choose_tile(*(lengths if options["direction"] == "t2i" else reversed(lengths)))
+    return _FusedScores.apply(regions, words, region_mask, word_mask, options, tile)  # type: ignore[no-any-return]
 
 
 def kernel_options(head: Head) -> dict[str, Any]:
@@ -139,6 +142,19 @@ def kernel_options(head: Head) -> dict[str, Any]:
                 "use another backend"
             )
     return options
+
+
+def choose_tile(rows: int, columns: int) -> Tile:
+    """The tile for images and captions of at most so many items: one side may have up to 128, the other up to 64.
+
+    Two sides of 128 would not fit the shared memory of an H100 in every dtype.
+    """
+    return Tile(rows=64, columns=128) if columns > 64 >= rows else Tile()
+
+
+def longest(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None) -> int:
+    """Real items of the longest set; 0 where there is none."""
+    return items.shape[1] if mask is None else int(mask.sum(dim=1).max().item() if len(mask) else 0)
 
 
 def pack(
@@ -166,11 +182,12 @@ def pack(
     sets[tile_of_item, torch.arange(len(ordinal)) - start[tile_of_item]] = ordinal
     packed = F.pad(items[mask], (0, -items.shape[2] % depth)).contiguous()
     norms = packed.float().square().sum(dim=1).sqrt()
-    indices = (index.to(items.device, torch.int32) for index in (sets, start, first_set))
-    side = Packed(packed, *indices, norms, torch.empty(len(sets) if with_grams else 0, size, size, device=items.device))
+    sets, start, first_set = (index.to(items.device, torch.int32) for index in (sets, start, first_set))
+    grams = torch.empty(len(sets) if with_grams else 0, size, size, device=items.device)
+    side = Packed(packed, sets, start, first_set, norms, grams)
     if with_grams:
         for tiles, _, members, together in tile_items(side):
-            side.grams[tiles] = (members @ members.transpose(1, 2)).masked_fill_(~together, 0.0)
+            grams[tiles] = (members @ members.transpose(1, 2)).masked_fill_(~together, 0.0)
     return side
 
 
@@ -239,15 +256,17 @@ class _FusedScores(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradients: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         from xmodal.scoring.triton_device import product_gradients
 
         regions, words, region_mask, word_mask = ctx.saved_tensors
+        gradients = grad_outputs[0].float()
         if not gradients.numel():
             return torch.zeros_like(regions), torch.zeros_like(words), None, None, None, None
         rows, columns = _pack_sides(regions, words, region_mask, word_mask, ctx.options, ctx.tile)
         images_are_rows = ctx.options["direction"] == "t2i"
-        gradients = gradients.float() if images_are_rows else gradients.float().T
+        if not images_are_rows:
+            gradients = gradients.T
         by_rows, by_columns = (torch.zeros_like(side.items, dtype=torch.float32) for side in (rows, columns))
         by_norms_and_grams = [torch.zeros_like(t) for side in (rows, columns) for t in (side.norms, side.grams)]
 
@@ -308,7 +327,7 @@ def _launch(
 ) -> None:
     """Run so many programs of a kernel with what all of them take."""
     kernel[(programs,)](
-        *arguments, options["temperature"], options["lse_scale"],
+        *arguments, float(options["temperature"]), float(options["lse_scale"]),
         DIM=arguments[0].shape[1], ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, **constants,
         NORMALIZATION=options["normalization"], AGGREGATION=options["aggregation"],
         FOCAL=options["focal"], BOTH=options["both"], PRECISION=PRECISION[dtype],
