@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import tyro
 
-from preprocess import bottom_up_tsv, captions, coco_annotations, npz_folder, scan_npy, verify, vocabulary
+from preprocess import (
+    bottom_up_tsv,
+    captions,
+    coco_annotations,
+    inspect_image,
+    npz_folder,
+    scan_npy,
+    verify,
+    vocabulary,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,6 +25,7 @@ from preprocess import bottom_up_tsv, captions, coco_annotations, npz_folder, sc
         (bottom_up_tsv, bottom_up_tsv.Config),
         (npz_folder, npz_folder.Config),
         (verify, verify.Config),
+        (inspect_image, inspect_image.Config),
         (captions, captions.Source),
         (vocabulary, vocabulary.Config),
     ],
