@@ -195,13 +195,12 @@ def test_gradients_are_clipped(config, change, read_log, monkeypatch, clip_norm)
 def test_bfloat16_trains_beside_float32_in_one_process(config, change, read_log):
     full = change(config, output=config.output / "full")
     low = change(config, output=config.output / "low", mixed_precision="bf16")
-    train(full)
-    train(low)
-    full_losses, low_losses = (
-        [line["loss/total"] for line in read_log(run.output) if "loss/total" in line] for run in (full, low)
-    )
-    assert low_losses != full_losses
-    assert low_losses[:5] == pytest.approx(full_losses[:5], rel=0.05)
+    losses = []
+    for run in (full, low):
+        train(run)
+        losses.append([line["loss/total"] for line in read_log(run.output) if "loss/total" in line])
+    assert losses[0][0] != losses[1][0] == pytest.approx(losses[0][0], rel=1e-2)
+    assert losses[1][-1] < 0.1 * losses[1][0]
     assert all(value.dtype == torch.float32 for value in weights(low.output).values())
 
 

@@ -37,22 +37,22 @@ class MatchingStep(nn.Module):
         """Loss terms of a batch at an optimizer step (0-based); `total` is what training minimizes."""
         head, captioner = self.matcher.head, self.matcher.captioner
         regions = self.matcher.encode_images(batch.region_features)
+        captioning = None
         if captioner is None:
             images = head.embed_images(regions, batch.region_mask)
         else:  # the captioner reads the states that the head reasons to; they are computed once for both
             states = head.reason(regions, batch.region_mask)
             images = head.summarize(states, batch.region_mask)
-        words = self.matcher.encode_captions(batch.tokens, batch.word_mask)
-        captions = head.embed_captions(words, batch.word_mask)
-        scores = head.compare(images, gather(captions), batch.region_mask, gather(batch.word_mask))
-        terms = self.objective(gather(scores), gather(batch.image), step=step)
-        if captioner is not None:
             labels = caption_labels(batch.tokens, batch.word_mask, pad=captioner.pad)
             # An average over captions, so over processes too: all see the joined batch's value.
             captioning = gather(captioner.loss(states, *labels, batch.region_mask)[None]).mean()
-            total = terms["total"] + self.captioning_weight * captioning
-            terms = {**terms, "ranking": terms["total"], "captioning": captioning, "total": total}
-        return terms
+        captions = head.embed_captions(self.matcher.encode_captions(batch.tokens, batch.word_mask), batch.word_mask)
+        scores = head.compare(images, gather(captions), batch.region_mask, gather(batch.word_mask))
+        terms = self.objective(gather(scores), gather(batch.image), step=step)
+        if captioning is None:
+            return terms
+        total = terms["total"] + self.captioning_weight * captioning
+        return {**terms, "ranking": terms["total"], "captioning": captioning, "total": total}
 
 
 def gather(tensor: Tensor) -> Tensor:
