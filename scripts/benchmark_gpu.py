@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 IMAGES, CAPTIONS, REGIONS, DIM = 5000, 25000, 36, 1024
 SAMPLE = 64
 """Images and captions whose scores are checked in float64 first."""
-LARGEST_ERROR = 2e-2
-"""A score further than this from float64 is wrong, not rounded. BFAN's bound it is: attention that rounding carries
-across the mean is dropped or kept whole."""
+LARGEST_ERROR = 10.0
+"""In errors of the head itself in bfloat16, above which the kernel is wrong and not just rounded."""
 TILES = (Tile(), Tile(depth=128, stages=2), Tile(columns=128), Tile(rows=64, warps=4), Tile(rows=64, columns=128))
 HEADS: dict[str, Head] = {
     "SCAN t-i LSE": SCAN(**SCAN_PUBLISHED["t-i LSE"]),
@@ -46,11 +45,11 @@ def random_sides(images: int, captions: int, device: str) -> tuple[Tensor, Tenso
     return regions, words, mask
 
 
-def largest_error(head: Head, regions: Tensor, words: Tensor, mask: Tensor, tile: Tile) -> float:
-    """Of the kernel on a sample, against the head in float64 on the same rounded features."""
+def largest_error(score: Callable[..., Tensor], head: Head, regions: Tensor, words: Tensor, mask: Tensor) -> float:
+    """Of scores in bfloat16 on a sample, against the head in float64 on the same rounded features."""
     regions, words, mask = regions[:SAMPLE], words[:SAMPLE], mask[:SAMPLE]
-    fused = triton_scores(head, regions, words, None, mask, tile=tile)
-    return (fused - head(regions.double(), words.double(), None, mask)).abs().max().item()
+    exact = head(regions.double(), words.double(), None, mask)
+    return (score(regions, words, None, mask) - exact).abs().max().item()
 
 
 def milliseconds(case: Callable[[], object], repetitions: int) -> float:
@@ -94,14 +93,16 @@ def gpu(repetitions: int) -> None:
     print(f"{'':18}{'rows x columns x depth, warps':>30}{'ms':>9}{'/ product':>11}{'error':>10}{'peak MB':>9}")
     print(f"{'bare product':18}{'':30}{product:9.1f}{1.0:10.2f}x")
     for name, head in HEADS.items():
+        own_error = largest_error(head, head, regions, words, mask)
+        print(f"{name:18}{'the head itself':>30}{'':20}{own_error:10.1e}")
         for tile in tqdm(TILES, desc=name, leave=False):
-            error = largest_error(head, regions, words, mask, tile)
-            if not error < LARGEST_ERROR:
+            fused = partial(triton_scores, head, tile=tile)
+            error = largest_error(fused, head, regions, words, mask)
+            if not error < LARGEST_ERROR * own_error:
                 raise SystemExit(f"{name}, {tile}: scores are wrong by {error:.1e}, so they are not timed")
-            score = partial(triton_scores, head, regions, words, None, mask, tile=tile)
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            time = milliseconds(score, repetitions)
+            time = milliseconds(partial(fused, regions, words, None, mask), repetitions)
             peak = (torch.cuda.max_memory_allocated() - before) / 2**20
             shape = f"{tile.rows} x {tile.columns} x {tile.depth}, {tile.warps}"
             tqdm.write(f"{name:18}{shape:>30}{time:9.1f}{time / product:10.2f}x{error:10.1e}{peak:9.0f}")

@@ -1,4 +1,4 @@
-"""The device side of the fused scores: one program a tile, whose products never leave the chip.
+"""The device side of the fused scores: one program a tile, whose products stay on the chip.
 
 A tile is a matrix product of `ROWS` packed rows of one side with `COLUMNS` packed rows of the other. Both hold several
 whole items (images or captions) one behind the other, without padding between them, so every sum "over the regions of
@@ -9,7 +9,8 @@ with its transpose. Rows that belong to no item have an all-zero column there an
 No maximum is subtracted before an exponential: after an l1 or l2 normalization a logit lies in [-1, 1], and a cosine
 does too, so exp(scale * x) stays inside float32 for every scale that the host lets through.
 
-Names: `context` is attended over, `query` attends; a set is an image or a caption, an item a region or a word.
+Names: `context` is attended over, `query` attends; a set is an image or a caption, an item a region or a word; `by_x`
+is the gradient with respect to x. The formulas are those of `xmodal.heads.attention` and `xmodal.heads.bfan`.
 """
 
 # Type checkers read the body of a kernel as Python, which it is not.

@@ -95,6 +95,9 @@ def triton_scores(
     of both sides with two matrix products. Gradients of norms and Gram matrices are added up in no fixed order, so
     that two runs may differ in the last bits.
 
+    A tile sums over its images and captions with products by 0 and 1, so NaN or infinity in one of them makes the
+    scores of its neighbors NaN as well, where the head would keep it to itself.
+
     Args:
         head: a SCAN or BFAN head, see below for what the kernel does not take.
         regions: region embeddings in float32, bfloat16 or float16 on a CUDA device (on a CPU only in the interpreter).
