@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ def train(config: TrainConfig) -> None:
     from xmodal.training.trainer import train as run
 
     best = run(config)
-    print(f"best rsum {best['rsum']:.1f} at step {best['step']}; model in {config.output / 'best'}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"best rsum {best['rsum']:.1f} at step {best['step']}; model in {config.output / 'best'}")
 
 
 def evaluate(config: Evaluate) -> None:
@@ -156,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         marked = Annotated[kind, tyro.conf.OmitSubcommandPrefixes]  # type: ignore[valid-type]
         config = tyro.cli(marked, prog=f"xmodal {name}", args=rest, default=default, description=_description(kind))
         command(config)
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, KeyError, FloatingPointError) as error:
+    except (ValueError, OSError, KeyError, FloatingPointError) as error:
         # A KeyError's own string is the representation of its message.
         print(f"xmodal {name}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         sys.exit(2)

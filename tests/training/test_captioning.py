@@ -66,7 +66,7 @@ def test_jointly_trained_captioner_learns_to_write_the_captions(tmp_path):
 
 
 def test_captioner_needs_region_states_and_is_asked_for_by_name():
-    with pytest.raises(ValueError, match="no option 'hiden_dim'.*did you mean 'hidden_dim'"):
+    with pytest.raises(ValueError, match=r"no option 'hiden_dim'.*did you mean 'hidden_dim'"):
         make_matcher(hiden_dim=3)
     options = {"image": {"name": "regions", "input_dim": 6, "dim": 8}, "text": {"name": "gru", "dim": 8}}
     with pytest.raises(ValueError, match="a head with region states"):

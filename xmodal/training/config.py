@@ -55,8 +55,8 @@ class ModelConfig:
         }
     )
     """Matching head."""
-    captioner: dict[str, Any] | None = None
-    """Captioner trained jointly, for heads with region states (VSRN); None for none."""
+    captioner: dict[str, Any] = field(default_factory=dict)
+    """Options of a captioner trained jointly, for heads with region states (VSRN); empty for none."""
     captioning_weight: float = 1.0
     """Weight of the captioner's loss beside the ranking loss."""
     word_vectors: Path | None = None

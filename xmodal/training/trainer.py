@@ -314,7 +314,7 @@ def _build_matcher(config: TrainConfig, store: RegionStore) -> Matcher:
         head=config.model.head,
         vocabulary=vocabulary.words if vocabulary is not None else None,
         extractor=store.attributes["extractor"],
-        captioner=config.model.captioner,
+        captioner=config.model.captioner or None,
     )
     if config.model.word_vectors is not None:
         if vocabulary is None or not isinstance(matcher.text_encoder, GRUEncoder):
