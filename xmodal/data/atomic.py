@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+"""Errors of a full disk, a limit on file sizes and a quota, which not every library reports with the file's name."""
 
 
 @contextlib.contextmanager
@@ -18,7 +22,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     Whoever is killed in between leaves `path` as it was. The folder is made if it is not there.
 
     Raises:
-        OSError: the folder cannot be made or written; the message names it.
+        OSError: the folder cannot be made or written, or the disk is full; the message names it.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -41,8 +45,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise OSError(error.errno, f"{os.strerror(error.errno)}: no room to write {path}") from error
         raise
 
 
