@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+WHOLE_IMAGE = -1
+"""Class id of the region for the whole image."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """What to write, whatever is read."""
@@ -42,6 +46,8 @@ class Output:
     """Folder for the stores, the captions and the vocabulary."""
     max_regions: int = 36
     """Keep this many objects of an image, the largest."""
+    whole_image: bool = False
+    """Put a region for the whole image first: how often each class occurs, as log(1 + count), and the full box."""
     overwrite: bool = False
     """Replace stores that are there."""
 
@@ -174,7 +180,7 @@ def _write_store(images: Iterable[AnnotatedImage], num_classes: int, path: Path,
     with RegionStoreWriter(
         path,
         dim=num_classes + 5,
-        max_regions=config.max_regions,
+        max_regions=config.max_regions + config.whole_image,
         extractor="COCO annotations: class one-hot, x1 y1 x2 y2 area",
         box_convention="xyxy relative",
         overwrite=config.overwrite,
@@ -183,8 +189,13 @@ def _write_store(images: Iterable[AnnotatedImage], num_classes: int, path: Path,
             boxes, class_id = np.array(image.boxes, np.float32), np.array(image.class_id)
             area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
             largest = np.argsort(-area, kind="stable")[: config.max_regions]
-            features = region_features(boxes[largest], area[largest], class_id[largest], num_classes)
-            writer.write(image.image_id, features, boxes[largest], class_id=class_id[largest])
+            boxes, area, class_id = boxes[largest], area[largest], class_id[largest]
+            features = region_features(boxes, area, class_id, num_classes)
+            if config.whole_image:
+                counts = features[:, :num_classes].sum(axis=0)
+                features = np.concatenate([[[*np.log1p(counts), 0, 0, 1, 1, 1]], features])
+                boxes, class_id = np.concatenate([[[0, 0, 1, 1]], boxes]), np.concatenate([[WHOLE_IMAGE], class_id])
+            writer.write(image.image_id, features, boxes, class_id=class_id)
 
 
 def region_features(boxes: np.ndarray, area: np.ndarray, class_id: np.ndarray, num_classes: int) -> np.ndarray:

@@ -63,6 +63,15 @@ def test_only_the_largest_are_kept(official):
     assert store[0][:, :3].tolist() == [[1, 0, 0]]
 
 
+def test_the_whole_image_is_a_region_of_class_counts(official):
+    main(options(official, whole_image=True, max_regions=1))
+    store = RegionStore(official / "out" / "train.h5")
+    counts = [np.log(2), 0, 0]  # one person; the toothbrush is not among the largest
+    np.testing.assert_allclose(store[0], [[*counts, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 1, 0.5, 0.5]], atol=1e-6)
+    np.testing.assert_array_equal(store.boxes(0)[0], [0, 0, 1, 1])
+    assert store.validate() == []
+
+
 def test_splits_are_drawn_and_do_not_overlap(official):
     instances = json.loads((official / "instances.json").read_text())
     instances["annotations"].append({"image_id": 8, "category_id": 1, "bbox": [0, 0, 9, 9]})
