@@ -47,9 +47,17 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         _sync(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise OSError(error.errno, f"{os.strerror(error.errno)}: no room to write {path}") from error
+        if number := _no_room(error):
+            raise OSError(number, f"{os.strerror(number)}: no room to write {path}") from error
         raise
+
+
+def _no_room(error: BaseException) -> int | None:
+    """The number of an error that says that the disk is full."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in NO_ROOM else None
+    # When a full disk is noticed while a file is closed, h5py raises a RuntimeError with the number in its text.
+    return next((number for number in NO_ROOM if f"errno = {number}," in str(error)), None)
 
 
 def _sync(path: Path) -> None:
