@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-PACK_COST = 8
+PACK_COST = 32
 """The fixed cost of one more pack, in padded places: what splitting must save before it pays (measured on a CPU)."""
 
 
 class Use(NamedTuple):
-    """What a head does with the packs of one side: the order of rows that it wants, and whether it attends over them."""
+    """What a head does with the packs of one side: the order of rows it wants, and whether it attends over them."""
 
     place_first: bool
     context: bool
@@ -90,7 +90,7 @@ class Collection:
     def divide(
         self, sets: Int[Tensor, " set"], max_rows: int, *, pack_cost: int = PACK_COST
     ) -> list[Int[Tensor, " set"]]:
-        """Positions in `sets`, in parts of like length and at most `max_rows` rows, or of one set where that has more."""
+        """Positions in `sets`, in parts of like length and at most `max_rows` rows, or of one set that has more."""
         parts = []
         for group in group_by_length(self.lengths[sets], pack_cost=pack_cost):
             size = max(1, max_rows // int(self.lengths[sets[group[-1]]]))
