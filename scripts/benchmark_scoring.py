@@ -45,7 +45,7 @@ COCO_5K = (5000, 25000)
 
 
 DISTINCTNESS = 0.3
-"""How much an image has of its own beside what it shares with others: this makes retrieval about as hard as Flickr30k."""
+"""How much an image has of its own beside what it shares with others: makes retrieval about as hard as Flickr30k."""
 
 
 class Sets(NamedTuple):
@@ -134,7 +134,7 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
 def peak_memory(images: int, captions: int) -> float:
     """MB that scoring adds at its peak to the embeddings and the result; call in a fresh process (Linux)."""
     sets = random_sets(images, captions)
-    score_all(T2I, *(None if field is None else field[:50] for field in sets.inputs))  # loads libraries
+    score_all(T2I, sets.regions[:50], sets.words[:50], None, sets.word_mask[:50])  # loads libraries
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = resident("VmRSS")
