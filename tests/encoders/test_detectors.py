@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.ops import box_iou
 
+from preprocess.regions import RegionsConfig, main
+from xmodal.data import RegionStore
 from xmodal.encoders.detectors import DETR, RTDETR, FasterRCNN
 from xmodal.encoders.region_extractor import choose_regions
 
@@ -94,6 +96,28 @@ def test_detr_gives_the_decoders_states_of_its_boxes(detr, images):
         clamped = torch.tensor(expected_box).clamp(0, 1) * torch.tensor(images[0].size).repeat(2)
         torch.testing.assert_close(box, clamped, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(confidence, scores[state, class_id])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_from_the_command_line(precision, images, tmp_path):
+    tiny_models.detr(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(images):
+        image.save(tmp_path / "images" / f"COCO_val2014_{number:012}.png")
+    options = {"weights": str(tmp_path / "model"), "max_regions": 11, "threshold": 0.9, "precision": precision}
+    main(RegionsConfig(tmp_path / "images", tmp_path / "out.h5", "detr", coco_ids=True, **options))
+    store = RegionStore(tmp_path / "out.h5")
+    assert store.image_id == ["0", "1"]
+    assert store.max_regions == 11
+    expected = DETR(tmp_path / "model", max_regions=11, threshold=0.9)(images)
+    tolerance = 1e-5 if precision == "float32" else 0.1
+    for index, regions in enumerate(expected):
+        assert len(store[index]) <= 10
+        if precision == "float32":
+            torch.testing.assert_close(store.boxes(index), regions.boxes)
+        torch.testing.assert_close(store[index].mean(dim=0), regions.features.mean(dim=0), rtol=0, atol=tolerance)
+    assert store.attributes["extractor"] == "detr"
+    assert store.attributes["weights_hash"] == DETR(tmp_path / "model").weights_hash
 
 
 @pytest.mark.parametrize("kind", [DETR, RTDETR])
