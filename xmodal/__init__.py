@@ -1,7 +1,50 @@
 """xmodal: image-text matching as one living package.
 
-Two towers embed, a head compares, an objective judges. Importing xmodal loads torch and nothing heavier; the rest
-(`xmodal.model`, `xmodal.data`, `xmodal.training`, ...) is imported where it is used.
+Two towers embed, a head compares, an objective judges. Importing xmodal loads torch and nothing heavier: the heads and
+the objectives at once, `Matcher`, `RegionStore`, `Vocabulary` and `evaluate_retrieval` when they are first used.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from xmodal.heads import BFAN, SCAN, VSRN, Cosine, bfan_scores, cosine_scores, scan_scores
+from xmodal.objectives import hinge_ranking_loss, info_nce_loss
+
+if TYPE_CHECKING:
+    from xmodal.data import RegionStore, Vocabulary
+    from xmodal.evaluation import evaluate_retrieval
+    from xmodal.model import Matcher
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "BFAN",
+    "SCAN",
+    "VSRN",
+    "Cosine",
+    "Matcher",
+    "RegionStore",
+    "Vocabulary",
+    "bfan_scores",
+    "cosine_scores",
+    "evaluate_retrieval",
+    "hinge_ranking_loss",
+    "info_nce_loss",
+    "scan_scores",
+]
+
+_LATER = {
+    "Matcher": "xmodal.model",
+    "RegionStore": "xmodal.data",
+    "Vocabulary": "xmodal.data",
+    "evaluate_retrieval": "xmodal.evaluation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is heavier than torch when it is first asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'xmodal' has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
