@@ -27,6 +27,10 @@ class DataConfig:
     """Split to train on."""
     validation: str = "dev"
     """Split that picks the best checkpoint."""
+    drop_regions: float = 0.0
+    """Share of the regions left out at random in training (size augmentation; 0.2 in vse_infty)."""
+    drop_words: float = 0.0
+    """Share of the words left out at random in training."""
     workers: int = 0
     """Processes that load batches; 0 loads in the training process."""
 

@@ -30,6 +30,7 @@ from xmodal.model import Matcher
 from xmodal.names import build
 from xmodal.objectives import OBJECTIVES
 from xmodal.training import checkpoints
+from xmodal.training.augmentation import shrink
 from xmodal.training.config import OptimizerConfig, TrainConfig, flatten, to_dict
 from xmodal.training.sampler import ShuffledBatches
 from xmodal.training.step import MatchingStep
@@ -124,6 +125,7 @@ class _Run:
         losses: list[dict[str, torch.Tensor]] = []
         for batch in group:
             batch = PairBatch(*(tensor.to(accelerator.device) for tensor in batch))
+            batch = shrink(batch, self.config.data.drop_regions, self.config.data.drop_words)
             is_last = len(losses) == len(group) - 1
             with contextlib.nullcontext() if is_last else accelerator.no_sync(self.step_module):
                 terms = self.step_module(batch, self.step)
