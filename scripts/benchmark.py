@@ -1,4 +1,4 @@
-"""Time and memory of the package beside an honest baseline: `python -m scripts.benchmark heads`."""
+"""Time and memory of the package beside honest baselines: `python -m scripts.benchmark heads`, `scoring`, ..."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,6 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from scripts.benchmark_data import data
 from xmodal.heads import bfan_scores, scan_scores
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def random_batch() -> Batch:
 
 
 def loop_over_captions(regions: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
-    """SCAN t-i LSE as published: caption by caption, cropped, repeated for every image, in the same order of layouts."""
+    """SCAN t-i LSE as published: caption by caption, cropped, repeated for every image, in the same layouts."""
     columns = []
     for caption, length in zip(words, word_mask.sum(1).tolist(), strict=True):
         queries = caption[:length].repeat(len(regions), 1, 1)
@@ -149,7 +149,12 @@ def heads(repetitions: int) -> None:
             print(f"{name:24}{1000 * seconds[name]:9.0f}{faster:11.1f}x{slower:13.2f}x{memory:10.0f}")
 
 
-SUITES = {"heads": heads, "data": data}
+SUITES = ("heads", "scoring", "data", "gpu")
+
+
+def suite(name: str) -> Callable[[int], None]:
+    """A suite by name; the others build on this file, so they are imported when they are asked for."""
+    return heads if name == "heads" else getattr(import_module(f"scripts.benchmark_{name}"), name)
 
 
 def main() -> None:
@@ -161,7 +166,7 @@ def main() -> None:
     cpu = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     print(f"{cpu[0].strip()}, {torch.get_num_threads()} threads, {versions}")
-    SUITES[arguments.suite](arguments.repetitions)
+    suite(arguments.suite)(arguments.repetitions)
 
 
 if __name__ == "__main__":
