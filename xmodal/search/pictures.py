@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
     from matplotlib.figure import Figure
     from torch import Tensor
 
@@ -38,39 +38,6 @@ def find_image(folder: Path, image_id: str) -> Path:
         if (path := folder / f"{image_id}{suffix}").is_file():
             return path
     raise FileNotFoundError(f"{folder} has no image {image_id!r} (looked for {', '.join(IMAGE_SUFFIXES)})")
-
-
-class Pointing(NamedTuple):
-    """Whether each word's most attended region overlaps what the word names, and how often a random region would."""
-
-    hits: Bool[Tensor, " word"]
-    chance: Float[Tensor, " word"]
-
-
-def pointing(
-    weights: Float[Tensor, "word region"], boxes: Float[Tensor, "region 4"], targets: Sequence[Float[Tensor, "box 4"]]
-) -> Pointing:
-    """The pointing game (Zhang et al., ECCV 2016), played with regions instead of points.
-
-    Args:
-        weights: attention of each word.
-        boxes: x1 y1 x2 y2 of the regions.
-        targets: for each word the boxes of what it names, in the same units.
-
-    Example:
-        >>> import torch
-        >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]])
-        >>> pointing(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), boxes, [boxes[:1], boxes[1:]])
-        Pointing(hits=tensor([ True, False]), chance=tensor([0.5000, 0.5000]))
-    """
-    overlapping = []
-    for target in targets:
-        top_left = torch.maximum(boxes[:, None, :2], target[None, :, :2])
-        bottom_right = torch.minimum(boxes[:, None, 2:], target[None, :, 2:])
-        overlapping.append((bottom_right > top_left).all(dim=-1).any(dim=-1))
-    overlaps = torch.stack(overlapping)
-    top = weights.argmax(dim=1, keepdim=True)
-    return Pointing(overlaps.gather(1, top)[:, 0], overlaps.float().mean(dim=1))
 
 
 def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> None:
