@@ -67,6 +67,7 @@ def run(command: str) -> None:
         assert program == "python"
         assert arguments[0] == "-m"
         sys.argv = arguments[1:]
+        sys.modules.pop(arguments[1], None)  # another test may have imported it; here it is a program
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import math
 import signal
@@ -61,39 +62,43 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     saved = _last_state(config)
     with _accelerated(config) as accelerator:
-        set_seed(config.seed)
-        if accelerator.is_main_process:
-            checkpoints.write_config(config.output, to_dict(config))
-        data = _load_data(config)
-        matcher = _build_matcher(config, data.train_store)
-        train_set = PairDataset(data.train_store, data.train_captions, matcher.tokenizer)
-        batches = ShuffledBatches(
-            len(train_set), config.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
-        )
-        steps_per_epoch = math.ceil(len(batches) / config.accumulate)
-        step_module: nn.Module = MatchingStep(
-            matcher, build("objective", OBJECTIVES, config.objective), config.model.captioning_weight
-        )
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
-        optimizer = _optimizer(step_module, config.optimizer)
-        scheduler = _scheduler(optimizer, config.optimizer, steps_per_epoch, config.epochs)
-        step_module, optimizer = accelerator.prepare(step_module, optimizer)
-        run = _Run(config, accelerator, step_module, optimizer, scheduler, steps_per_epoch)
-        if saved is not None:
-            run.restore(saved)
+        return _train(config, accelerator, saved)
 
-        log = checkpoints.Log(config.output, run.step) if accelerator.is_main_process else contextlib.nullcontext()
-        with log as run.log, _SignalFlag() as stop:
-            for epoch in range(run.step // steps_per_epoch, config.epochs):
-                for group in _loader(run, train_set, batches, epoch):
-                    run.train_step(group)
-                    if run.validation_is_due():
-                        run.validate(data)
-                    if stop.agreed(accelerator):
-                        run.save()
-                        raise Interrupted(128 + stop.signal)
-        return run.best
+
+def _train(config: TrainConfig, accelerator: Accelerator, saved: dict[str, Any] | None) -> dict[str, Any]:
+    set_seed(config.seed)
+    if accelerator.is_main_process:
+        checkpoints.write_config(config.output, to_dict(config))
+    data = _load_data(config)
+    matcher = _build_matcher(config, data.train_store)
+    train_set = PairDataset(data.train_store, data.train_captions, matcher.tokenizer)
+    batches = ShuffledBatches(
+        len(train_set), config.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
+    )
+    steps_per_epoch = math.ceil(len(batches) / config.accumulate)
+    step_module: nn.Module = MatchingStep(
+        matcher, build("objective", OBJECTIVES, config.objective), config.model.captioning_weight
+    )
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
+    optimizer = _optimizer(step_module, config.optimizer)
+    scheduler = _scheduler(optimizer, config.optimizer, steps_per_epoch, config.epochs)
+    step_module, optimizer = accelerator.prepare(step_module, optimizer)
+    run = _Run(config, accelerator, step_module, optimizer, scheduler, steps_per_epoch)
+    if saved is not None:
+        run.restore(saved)
+
+    log = checkpoints.Log(config.output, run.step) if accelerator.is_main_process else contextlib.nullcontext()
+    with log as run.log, _SignalFlag() as stop:
+        for epoch in range(run.step // steps_per_epoch, config.epochs):
+            for group in _loader(run, train_set, batches, epoch):
+                run.train_step(group)
+                if run.validation_is_due():
+                    run.validate(data)
+                if stop.agreed(accelerator):
+                    run.save()
+                    raise Interrupted(128 + stop.signal)
+    return run.best
 
 
 @dataclass
@@ -251,6 +256,8 @@ def _accelerated(config: TrainConfig) -> Iterator[Accelerator]:
     try:
         yield accelerator
     finally:
+        # What still holds the process group must go before it, or the process may abort when it exits.
+        gc.collect()
         accelerator.end_training()
         AcceleratorState._reset_state(reset_partial_state=True)
 
