@@ -180,13 +180,14 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         store: RegionStore,
         captions: Sequence[str],
         *,
+        images: range | None = None,
         budget_bytes: int | None = None,
         progress: bool = False,
         out: str | Path | None = None,
         overwrite: bool = False,
         **options: Any,
     ) -> Float[Tensor, "image caption"]:
-        """Scores of every image of a store against every caption.
+        """Scores of every image of a store, or of some of them, against every caption.
 
         Images are encoded and scored part by part, as many at a time as fit the budget; captions are encoded once and
         kept. Options and errors are those of `xmodal.scoring.score_all`.
@@ -196,16 +197,17 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         image_bytes = max(1, store.max_regions * sentences.items[0, 0].nbytes)
         part = max(1, check_budget(budget_bytes, self.device) // image_bytes)
 
+        chosen = range(len(store)) if images is None else images
+
         def fill(scores: Tensor) -> None:
-            for start in range(0, len(store), part):
-                images = range(len(store))[start : start + part]
-                regions, mask = self.embed_store(store, images=images, progress=progress)
-                scores[images.start : images.stop] = score_all(
+            for start in range(0, len(chosen), part):
+                regions, mask = self.embed_store(store, images=chosen[start : start + part], progress=progress)
+                scores[start : start + part] = score_all(
                     self.head, regions, sentences.items, mask, sentences.mask, **options
                 )
 
         dtype = result_dtype(options.get("dtype") or sentences.items.dtype)
-        return fill_matrix((len(store), len(captions)), dtype, out, overwrite, fill)
+        return fill_matrix((len(chosen), len(captions)), dtype, out, overwrite, fill)
 
     @torch.inference_mode()
     def score(

@@ -10,7 +10,9 @@ import signal
 import pytest
 import torch
 
-from xmodal.data import RegionStoreWriter
+from xmodal.data import RegionStore, RegionStoreWriter, load_captions
+from xmodal.data.captions import caption_image_index
+from xmodal.evaluation import evaluate_retrieval
 from xmodal.model import Matcher
 from xmodal.training import checkpoints, trainer
 from xmodal.training.trainer import Interrupted, train
@@ -281,6 +283,18 @@ def folder_with(data_folder, tmp_path, split, dim=8, ids=None):
 def test_splits_of_different_dim_are_refused(config, change, data_folder, tmp_path):
     with pytest.raises(ValueError, match=r"'train' has region features of dim 8 and split 'dev' of dim 5"):
         train(change(config, data__folder=folder_with(data_folder, tmp_path, "dev", dim=5)))
+
+
+def test_validation_can_use_the_first_images_only(config, change, data_folder):
+    first = change(config, epochs=1, data__validation_images=3)
+    best = train(first)
+    store = RegionStore(data_folder / "dev.h5")
+    captions = load_captions(data_folder / "captions.jsonl", "dev")
+    captions = [caption for caption in captions if caption.image_id in store.image_id[:3]]
+    matcher = Matcher.from_pretrained(first.output / "best")
+    scores = matcher.score_all(store, [caption.caption for caption in captions])[:3]
+    wanted = evaluate_retrieval(scores, caption_image_index(captions, store.image_id[:3]))
+    assert best["rsum"] == pytest.approx(wanted["rsum"])
 
 
 def test_a_caption_without_image_is_refused(config, change, data_folder, tmp_path):

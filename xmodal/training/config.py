@@ -27,6 +27,8 @@ class DataConfig:
     """Split to train on."""
     validation: str = "dev"
     """Split that picks the best checkpoint."""
+    validation_images: int = 0
+    """Use only so many images of the validation split, the first ones (1000 for COCO, as published); 0 uses all."""
     drop_regions: float = 0.0
     """Share of the regions left out at random in training (size augmentation; 0.2 in vse_infty)."""
     drop_words: float = 0.0
@@ -35,7 +37,7 @@ class DataConfig:
     """Processes that load batches; 0 loads in the training process."""
 
     def __post_init__(self) -> None:
-        _check(self, workers=0)
+        _check(self, workers=0, validation_images=0, drop_regions=0, drop_words=0)
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,9 @@ class _Run:
         config = self.config
         if self.accelerator.is_main_process:
             self.step_module.eval()
-            scores = self.matcher.score_all(data.validation_store, data.sentences, progress=config.progress)
+            scores = self.matcher.score_all(
+                data.validation_store, data.sentences, images=data.images, progress=config.progress
+            )
             results = evaluate_protocol(scores, data.caption_image, config.protocol)
             epoch = self.step / self.steps_per_epoch
             if self.log is not None:
@@ -291,6 +293,7 @@ class _Data(NamedTuple):
     train_store: RegionStore
     train_captions: list[Caption]
     validation_store: RegionStore
+    images: range
     sentences: list[str]
     caption_image: torch.Tensor
 
@@ -306,10 +309,15 @@ def _load_data(config: TrainConfig) -> _Data:
         )
     captions = load_captions(captions_path, config.data.validation)
     caption_image = caption_image_index(captions, store.image_id)
+    images = range(len(store))[: config.data.validation_images or None]
+    sentences = [
+        caption.caption for caption, image in zip(captions, caption_image.tolist(), strict=True) if image in images
+    ]
+    caption_image = caption_image[caption_image < len(images)]
     # A protocol that does not fit is refused now and not after the first epoch.
-    evaluate_protocol(torch.zeros(1, 1).expand(len(store), len(captions)), caption_image, config.protocol)
-    sentences = [caption.caption for caption in captions]
-    return _Data(train_store, load_captions(captions_path, config.data.train), store, sentences, caption_image)
+    evaluate_protocol(torch.zeros(1, 1).expand(len(images), len(sentences)), caption_image, config.protocol)
+    train_captions = load_captions(captions_path, config.data.train)
+    return _Data(train_store, train_captions, store, images, sentences, caption_image)
 
 
 def _build_matcher(config: TrainConfig, store: RegionStore) -> Matcher:
