@@ -94,7 +94,7 @@ def draw(scan, store, sentences, caption_image, images, output) -> dict[str, Pat
         "Where the words look": output / "attention.png",
     }
     draw_retrieved(rows, images, output / "search.png")
-    image_id = rows[0].correct
+    image_id = store.image_id[caption_image[chosen[0]]]
     explain_pair(scan, store, image_id, find_image(images, image_id), rows[0].sentence, output / "attention.png")
     return pictures
 

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -155,8 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     command, kind = COMMANDS[name]
     try:
         default, rest = _recipe(rest) if kind is TrainConfig else (None, rest)
-        marked = Annotated[kind, tyro.conf.OmitSubcommandPrefixes]  # type: ignore[valid-type]
-        config = tyro.cli(marked, prog=f"xmodal {name}", args=rest, default=default, description=_description(kind))
+        config = tyro.cli(kind, prog=f"xmodal {name}", args=rest, default=default, description=_description(kind))
         command(config)
     except (ValueError, OSError, KeyError, FloatingPointError) as error:
         # A KeyError's own string is the representation of its message.
