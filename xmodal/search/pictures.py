@@ -50,9 +50,11 @@ def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> Non
 
     columns = max(len(row.image_ids) for row in rows)
     figure = _figure(2.2 * columns, 2.6 * len(rows))
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"hspace": 0.25})
+    figure.get_layout_engine().set(hspace=0.25, rect=(0, 0, 1, 0.95))  # type: ignore[union-attr]
     for row, cells in zip(rows, axes, strict=True):
-        cells[0].set_title(f"“{row.sentence}”", loc="left", fontsize=10, pad=18)
+        # The title runs over the whole row: it must not widen the first column.
+        cells[0].set_title(f"“{row.sentence}”", loc="left", fontsize=10, pad=18).set_in_layout(False)
         for cell in cells:
             cell.set_axis_off()
         for cell, image_id, score in zip(cells, row.image_ids, row.scores, strict=False):
