@@ -54,7 +54,8 @@ def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> Non
     figure.get_layout_engine().set(hspace=0.25, rect=(0, 0, 1, 0.95))  # type: ignore[union-attr]
     for row, cells in zip(rows, axes, strict=True):
         # The title runs over the whole row: it must not widen the first column.
-        cells[0].set_title(f"“{row.sentence}”", loc="left", fontsize=10, pad=18).set_in_layout(False)
+        title = cells[0].text(0, 1.12, f"“{row.sentence}”", transform=cells[0].transAxes, fontsize=10)
+        title.set_in_layout(False)
         for cell in cells:
             cell.set_axis_off()
         for cell, image_id, score in zip(cells, row.image_ids, row.scores, strict=False):
