@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       train, evaluate and look at a matcher on scenes of emoji (about 5 minutes on 2 cores)"
+	@echo "make demo       train, evaluate and look at a matcher on scenes of emoji"
 	@echo "make test       run the tests"
 	@echo "make check      lint, format check, type check"
 	@echo "make benchmark  measure the heads against the published loop and the bare matrix product"

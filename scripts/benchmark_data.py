@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from xmodal.data import RegionStore, RegionStoreWriter
+from xmodal.data.pairs import whole_batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,11 +74,6 @@ class Whole(Dataset):
 READERS: dict[str, type[Any]] = {"mapped array": Mapped, "region store": Store, "array loaded whole": Whole}
 
 
-def whole_batch(batch: Any) -> Any:
-    """Batches come whole."""
-    return batch
-
-
 def write(folder: Path, dtype: str, images: int) -> Path:
     """The same random features as a store and as an array; the path lacks its suffix."""
     path, generator = folder / f"{dtype}_{images}", np.random.default_rng(0)
@@ -105,7 +101,7 @@ def images_per_second(reader: type[Any], path: Path, workers: int, *, cold: bool
     dataset = reader(file)
     if cold:
         forget(file)
-    loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, collate_fn=whole_batch)
+    loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, collate_fn=whole_batch)  # type: ignore[arg-type]
     batches = iter(loader)
     next(batches)
     start = perf_counter()

@@ -65,6 +65,11 @@ def prepare_side(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set i
         return Side(items, mask, safe_sqrt(exact.square().sum(-1)), exact @ exact.transpose(1, 2))
 
 
+def contexts_and_queries(direction: Direction, images: Side, captions: Side) -> tuple[Side, Side]:
+    """Words attend over regions in t2i, regions over words in i2t."""
+    return (images, captions) if direction == "t2i" else (captions, images)
+
+
 def attention_weights(
     products: Float[Tensor, "context_item context query query_item"],
     context_mask: Bool[Tensor, "context_item context"],
@@ -240,10 +245,14 @@ def aligned_pairs(
 
 
 def tile_size(contexts: Side, queries: Side) -> int:
-    """How many sets of either side make a tile of about TILE_BYTES."""
+    """How many sets of either side make a tile."""
     bytes_each = contexts.items.shape[1] * queries.items.shape[1] * queries.norms.element_size()
-    tile_bytes = TILE_BYTES.get(queries.norms.device.type, TILE_BYTES["cuda"])
-    return max(1, math.isqrt(tile_bytes // bytes_each))
+    return max(1, math.isqrt(tile_bytes(queries.norms.device) // bytes_each))
+
+
+def tile_bytes(device: torch.device) -> int:
+    """`TILE_BYTES` of a device; other accelerators are treated as GPUs."""
+    return TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

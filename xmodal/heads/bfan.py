@@ -11,6 +11,7 @@ from xmodal.heads.attention import (
     aligned_products,
     all_pairs,
     attention_weights,
+    contexts_and_queries,
     prepare_side,
     stacked_attention,
 )
@@ -123,7 +124,7 @@ def bfan_attention(
     if direction not in get_args(Direction):
         raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}; got {direction!r}")
     images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
-    contexts, queries = (images, captions) if direction == "t2i" else (captions, images)
+    contexts, queries = contexts_and_queries(direction, images, captions)
     weights = attention_weights(
         aligned_products(contexts, queries),
         contexts.mask,

@@ -9,11 +9,11 @@ from xmodal.heads.attention import (
     Aggregation,
     Direction,
     Normalization,
-    Side,
     aligned_pairs,
     aligned_products,
     all_pairs,
     attention_weights,
+    contexts_and_queries,
     prepare_side,
     stacked_attention,
 )
@@ -82,7 +82,9 @@ def scan_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, validate=validate)
     score_tile = _score_tile(direction, normalization, aggregation, temperature, lse_scale)
-    contexts, queries = _sides(direction, prepare_side(regions, region_mask), prepare_side(words, word_mask))
+    contexts, queries = contexts_and_queries(
+        direction, prepare_side(regions, region_mask), prepare_side(words, word_mask)
+    )
     scores = all_pairs(contexts, queries, score_tile)
     return scores if direction == "t2i" else scores.T
 
@@ -110,7 +112,9 @@ def scan_pair_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, aligned=True, validate=validate)
     score_tile = _score_tile(direction, normalization, aggregation, temperature, lse_scale)
-    contexts, queries = _sides(direction, prepare_side(regions, region_mask), prepare_side(words, word_mask))
+    contexts, queries = contexts_and_queries(
+        direction, prepare_side(regions, region_mask), prepare_side(words, word_mask)
+    )
     return aligned_pairs(contexts, queries, score_tile)
 
 
@@ -135,7 +139,9 @@ def scan_attention(
     """
     check_inputs(regions, words, region_mask, word_mask, aligned=True)
     check_options(direction, normalization, "mean", temperature, 1.0)
-    contexts, queries = _sides(direction, prepare_side(regions, region_mask), prepare_side(words, word_mask))
+    contexts, queries = contexts_and_queries(
+        direction, prepare_side(regions, region_mask), prepare_side(words, word_mask)
+    )
     weights = attention_weights(
         aligned_products(contexts, queries),
         contexts.mask,
@@ -217,8 +223,3 @@ def _score_tile(
         aggregation=aggregation,
         lse_scale=lse_scale,
     )
-
-
-def _sides(direction: Direction, images: Side, captions: Side) -> tuple[Side, Side]:
-    """(contexts, queries): words attend over regions in t2i, regions over words in i2t."""
-    return (images, captions) if direction == "t2i" else (captions, images)

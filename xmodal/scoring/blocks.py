@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from xmodal.heads.attention import TILE_BYTES
+from xmodal.heads.attention import tile_bytes
 from xmodal.heads.base import check_inputs
 from xmodal.scoring.memory import check_budget, fill_matrix
 from xmodal.scoring.packing import Collection
@@ -146,9 +146,7 @@ def _fast_tiles(
 ) -> Iterator[Tile]:
     scratch = Scratch()
     item_bytes = result_dtype(images.dtype).itemsize
-    tile_elements = max(
-        1, min(TILE_BYTES.get(images.device.type, 0) or TILE_BYTES["cuda"], budget_bytes // 16) // item_bytes
-    )
+    tile_elements = max(1, min(tile_bytes(images.device), budget_bytes // 16) // item_bytes)
     caption_parts = captions.divide(torch.arange(len(captions)), int(tile_elements**0.5))
     image_rows = tile_elements // max(map(captions.rows_of, caption_parts))
     for chunk in torch.arange(len(images)).split(max(1, budget_bytes // 2 // images.pack_bytes)):

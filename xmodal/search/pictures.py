@@ -50,7 +50,7 @@ def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> Non
 
     columns = max(len(row.image_ids) for row in rows)
     figure = _figure(2.2 * columns, 2.6 * len(rows))
-    axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"hspace": 0.25})
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     figure.get_layout_engine().set(hspace=0.25, rect=(0, 0, 1, 0.95))  # type: ignore[union-attr]
     for row, cells in zip(rows, axes, strict=True):
         # The title runs over the whole row: it must not widen the first column.
