@@ -11,40 +11,35 @@ Datasets, one row an image:
 | `image_size` | (image, 2) | optional; width, height in pixels |
 | `class_id`, `confidence` | (image, region) | optional; what the detector said |
 
-Attributes: `format`, `format_version`, `extractor`, `weights_hash`, `dim`, `box_convention`, `created`.
+Attributes: `format`, `format_version`, `extractor`, `extractor_options`, `weights_hash`, `dim`, `box_convention`,
+`created`. In a store that `xmodal.data.joined.join_stores` made, `features` is a virtual dataset over other stores.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from xmodal.data.atomic import written_whole
+from xmodal.data.store_file import COLUMNS, FORMAT, FORMAT_VERSION, StoreFile
+from xmodal.data.store_problems import find_problems
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
-    import h5py
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from numpy.typing import ArrayLike
     from torch import Tensor
 
-FORMAT = "xmodal region store"
-FORMAT_VERSION = 1
-
 BoxConvention = Literal["xyxy pixels", "xyxy relative"]
 FeatureType = Literal["float16", "float32"]
-
-_COLUMNS = {"boxes": np.float32, "image_size": np.int32, "class_id": np.int32, "confidence": np.float32}
-"""The optional datasets: an image either has them in every row of a store or in none."""
 
 
 class RegionBatch(NamedTuple):
@@ -65,7 +60,8 @@ class RegionStoreWriter:
         dim: length of a feature vector.
         max_regions: the most regions an image may have; each image takes this much room.
         dtype: how features are stored; float16 halves the file.
-        extractor: what made the features, in words.
+        extractor: what made the features: a name in `xmodal.encoders.extractors.EXTRACTORS`, or words.
+        extractor_options: what that extractor was built with, so that photographs can be looked at in the same way.
         weights_hash: hash of the extractor's weights, so that two stores can be told apart.
         box_convention: boxes are x1 y1 x2 y2, in pixels or as shares of width and height.
         overwrite: whether an existing file may be replaced.
@@ -96,6 +92,7 @@ class RegionStoreWriter:
         max_regions: int = 36,
         dtype: FeatureType = "float32",
         extractor: str,
+        extractor_options: Mapping[str, Any] | None = None,
         weights_hash: str = "",
         box_convention: BoxConvention = "xyxy pixels",
         overwrite: bool = False,
@@ -114,6 +111,7 @@ class RegionStoreWriter:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "extractor": extractor,
+            "extractor_options": json.dumps(dict(extractor_options or {})),
             "weights_hash": weights_hash,
             "dim": dim,
             "box_convention": box_convention,
@@ -219,8 +217,8 @@ class RegionStoreWriter:
         if not np.isfinite(array).all():
             raise ValueError(f"image {image_id!r}: {name} is NaN or infinite")
         if name == "image_size":
-            return array.astype(_COLUMNS[name])
-        padded = np.zeros((self.max_regions, *shape[1:]), _COLUMNS[name])
+            return array.astype(COLUMNS[name])
+        padded = np.zeros((self.max_regions, *shape[1:]), COLUMNS[name])
         padded[: len(array)] = array
         return padded
 
@@ -247,13 +245,13 @@ class RegionStore:
         path: a file that `RegionStoreWriter` made.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or one of the files that it is joined of is missing.
         ValueError: the file is damaged, or is not a region store of a version that can be read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._opened: _OpenStore | None = None
+        self._opened: StoreFile | None = None
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -311,7 +309,23 @@ class RegionStore:
         Raises:
             KeyError: the store has no boxes.
         """
-        return torch.from_numpy(self._row("boxes", index)[: self._open().num_regions[index]])
+        return torch.from_numpy(self._regions_row("boxes", index))
+
+    def class_id(self, index: int) -> Int[Tensor, "region"]:
+        """What one image's regions are, in the numbers of the detector.
+
+        Raises:
+            KeyError: the store has no classes.
+        """
+        return torch.from_numpy(self._regions_row("class_id", index))
+
+    def confidence(self, index: int) -> Float[Tensor, "region"]:
+        """How sure the detector was of each region of one image.
+
+        Raises:
+            KeyError: the store has no confidences.
+        """
+        return torch.from_numpy(self._regions_row("confidence", index))
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Width and height of one image, in pixels.
@@ -353,9 +367,19 @@ class RegionStore:
         """What the writer noted: extractor, weights_hash, box_convention, created, ..."""
         return dict(self._open().file.attrs)
 
+    @property
+    def extractor(self) -> dict[str, Any]:
+        """What made the features, as `Matcher` takes it: `{"name": ..., **options}`, options only if they were noted."""
+        attributes = self.attributes
+        return {"name": attributes["extractor"], **json.loads(attributes.get("extractor_options", "{}"))}
+
     def validate(self) -> list[str]:
         """Read everything and say what is wrong with it, one sentence a kind of problem; empty if all is well."""
-        return list(_problems(self, self._open()))
+        return list(find_problems(self._open(), self.path.name))
+
+    def _regions_row(self, name: str, index: int) -> np.ndarray:
+        """One image's row of a dataset that goes with the regions, without padding."""
+        return self._row(name, index)[: self._open().num_regions[index]]
 
     def _row(self, name: str, index: int) -> np.ndarray:
         file = self._open().file
@@ -365,128 +389,8 @@ class RegionStore:
             raise IndexError(f"index {index} is not in {self.path}, which holds {len(self)} images")
         return file[name][index]
 
-    def _open(self) -> _OpenStore:
+    def _open(self) -> StoreFile:
         # An HDF5 file that was open across a fork must not be read in the child, so the child opens its own.
         if self._opened is None or self._opened.process != os.getpid():
-            self._opened = _OpenStore(self.path)
+            self._opened = StoreFile(self.path)
         return self._opened
-
-
-class _OpenStore:
-    """A region store open in this process."""
-
-    def __init__(self, path: Path) -> None:
-        self.process = os.getpid()
-        self.file: Any = _open_checked(path)  # Any, for h5py's types do not say what a name stands for
-        self.features: h5py.Dataset = self.file["features"]
-        self.num_regions: np.ndarray = self.file["num_regions"][:]
-        self.image_id: list[str] = self.file["image_id"].asstr()[:].tolist()
-        self.position = {image_id: index for index, image_id in enumerate(self.image_id)}
-        self._chunk_start = _chunk_starts(self.features)
-        self._bytes = None if self._chunk_start is None else np.memmap(path, np.uint8, "r")
-
-    def image(self, index: int) -> np.ndarray:
-        """One image's row of `features`, padding included.
-
-        Plain chunks are taken from the mapped file: 128 images of 36 x 2048 in 6 ms, where h5py's own reading of single
-        rows takes 19 ms and its fancy indexing 340 ms.
-        """
-        if self._bytes is None or self._chunk_start is None:
-            return self.features[index]
-        shape, dtype = self.features.shape[1:], self.features.dtype
-        start = self._chunk_start[index]
-        return self._bytes[start : start + shape[0] * shape[1] * dtype.itemsize].view(dtype).reshape(shape)
-
-
-def _open_checked(path: Path) -> Any:
-    """Open a file and make sure that it is a region store."""
-    import h5py
-
-    if not path.exists():
-        raise FileNotFoundError(f"no region store at {path}. The programs in preprocess/ make one.")
-    try:
-        # No lock: a finished store never changes, and network file systems often cannot lock.
-        file: Any = h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise ValueError(
-            f"{path} is not an HDF5 file, or was cut off while it was copied ({error}). Copy it or make it again."
-        ) from error
-    if file.attrs.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is an HDF5 file but not a region store: its format attribute is "
-            f"{file.attrs.get('format')!r}, wanted {FORMAT!r}. Write it with RegionStoreWriter."
-        )
-    if file.attrs["format_version"] != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} is a region store of version {file.attrs['format_version']}; this xmodal reads version "
-            f"{FORMAT_VERSION}. Make the store again, or change xmodal's version."
-        )
-    missing = {"features", "num_regions", "image_id"} - set(file)
-    if missing:
-        raise ValueError(f"{path} lacks the dataset(s) {sorted(missing)}. Make the store again.")
-    lengths = {name: len(file[name]) for name in ("features", "num_regions", "image_id", *_COLUMNS) if name in file}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"{path} is inconsistent: its datasets have different lengths, {lengths}. Make it again.")
-    return file
-
-
-def _chunk_starts(features: h5py.Dataset) -> np.ndarray | None:
-    """The byte of the file where each image's chunk starts; None if images are not stored as one plain chunk each."""
-    plain = features.chunks == (1, *features.shape[1:]) and features.id.get_create_plist().get_nfilters() == 0
-    if not plain or features.id.get_num_chunks() != len(features) or features.file.userblock_size:
-        return None
-    starts = np.empty(len(features), np.int64)
-
-    def note(chunk: Any) -> None:
-        starts[chunk.chunk_offset[0]] = chunk.byte_offset
-
-    features.id.chunk_iter(note)
-    return starts
-
-
-def _problems(store: RegionStore, opened: _OpenStore) -> Iterable[str]:
-    names = opened.image_id
-    repeated = [image_id for image_id, count in Counter(names).items() if count > 1]
-    if repeated:
-        yield f"{_some(repeated)} more than once in the store"
-    bad_count = (opened.num_regions < 1) | (opened.num_regions > store.max_regions)
-    if bad_count.any():
-        yield f"{_some([names[i] for i in np.flatnonzero(bad_count)])} with a count outside 1..{store.max_regions}"
-    chunks = opened.features.chunks
-    if not (chunks is None or chunks == (1, *opened.features.shape[1:])):
-        yield f"features are stored in chunks of {chunks}, slow to read at random: RegionStoreWriter makes one an image"
-
-    not_finite, all_zero, outside = [], [], []
-    for i in tqdm(range(len(store)), desc=f"checking {store.path.name}", unit="image", delay=2):
-        features = opened.image(i)[: opened.num_regions[i]]
-        if not np.isfinite(features).all():
-            not_finite.append(names[i])
-        if not features.any(axis=1).all():
-            all_zero.append(names[i])
-        if "boxes" in opened.file and not _inside(store, i):
-            outside.append(names[i])
-    if not_finite:
-        yield f"{_some(not_finite)} with NaN or infinite features"
-    if all_zero:
-        yield f"{_some(all_zero)} with a region whose features are all zero"
-    if outside:
-        yield f"{_some(outside)} with a box that is empty or reaches outside the image"
-
-
-def _inside(store: RegionStore, index: int) -> bool:
-    """Whether every box has x1 <= x2 and y1 <= y2 and lies in the image, up to a pixel or a thousandth."""
-    boxes = store.boxes(index)
-    if store.attributes["box_convention"] == "xyxy relative":
-        limit, slack = torch.ones(2), 1e-3
-    elif "image_size" in store._open().file:
-        limit, slack = torch.tensor(store.image_size(index)), 1.0
-    else:
-        limit, slack = torch.full((2,), float("inf")), 1.0
-    corner, opposite = boxes[:, :2], boxes[:, 2:]
-    return bool(((corner >= -slack) & (corner <= opposite) & (opposite <= limit + slack)).all())
-
-
-def _some(names: list[str]) -> str:
-    """How many images, and the first few of them."""
-    shown = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} image{'s' * (len(names) > 1)} ({shown})"
