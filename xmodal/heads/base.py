@@ -24,6 +24,17 @@ class Attention(NamedTuple):
     focal: Bool[Tensor, "pair word region"] | None = None
 
 
+class ImageStages(NamedTuple):
+    """What becomes of the regions of images on the way to what a head compares, for objectives that look at it too."""
+
+    states: Float[Tensor, "image region dim"]
+    """Region states after reasoning among the regions: what a captioner reads."""
+    domain: Float[Tensor, "image region dim"]
+    """The features that stand for the regions in the joint space, next to those of the words."""
+    images: Float[Tensor, "image ..."]
+    """What `embed_images` gives."""
+
+
 class Head(nn.Module):
     """A head compares every image with every caption; scores are `(image, caption)`, higher is better.
 
@@ -37,6 +48,12 @@ class Head(nn.Module):
     ) -> Float[Tensor, "image ..."]:
         """Per-image work; the identity unless a head says otherwise."""
         return regions
+
+    def image_stages(
+        self, regions: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"] | None = None
+    ) -> ImageStages:
+        """`embed_images` with what it goes through; without stages of their own, the regions stand for themselves."""
+        return ImageStages(regions, regions, self.embed_images(regions, region_mask))
 
     def embed_captions(
         self, words: Float[Tensor, "caption word dim"], word_mask: Bool[Tensor, "caption word"] | None = None

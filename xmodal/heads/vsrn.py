@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from xmodal.heads.attention import at_least_float32
-from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length
+from xmodal.heads.base import Attention, Head, ImageStages, check_inputs, check_items, unit_length
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -159,13 +159,16 @@ class VSRN(Head):
     def summarize(
         self, states: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"] | None = None
     ) -> Float[Tensor, "image dim"]:
-        """The region GRU reads the states of `reason` one by one; a unit vector an image.
-
-        Separate from `embed_images` so that a captioner trained jointly can share the states.
-        """
+        """The region GRU reads the states of `reason` one by one; a unit vector an image."""
         region_mask = self._check(states, region_mask, "states", "region_mask", "image region dim")
+        return self._pool(self.rnn(states)[0], region_mask)
+
+    def image_stages(self, regions, region_mask=None):
+        """The states of `reason`, those of the region GRU, which live in the joint space, and the last of these."""
+        region_mask = self._check(regions, region_mask, "regions", "region_mask", "image region dim")
+        states = self.reason(regions, region_mask)
         memory, _ = self.rnn(states)
-        return unit_length(at_least_float32(self.pooled_norm(last_real(memory, region_mask))))
+        return ImageStages(states, memory, self._pool(memory, region_mask))
 
     def embed_images(self, regions, region_mask=None):
         """Unit image embeddings `(image, dim)`: reasoning over the regions, then the region GRU."""
@@ -205,6 +208,11 @@ class VSRN(Head):
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"norm={self.norm!r}, region_norm={self.region_norm!r}"
+
+    def _pool(
+        self, memory: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"]
+    ) -> Float[Tensor, "image dim"]:
+        return unit_length(at_least_float32(self.pooled_norm(last_real(memory, region_mask))))
 
     def _check(self, items: Tensor, mask: Tensor | None, name: str, mask_name: str, axes: str) -> Tensor:
         """The mask, all True where None, once items and mask fit this head."""

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from xmodal.objectives.addr import DomainFeatures
 from xmodal.objectives.captioning import caption_labels
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from xmodal.data import PairBatch
     from xmodal.model import Matcher
+    from xmodal.training.adversary import Adversary
 
 
 class MatchingStep(nn.Module):
@@ -33,26 +35,34 @@ class MatchingStep(nn.Module):
         self.objective = objective
         self.captioning_weight = captioning_weight
 
-    def forward(self, batch: PairBatch, step: int) -> dict[str, Float[Tensor, ""]]:
-        """Loss terms of a batch at an optimizer step (0-based); `total` is what training minimizes."""
+    def forward(self, batch: PairBatch, step: int, adversary: Adversary | None = None) -> dict[str, Float[Tensor, ""]]:
+        """Loss terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
+
+        An adversary takes its own step on the way, before it judges the batch.
+        """
         head, captioner = self.matcher.head, self.matcher.captioner
-        regions = self.matcher.encode_images(batch.region_features)
-        captioning = None
-        if captioner is None:
-            images = head.embed_images(regions, batch.region_mask)
-        else:  # the captioner reads the states that the head reasons to; they are computed once for both
-            states = head.reason(regions, batch.region_mask)
-            images = head.summarize(states, batch.region_mask)
+        # States that a captioner and an adversary read too: they are computed once for all.
+        states, domain, images = head.image_stages(self.matcher.encode_images(batch.region_features), batch.region_mask)
+        words = self.matcher.encode_captions(batch.tokens, batch.word_mask)
+        captions, word_mask = gather(head.embed_captions(words, batch.word_mask)), gather(batch.word_mask)
+        scores = gather(head.compare(images, captions, batch.region_mask, word_mask))
+        ranking = self.objective(scores, gather(batch.image), step=step)
+        terms = dict(ranking)
+        if captioner is not None:
             labels = caption_labels(batch.tokens, batch.word_mask, pad=captioner.pad)
             # An average over captions, so over processes too: all see the joined batch's value.
-            captioning = gather(captioner.loss(states, *labels, batch.region_mask)[None]).mean()
-        captions = head.embed_captions(self.matcher.encode_captions(batch.tokens, batch.word_mask), batch.word_mask)
-        scores = head.compare(images, gather(captions), batch.region_mask, gather(batch.word_mask))
-        terms = self.objective(gather(scores), gather(batch.image), step=step)
-        if captioning is None:
-            return terms
-        total = terms["total"] + self.captioning_weight * captioning
-        return {**terms, "ranking": terms["total"], "captioning": captioning, "total": total}
+            terms["captioning"] = gather(captioner.loss(states, *labels, batch.region_mask)[None]).mean()
+            terms["total"] = terms["total"] + self.captioning_weight * terms["captioning"]
+        if adversary is not None:
+            features = DomainFeatures(words, domain, batch.word_mask, batch.region_mask, batch.image, batch.caption)
+            everyone = DomainFeatures(*(gather(field) for field in features))
+            adversarial = adversary(everyone, scores, step)
+            adversary.watch_gradients(features, ranking["total"], adversarial["total"])
+            terms["total"] = terms["total"] + adversarial.pop("total")
+            terms |= adversarial
+        if terms["total"] is not ranking["total"]:
+            terms["ranking"] = ranking["total"]
+        return terms
 
 
 def gather(tensor: Tensor) -> Tensor:

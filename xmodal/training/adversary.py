@@ -1,0 +1,167 @@
+"""The other player of adversarial training: what it keeps, its optimizer, and the step it takes before each of ours.
+
+It lives beside the Module that is distributed, not in it. Every process sees the joined batch, detached, so that all
+of them take the same step from the same start, and its gradients need no reduction.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from xmodal.names import build
+from xmodal.objectives.addr import ADDR, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from xmodal.objectives.addr import DomainFeatures
+
+ADVERSARIES = {"addr": ADDR}
+"""Adversaries by the name that a configuration uses."""
+
+
+class Adversary:
+    """ADDR's discriminators with their optimizer, called inside the forward pass of a training step.
+
+    Args:
+        addr: the discriminators and the terms that both sides minimize.
+        learning_rate: of the discriminators' Adam (for the `table` form: SparseAdam, which leaves the rows of absent
+            pairs alone). 0 keeps the start of `fast_weights` at zero.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.addr import DomainFeatures
+        >>> from xmodal.training.adversary import Adversary
+        >>> adversary = Adversary.build({"name": "addr", "form": "amortized", "learning_rate": 1e-3}, dim=8, pairs=100)
+        >>> words, regions = torch.randn(4, 12, 8, requires_grad=True), torch.randn(4, 36, 8, requires_grad=True)
+        >>> real = torch.ones(4, 36, dtype=torch.bool)
+        >>> terms = adversary(DomainFeatures(words, regions, real[:, :12], real), torch.randn(4, 4), step=0)
+        >>> sorted(terms)
+        ['addr/accuracy', 'addr/adv', 'addr/beta', 'addr/discriminator', 'addr/reg', 'total']
+    """
+
+    def __init__(self, addr: ADDR, learning_rate: float = 1e-3) -> None:
+        if not learning_rate >= 0:
+            raise ValueError(f"learning_rate must be at least 0, got {learning_rate}")
+        self.addr = addr
+        parameters = list(addr.parameters())
+        kind = torch.optim.SparseAdam if isinstance(addr.form, Table) else torch.optim.Adam
+        self.optimizer = kind(parameters, lr=learning_rate) if parameters else None
+        self._gradients = _GradientNorms()
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any], dim: int, pairs: int, device: torch.device | str = "cpu") -> Adversary:
+        """The adversary of a configuration: `{name: addr, learning_rate: ..., ...}` with the options of `ADDR`.
+
+        Args:
+            config: name and options.
+            dim: dim of the features.
+            pairs: pairs in the training set.
+            device: where the training is.
+
+        Raises:
+            ValueError: for a name or an option that does not exist, naming the nearest one that does.
+        """
+        options = {"learning_rate": 1e-3, **config, "dim": dim, "pairs": pairs}
+        learning_rate = options.pop("learning_rate")
+        return cls(build("adversary", ADVERSARIES, options).to(device), learning_rate)
+
+    def __call__(
+        self, features: DomainFeatures, scores: Float[Tensor, "pair pair"], step: int
+    ) -> dict[str, Float[Tensor, ""]]:
+        """First the discriminators take a step, then they say what the encoders are to minimize.
+
+        Args:
+            features: of the pairs of all processes.
+            scores: every image against every caption of these pairs.
+            step: optimizer step, 0-based.
+
+        Returns:
+            `total`, to be added to the loss, and what is to be logged under `addr/`: the error `adv` and `accuracy` of
+            the new discriminators, `beta`, and, from before their step, `reg` and `discriminator`, what they minimize.
+        """
+        own = self._step(features, scores)
+        terms = self.addr.encoder_terms(features, scores, step=step)
+        return {
+            "total": terms["total"],
+            "addr/adv": terms["adv"],
+            "addr/accuracy": terms["accuracy"],
+            "addr/beta": terms["beta"],
+            "addr/reg": own["reg"].detach(),
+            "addr/discriminator": own["total"].detach(),
+        }
+
+    def _step(self, features: DomainFeatures, scores: Tensor) -> dict[str, Tensor]:
+        if self.optimizer is None:
+            with torch.no_grad():
+                return self.addr.discriminator_terms(features, scores)
+        terms = self.addr.discriminator_terms(features, scores)
+        terms["total"].backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return terms
+
+    def watch_gradients(self, features: DomainFeatures, ranking: Tensor, adversarial: Tensor) -> None:
+        """Have the coming backward pass measure `gradient_norms` at the features of this process's pairs."""
+        self._gradients.watch([features.words, features.regions], ranking, adversarial)
+
+    def gradient_norms(self) -> dict[str, float]:
+        """Norms at the joint embeddings of the gradients of the two losses, as of the last backward pass; their ratio.
+
+        Names are those of the log: `addr/ranking_gradient`, `addr/adversarial_gradient`, `addr/gradient_ratio`
+        (adversarial to ranking). Where a batch is split over processes, only the pairs of this one are counted.
+        """
+        return self._gradients.norms()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs."""
+        optimizer = self.optimizer.state_dict() if self.optimizer else {}
+        return {"addr": self.addr.state_dict(), "optimizer": optimizer}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.addr.load_state_dict(state["addr"])
+        if self.optimizer:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+class _GradientNorms:
+    """Norms of the ranking and of the adversarial gradient at some embeddings, almost for free.
+
+    The adversarial gradient is taken on its own, its graph being small; the sum of both is what a hook sees during the
+    backward pass. That pass may scale everything (gradient accumulation, float16): a hook on the ranking loss sees by
+    how much.
+    """
+
+    def watch(self, embeddings: list[Tensor], ranking: Tensor, adversarial: Tensor) -> None:
+        self._squares: dict[str, list[Tensor]] = {"ranking": [], "adversarial": []}
+        alone = [torch.zeros((), device=ranking.device)] * len(embeddings)
+        if adversarial.requires_grad:
+            found = torch.autograd.grad(adversarial, embeddings, retain_graph=True, allow_unused=True)
+            alone = [zero if gradient is None else gradient for zero, gradient in zip(alone, found, strict=True)]
+        # Every process minimizes the loss of the joined batch, so what arrives is the sum of as many equal gradients.
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+        def measure(total: Tensor, gradient: Tensor) -> None:
+            rest = total.float() / self._scale - gradient
+            self._squares["ranking"].append((rest / processes).square().sum())
+            self._squares["adversarial"].append((gradient.float() / processes).square().sum())
+
+        ranking.register_hook(lambda scale: setattr(self, "_scale", scale))
+        for tensor, gradient in zip(embeddings, alone, strict=True):
+            tensor.register_hook(lambda total, gradient=gradient: measure(total, gradient))
+
+    def norms(self) -> dict[str, float]:
+        ranking, adversarial = (sum(parts).sqrt().item() for parts in self._squares.values())
+        return {
+            "addr/ranking_gradient": ranking,
+            "addr/adversarial_gradient": adversarial,
+            "addr/gradient_ratio": adversarial / ranking if ranking else math.inf,
+        }
