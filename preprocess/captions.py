@@ -21,13 +21,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from preprocess.image_ids import KARPATHY_SPLITS, karpathy_id
 from xmodal.data import Caption, save_captions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
-"""restval is the part of COCO's validation images that everyone trains on."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,7 @@ class Karpathy(Files):
     def read(self) -> Iterator[Caption]:
         """Captions with the splits of the file; restval counts as train and val is called dev."""
         for image in _read_json(self.input)["images"]:
-            image_id = str(image.get("cocoid", Path(image["filename"]).stem))
-            split = KARPATHY_SPLITS[image["split"]]
+            image_id, split = karpathy_id(image), KARPATHY_SPLITS[image["split"]]
             for sentence in image["sentences"]:
                 yield Caption(image_id, str(sentence["sentid"]), sentence["raw"], split)
 

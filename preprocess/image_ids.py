@@ -5,6 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
+"""restval is the part of COCO's validation images that everyone trains on."""
 
 
 def coco_number(name: str) -> str:
@@ -17,33 +24,63 @@ def coco_number(name: str) -> str:
     return str(int(match[1])) if match else name
 
 
-def read_image_ids(captions: Path, split: str | None = None) -> list[str]:
-    """The images that a captions file names, each once, in order of first appearance.
+def karpathy_id(image: dict[str, Any]) -> str:
+    """The id of an image in Karpathy's JSON: COCO's where there is one, else the file name without its ending.
+
+    >>> karpathy_id({"cocoid": 139, "filename": "COCO_val2014_000000000139.jpg"}), karpathy_id({"filename": "17.jpg"})
+    ('139', '17')
+    """
+    return str(image.get("cocoid", Path(image["filename"]).stem))
+
+
+def read_image_names(captions: Path, split: str | None = None) -> dict[str, str]:
+    """The images that a file of captions names, in order of first appearance: id -> file name without ending.
 
     Args:
-        captions: JSON lines with `split` and either `image_id` or `image`, a file name whose stem is the id.
+        captions: a captions file or other JSON lines with `split` and either `image_id` or `image`, a file name;
+            Karpathy's JSON, whose restval counts as train and whose val is called dev; or COCO's JSON.
         split: only images of this split.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is no such object, or no line is in the split.
+        ValueError: a line is no such object, the JSON is neither Karpathy's nor COCO's, or no image is in the split.
     """
     if not captions.exists():
         raise FileNotFoundError(f"no captions file at {captions}")
-    image_ids, splits = {}, {}
-    with captions.open(encoding="utf-8") as lines:
+    names, splits = {}, {}
+    for image_id, name, its_split in (_of_json if captions.suffix == ".json" else _of_lines)(captions):
+        splits[its_split] = None
+        if split in (None, its_split):
+            names[image_id] = name
+    if not names:
+        known = [name for name in splits if name is not None]
+        raise ValueError(f"{captions} names no image of split {split!r}; its splits are {known}")
+    return names
+
+
+def _of_lines(path: Path) -> Iterator[tuple[str, str, str | None]]:
+    with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)
-                image_id = str(record["image_id"]) if "image_id" in record else Path(record["image"]).stem
-                splits[record["split"]] = None
+                name = str(record["image_id"]) if "image_id" in record else Path(record["image"]).stem
+                yield name, name, record["split"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{captions}, line {number}: wanted a JSON object with split and image_id (or image), "
+                    f"{path}, line {number}: wanted a JSON object with split and image_id (or image), "
                     f"found {line.rstrip()[:80]!r}"
                 ) from error
-            if split in (None, record["split"]):
-                image_ids[image_id] = None
-    if not image_ids:
-        raise ValueError(f"{captions} names no image of split {split!r}; its splits are {list(splits)}")
-    return list(image_ids)
+
+
+def _of_json(path: Path) -> Iterator[tuple[str, str, str | None]]:
+    try:
+        for image in json.loads(path.read_text(encoding="utf-8"))["images"]:
+            if "sentences" in image:
+                yield karpathy_id(image), Path(image["filename"]).stem, KARPATHY_SPLITS[image["split"]]
+            else:
+                yield str(image["id"]), Path(image["file_name"]).stem, None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is neither Karpathy's JSON (images with filename, split and sentences) nor COCO's (images with id "
+            f"and file_name): {error!r}. For a captions file of JSON lines, name it .jsonl."
+        ) from error

@@ -1,10 +1,8 @@
-"""Image files: finding them in a folder, reading them."""
+"""Image files of a folder."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-from PIL import Image, ImageOps
 
 from preprocess.image_ids import coco_number
 
@@ -36,17 +34,3 @@ def find_images(folder: Path, *, coco_ids: bool = False) -> dict[str, Path]:
     if not found:
         raise FileNotFoundError(f"no image in {folder}; known extensions: {' '.join(sorted(IMAGE_SUFFIXES))}")
     return found
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image file in RGB, upright.
-
-    Raises:
-        ValueError: the file is not an image, or is damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    # What Pillow raises depends on the format and on where the damage is.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error

@@ -6,22 +6,29 @@ done. Both appear whole or not at all, so that whoever starts again goes on with
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 from tqdm import tqdm
 
 from xmodal.data import RegionStoreWriter
 from xmodal.data.atomic import written_whole
+from xmodal.data.joined import join_stores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
+
+Join = Literal["auto", "copy", "virtual"]
+
+LARGE = 16 * 10**9
+"""Bytes from which `auto` no longer copies: it would take minutes, and for that time the room of two stores."""
 
 
 class Parts:
@@ -48,30 +55,41 @@ class Parts:
         elif known.read_text() != fingerprint:
             raise ValueError(
                 f"{self.folder} holds parts of an earlier run with other images or options. Repeat it as it was to go "
-                "on with them, or remove the folder to start anew."
+                f"on with them, or remove the folder to start anew (and {output.name}, if it was joined virtually)."
             )
 
     def todo(self, process: int, num_processes: int) -> list[int]:
         """The parts of one process of several that are not done yet."""
         return [number for number in range(process, self.count, num_processes) if not self._skipped(number).exists()]
 
-    def write(self, number: int, rows: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, str]) -> None:
-        """Write one part.
+    def write(self, number: int, outcomes: Iterable[tuple[str, Mapping[str, Any] | str]]) -> None:
+        """Write one part, image by image.
 
         Args:
             number: which.
-            rows: what `RegionStoreWriter.write` takes, by image id.
-            skipped: what was left out, and why.
+            outcomes: image ids, each with what `RegionStoreWriter.write` takes or with the reason why it is left out.
         """
-        if rows:
-            with RegionStoreWriter(self._store(number), overwrite=True, **self.writer_options) as writer:
-                for image_id, row in rows.items():
-                    writer.write(image_id, **row)
+        skipped: dict[str, str] = {}
+        with contextlib.ExitStack() as stack:
+            writer = None
+            for image_id, outcome in outcomes:
+                if isinstance(outcome, str):
+                    skipped[image_id] = outcome
+                    continue
+                if writer is None:  # a store must hold an image, so there is none without
+                    options = {"overwrite": True, **self.writer_options}
+                    writer = stack.enter_context(RegionStoreWriter(self._store(number), **options))
+                writer.write(image_id, **outcome)
         with written_whole(self._skipped(number)) as temporary:
-            temporary.write_text(json.dumps(dict(skipped)), "utf-8")
+            temporary.write_text(json.dumps(skipped), "utf-8")
 
-    def join(self, *, overwrite: bool) -> dict[str, str]:
-        """Copy all parts into the store, one after another, and remove them.
+    def join(self, how: Join = "auto", *, overwrite: bool) -> dict[str, str]:
+        """Make the store of all parts, one after another.
+
+        Args:
+            how: `copy` makes one file and removes the parts. `virtual` leaves the features in the parts, which the store
+                then needs. `auto` copies what is smaller than `LARGE`.
+            overwrite: whether an existing store may be replaced.
 
         Returns:
             What was left out, and why.
@@ -83,11 +101,18 @@ class Parts:
         skipped: dict[str, str] = {}
         for number in range(self.count):
             skipped |= json.loads(self._skipped(number).read_text("utf-8"))
+        stores = [store for store in map(self._store, range(self.count)) if store.exists()]
+        if not stores:
+            raise ValueError(f"{self.output} was not written, for no image is good. {_first(skipped)}")
+        if how == "virtual" or (how == "auto" and sum(store.stat().st_size for store in stores) >= LARGE):
+            join_stores(stores, self.output, overwrite=overwrite)
+            for remains in self.folder.glob(".*.partial"):  # of a process that was killed
+                remains.unlink()
+            return skipped
         with RegionStoreWriter(self.output, overwrite=overwrite, **self.writer_options) as writer:
-            for number in tqdm(range(self.count), desc="joining", unit="part", delay=2):
-                if self._store(number).exists():
-                    for image_id, row in _rows(self._store(number)):
-                        writer.write(image_id, **row)
+            for store in tqdm(stores, desc="joining", unit="part", delay=2):
+                for image_id, row in _rows(store):
+                    writer.write(image_id, **row)
         shutil.rmtree(self.folder)
         return skipped
 
@@ -98,17 +123,18 @@ class Parts:
         return self.folder / f"{number:06}.skipped.json"
 
 
+def _first(skipped: Mapping[str, str]) -> str:
+    where, why = next(iter(skipped.items()))
+    return f"{where}: {why}"
+
+
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What was written to a store, image by image, in the store's own numbers."""
     with h5py.File(path, "r", locking=False) as file:
-        columns: dict[str, np.ndarray] = {name: file[name][:] for name in file}  # type: ignore[index]
-    for index, image_id in enumerate(columns.pop("image_id")):
-        count = columns["num_regions"][index]
-        yield (
-            image_id.decode("utf-8"),
-            {
-                name: rows[index] if name == "image_size" else rows[index, :count]
-                for name, rows in columns.items()
-                if name != "num_regions"
-            },
-        )
+        features: Any = file["features"]
+        columns: dict[str, np.ndarray] = {name: file[name][:] for name in file if name != "features"}  # type: ignore[index]
+        num_regions = columns.pop("num_regions")
+        for index, image_id in enumerate(columns.pop("image_id")):
+            count = num_regions[index]
+            row = {name: rows[index] if name == "image_size" else rows[index, :count] for name, rows in columns.items()}
+            yield image_id.decode("utf-8"), {"features": features[index, :count], **row}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from preprocess.image_ids import coco_number, read_image_ids
+from preprocess.image_ids import coco_number, read_image_names
 from xmodal.data import RegionStoreWriter
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class StoreConfig:
     output: Path
     """The region store to write (HDF5)."""
     captions: Path | None = None
-    """Take only the images named here: a captions file."""
+    """Take only the images named here: a captions file, or Karpathy's or COCO's JSON."""
     split: str | None = None
     """With --captions: take only the images of this split."""
     coco_ids: bool = False
@@ -57,7 +57,7 @@ class StoreConfig:
             ValueError: --split without --captions, or the captions name no image of the split.
         """
         if self.captions is not None:
-            return dict.fromkeys(read_image_ids(self.captions, self.split))
+            return dict.fromkeys(read_image_names(self.captions, self.split))
         if self.split is not None:
             raise ValueError(f"--split {self.split} needs --captions: features by themselves belong to no split")
         return None

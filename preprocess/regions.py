@@ -1,20 +1,24 @@
 """From a folder of images to a region store.
 
     python -m preprocess.regions --images photos --output train.h5 --captions captions.jsonl --split train
+    python -m preprocess.regions --images coco --output test.h5 --captions dataset_coco.json --split test
     torchrun --standalone --nproc_per_node 2 -m preprocess.regions --images photos --output train.h5 --extractor detr
 
 The images of the folder (and of folders in it) go through an extractor of `xmodal.encoders.extractors`, and their
 regions into one HDF5 file, under the name of the image file without its extension. An image that cannot be read is
 skipped and listed, with the reason, in `<output>.skipped.txt`.
 
-Batches are kept in `<output>.parts` until all are done, so the same command goes on where it was stopped, whatever
-stopped it. Batches are the same for any number of processes, and so is the result. `accelerate launch --multi_gpu
---num_processes 2 -m` starts several processes too.
+Finished parts are kept in `<output>.parts` until all are done, so the same command goes on where it was stopped,
+whatever stopped it. Batches and parts are the same for any number of processes, and so is the result. `accelerate
+launch --multi_gpu --num_processes 2 -m` starts several processes too.
+
+A small set becomes one file. A large one stays in its parts, and the store is an HDF5 virtual dataset over them: keep
+`<output>.parts` beside it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,17 +28,21 @@ from accelerate import PartialState
 from torch import nn
 from tqdm import tqdm
 
-from preprocess.image_ids import read_image_ids
-from preprocess.images import find_images, read_image
-from preprocess.parts import Parts
+from preprocess.image_ids import read_image_names
+from preprocess.images import find_images
+from preprocess.parts import Join, Parts
 from preprocess.skipped import write_skipped
-from xmodal.encoders.extractors import EXTRACTORS
+from xmodal.data.images import read_image
+from xmodal.encoders.extractors import EXTRACTORS, all_options
 from xmodal.names import build
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from collections.abc import Iterator, Mapping
 
     from xmodal.encoders.region_extractor import RegionExtractor
+
+MAX_PARTS = 512
+"""The most parts of a store. Each is a file that a virtual store reads from; a kill costs a process at most one."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,8 @@ class RegionsConfig:
     output: Path
     """The region store to write (HDF5)."""
     extractor: str = "efficientnet-lite0-grid"
-    """Which extractor: efficientnet-lite0-grid, ssd-mobilenet, faster-rcnn, detr, rt-detr, resnet50-grid, dinov2-grid
-    or siglip-grid."""
+    """Which extractor: efficientnet-lite0-grid, ssd-mobilenet, faster-rcnn, detr, rt-detr, resnet50-grid, vit-b16-grid,
+    dinov2-grid or siglip-grid."""
     weights: str | None = None
     """Weights of an extractor that does not bring its own: a file or folder, or a name on the hub that is in the cache.
     Without: what is usual, from the cache."""
@@ -59,15 +67,19 @@ class RegionsConfig:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the network computes in; less than float32 is faster on hardware that has it."""
     captions: Path | None = None
-    """Take only the images named here, in this order: JSON lines with split and image_id (or image, a file name)."""
+    """Take only the images named here, in this order: a captions file (JSON lines with split and image_id, or image, a
+    file name), Karpathy's dataset_*.json or COCO's captions_*.json. With these two, images are named by COCO's ids."""
     split: str | None = None
-    """With --captions: take only the images of this split."""
+    """With --captions: take only the images of this split. Karpathy's restval counts as train, val is called dev."""
     coco_ids: bool = False
     """Name the image of COCO_val2014_000000391895.jpg by its COCO id, 391895, as Karpathy's captions do."""
     batch_size: int = 16
     """Images in memory at once."""
     dtype: Literal["float16", "float32"] = "float32"
     """How features are stored; float16 halves the file."""
+    join: Join = "auto"
+    """copy: one file. virtual: the features stay in `<output>.parts`, and the store is a virtual dataset over them.
+    auto: copy up to 16 GB."""
     strict: bool = False
     """Stop at the first image that cannot be read instead of skipping it."""
     overwrite: bool = False
@@ -85,17 +97,23 @@ def choose_images(config: RegionsConfig) -> dict[str, Path | None]:
         if config.split is not None:
             raise ValueError(f"--split {config.split} needs --captions: a folder of images has no splits")
         return dict(found)
-    image_ids = read_image_ids(config.captions, config.split)
-    if found.keys().isdisjoint(image_ids):
+    names = read_image_names(config.captions, config.split)
+    chosen = {image_id: found.get(image_id, found.get(name)) for image_id, name in names.items()}
+    if not any(chosen.values()):
         raise ValueError(
-            f"none of the {len(image_ids)} images named in {config.captions} is in {config.images}: the captions name "
-            f"{image_ids[0]!r}, the folder holds {next(iter(found))!r}"
+            f"none of the {len(names)} images named in {config.captions} is in {config.images}: the captions name "
+            f"{next(iter(names.values()))!r}, the folder holds {next(iter(found))!r}"
         )
-    return {image_id: found.get(image_id) for image_id in image_ids}
+    return chosen
 
 
-def extract(config: RegionsConfig, extractor: RegionExtractor) -> dict[str, str]:
+def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[str, Any]) -> dict[str, str]:
     """Write the region store, together with the other processes if there are any.
+
+    Args:
+        config: what to extract from where to where.
+        extractor: what finds the regions.
+        options: what it was built with, for the store to note.
 
     Returns:
         The skipped images: id -> reason. In the other processes than the first: nothing.
@@ -108,75 +126,91 @@ def extract(config: RegionsConfig, extractor: RegionExtractor) -> dict[str, str]
         raise ValueError(f"batch_size is {config.batch_size}, wanted at least 1")
     if config.output.exists() and not config.overwrite:
         raise FileExistsError(f"{config.output} exists. Pass --overwrite to replace it, or choose another name.")
-    images = list(choose_images(config).items())
-    batches = [dict(images[start : start + config.batch_size]) for start in range(0, len(images), config.batch_size)]
+    images = choose_images(config)
+    work = divide(images, config.batch_size)
     # Without an accelerator this must be said, or processes that were launched together do not know of each other.
     state = PartialState(cpu=not torch.accelerator.is_available())
     device = torch.device(state.device or "cpu")
     if isinstance(extractor, nn.Module):
         extractor.to(device)
-    options = {
+    writer_options = {
         "dim": extractor.dim,
         "max_regions": extractor.max_regions,
         "dtype": config.dtype,
         "extractor": extractor.name,
+        "extractor_options": options,
         "weights_hash": extractor.weights_hash,
     }
-    parts = Parts(config.output, len(batches), _settings(config, options, images), options)
+    parts = Parts(config.output, len(work), _settings(config, writer_options, images), writer_options)
     todo = parts.todo(state.process_index, state.num_processes)
-    mine = range(state.process_index, len(batches), state.num_processes)
+    mine = range(state.process_index, len(work), state.num_processes)
+    sizes = {number: sum(map(len, work[number])) for number in mine}
     with tqdm(
-        total=sum(len(batches[number]) for number in mine),
-        initial=sum(len(batches[number]) for number in set(mine).difference(todo)),
+        total=sum(sizes.values()),
+        initial=sum(sizes[number] for number in set(mine).difference(todo)),
         desc=config.output.name + (f", 1 of {state.num_processes} processes" if state.num_processes > 1 else ""),
         unit="image",
         disable=not state.is_main_process,
     ) as progress:
         for number in todo:
-            pictures, skipped = read_images(batches[number], strict=config.strict)
-            with torch.autocast(device.type, getattr(torch, config.precision), config.precision != "float32"):
-                regions = extractor(list(pictures.values())) if pictures else []
-            rows = {
-                image_id: {**found._asdict(), "features": found.features.float(), "image_size": picture.size}
-                for (image_id, picture), found in zip(pictures.items(), regions, strict=True)
-            }
-            parts.write(number, rows, skipped)
-            progress.update(len(batches[number]))
+            parts.write(number, outcomes(work[number], extractor, device, config, progress))
     state.wait_for_everyone()
-    return parts.join(overwrite=config.overwrite) if state.is_main_process else {}
+    return parts.join(config.join, overwrite=config.overwrite) if state.is_main_process else {}
 
 
-def read_images(paths: dict[str, Path | None], *, strict: bool) -> tuple[dict[str, Image.Image], dict[str, str]]:
-    """The readable images by id, and the reasons why the others are not.
+def divide(images: Mapping[str, Path | None], batch_size: int) -> list[list[dict[str, Path | None]]]:
+    """Parts of whole batches of images: enough parts to share out evenly, few enough to stay open all at once.
+
+    >>> [[list(batch) for batch in part] for part in divide(dict.fromkeys("abcde"), batch_size=2)]
+    [[['a', 'b']], [['c', 'd']], [['e']]]
+    """
+    items = list(images.items())
+    batches = [dict(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
+    length = -(-len(batches) // MAX_PARTS)
+    return [batches[start : start + length] for start in range(0, len(batches), length)]
+
+
+def outcomes(
+    batches: list[dict[str, Path | None]],
+    extractor: RegionExtractor,
+    device: torch.device,
+    config: RegionsConfig,
+    progress: tqdm,
+) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """What becomes of each image of some batches: what is stored of it, or why it is skipped.
 
     Raises:
-        ValueError: with `strict`, an image is missing or cannot be read.
+        ValueError: with `config.strict`, an image is missing or cannot be read.
     """
-    pictures, skipped = {}, {}
-    for image_id, path in paths.items():
-        try:
-            if path is None:
-                raise ValueError(f"image {image_id!r} is named in the captions but not in the folder")
-            pictures[image_id] = read_image(path)
-        except ValueError as error:  # noqa: PERF203 (each image has its own fate)
-            if strict:
-                raise
-            skipped[image_id] = str(error)
-    return pictures, skipped
+    for batch in batches:
+        pictures = {}
+        for image_id, path in batch.items():
+            try:
+                if path is None:
+                    raise ValueError(f"image {image_id!r} is named in the captions but not in the folder")
+                pictures[image_id] = read_image(path)
+            except (ValueError, FileNotFoundError) as error:
+                if config.strict:
+                    raise
+                yield image_id, str(error)
+        with torch.autocast(device.type, getattr(torch, config.precision), config.precision != "float32"):
+            regions = extractor(list(pictures.values())) if pictures else []
+        for (image_id, picture), found in zip(pictures.items(), regions, strict=True):
+            yield image_id, {**found._asdict(), "features": found.features.float(), "image_size": picture.size}
+        progress.update(len(batch))
 
 
-def _settings(config: RegionsConfig, options: dict[str, Any], images: list[tuple[str, Path | None]]) -> Any:
+def _settings(config: RegionsConfig, options: dict[str, Any], images: Mapping[str, Path | None]) -> Any:
     """Everything that the result depends on; of the images only names, sizes and times, for reading them takes long."""
-    stats = [(image_id, path and (path.stat().st_size, path.stat().st_mtime_ns)) for image_id, path in images]
-    keys = ("weights", "max_regions", "threshold", "precision", "batch_size")
-    return [options, {key: asdict(config)[key] for key in keys}, stats]
+    stats = [(image_id, path and (path.stat().st_size, path.stat().st_mtime_ns)) for image_id, path in images.items()]
+    return [options, config.precision, config.batch_size, MAX_PARTS, stats]
 
 
 def main(config: RegionsConfig) -> None:
     """Extract, and say what was done."""
-    options = {key: getattr(config, key) for key in ("weights", "max_regions", "threshold")}
-    chosen = {"name": config.extractor, **{key: value for key, value in options.items() if value is not None}}
-    skipped = extract(config, build("extractor", EXTRACTORS, chosen))
+    given = {key: getattr(config, key) for key in ("weights", "max_regions", "threshold")}
+    chosen = {"name": config.extractor, **{key: value for key, value in given.items() if value is not None}}
+    skipped = extract(config, build("extractor", EXTRACTORS, chosen), all_options(chosen))
     if PartialState().is_main_process:
         print(f"wrote {config.output}; {write_skipped(config.output, skipped)}")
 

@@ -7,8 +7,9 @@ import pytest
 import tiny_models
 import torch
 from PIL import Image
+from torchvision import models
 
-from xmodal.encoders.grids import ResNetGrid, SigLIPGrid, ViTGrid, pool_cells
+from xmodal.encoders.grids import ResNetGrid, SigLIPGrid, ViTB16Grid, ViTGrid, pool_cells
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +26,9 @@ def vit(request, tmp_path_factory) -> ViTGrid:
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory) -> ResNetGrid:
-    from torchvision.models import resnet50
-
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
-    torch.save(resnet50(weights=None).state_dict(), path)
+    torch.save(models.resnet50(weights=None).state_dict(), path)
     return ResNetGrid(path, grid=2, input_size=64)
 
 
@@ -73,6 +72,29 @@ def test_resnet(resnet, images):
     torch.testing.assert_close(alone.features, regions[1].features, rtol=1e-3, atol=1e-4)
 
 
+def test_torchvision_vit_at_another_size_than_it_was_trained_at(images, tmp_path, monkeypatch):
+    def small(weights, image_size):
+        assert weights is None
+        return models.VisionTransformer(image_size, 16, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=32)
+
+    torch.manual_seed(0)
+    trained = small(None, image_size=224)
+    torch.save(trained.state_dict(), tmp_path / "vit.pth")
+    monkeypatch.setattr(models, "vit_b_16", small)
+    states = {}
+    trained.encoder.ln.register_forward_hook(lambda _, __, output: states.update(last=output))
+    vit = ViTB16Grid(tmp_path / "vit.pth", grid=2, input_size=224)
+    regions = vit(images)
+    trained.eval()(vit.to_pixels(images))
+    patches = states["last"][1, 1:].view(14, 14, 32)
+    torch.testing.assert_close(regions[1].features[1], patches[:7, 7:].mean(dim=(0, 1)), rtol=1e-4, atol=1e-5)
+    assert (vit.dim, regions[0].boxes[1].tolist()) == (32, [45, 0, 90, 30])
+    finer = ViTB16Grid(tmp_path / "vit.pth", grid=2, input_size=96)
+    assert finer(images)[0].features.shape == (4, 32)
+    with pytest.raises(ValueError, match="input_size is 100, wanted a multiple of the patch size, 16"):
+        ViTB16Grid(input_size=100)
+
+
 def test_input_size_must_fit_the_patches(tmp_path):
     with pytest.raises(ValueError, match="input_size is 60, wanted a multiple of the patch size, 16"):
         SigLIPGrid(tiny_models.siglip(tmp_path), input_size=60)
@@ -82,6 +104,8 @@ def test_missing_weights_say_what_to_download(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"Download https://.*resnet50.*\.pth and put the file at"):
         ResNetGrid()
+    with pytest.raises(FileNotFoundError, match=r"Download https://.*vit_b_16.*\.pth and put the file at"):
+        ViTB16Grid()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="`hf download google/siglip-base-patch16-224`"):
         SigLIPGrid()

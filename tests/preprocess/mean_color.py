@@ -1,4 +1,4 @@
-"""Extracts one region an image, as slowly as told: `python mean_color.py IMAGES OUTPUT SECONDS`."""
+"""Extracts one region an image, as slowly as told: `python mean_color.py IMAGES OUTPUT SECONDS JOIN`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class MeanColor:
         return [Regions(color, box) for color, box in zip(colors, boxes, strict=True)]
 
 
-def run(images, output, seconds=0.0):
+def run(images, output, seconds=0.0, join="copy", **options):
     EXTRACTORS["mean-color"] = lambda: MeanColor(seconds)
     try:
-        main(RegionsConfig(Path(images), Path(output), "mean-color", batch_size=2))
+        main(RegionsConfig(Path(images), Path(output), "mean-color", batch_size=2, join=join, **options))
     finally:
         del EXTRACTORS["mean-color"]
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    run(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4])

@@ -9,9 +9,10 @@ import tyro
 from PIL import Image
 
 from preprocess import regions
-from preprocess.image_ids import read_image_ids
-from preprocess.images import find_images, read_image
-from preprocess.regions import RegionsConfig, extract, main
+from preprocess.image_ids import read_image_names
+from preprocess.images import find_images
+from preprocess.regions import RegionsConfig, main
+from xmodal.data.images import read_image
 from xmodal.data.region_store import RegionStore
 from xmodal.encoders.extractors import EXTRACTORS, Regions
 
@@ -32,6 +33,10 @@ class MeanColor:
             )
             for image in images
         ]
+
+
+def extract(config, extractor):
+    return regions.extract(config, extractor, {"threshold": None})
 
 
 @pytest.fixture
@@ -77,6 +82,9 @@ def test_a_folder_becomes_a_store(config):
     assert store[1].tolist() == [[10, 150, 0]]
     assert store.attributes["extractor"] == "mean-color"
     assert store.attributes["weights_hash"] == "none"
+    assert store.extractor == {"name": "mean-color", "threshold": None}
+    assert store.class_id(0).tolist() == [7]
+    assert store.confidence(0).tolist() == [0.5]
 
 
 def test_batch_size_changes_nothing(config, tmp_path):
@@ -103,7 +111,46 @@ def test_a_split_chooses(config, captions):
 def test_captions_may_name_files(tmp_path):
     path = tmp_path / "captions.jsonl"
     path.write_text('{"image": "10_ab.jpg", "split": "dev", "captions": ["x"]}\n')
-    assert read_image_ids(path, "dev") == ["10_ab"]
+    assert read_image_names(path, "dev") == {"10_ab": "10_ab"}
+
+
+def karpathy(name, split, **more):
+    return {"filename": name, "split": split, "sentences": [], **more}
+
+
+def test_karpathys_json_chooses_and_names_the_images(config, tmp_path):
+    path = tmp_path / "dataset.json"
+    for name in ("b", "d"):
+        (config.images / f"{name}.png").rename(config.images / f"COCO_val2014_{ord(name):012}.png")
+    images = [
+        karpathy("COCO_val2014_000000000100.jpg", "restval", cocoid=100),
+        karpathy("a.jpg", "val"),
+        karpathy("COCO_val2014_000000000098_gone.jpg", "train", cocoid=98),
+    ]
+    path.write_text(json.dumps({"images": images, "dataset": "coco"}))
+    assert list(extract(replace(config, captions=path, split="train"), MeanColor())) == ["98"]
+    assert RegionStore(config.output).image_id == ["100"]
+    extract(replace(config, captions=path, split="dev", overwrite=True), MeanColor())
+    assert RegionStore(config.output).image_id == ["a"]
+
+
+def test_cocos_json_chooses_and_names_the_images(config, tmp_path):
+    path = tmp_path / "captions_val2017.json"
+    path.write_text(json.dumps({"images": [{"id": 9, "file_name": "e.jpg"}, {"id": 4, "file_name": "c.jpg"}]}))
+    extract(replace(config, captions=path), MeanColor())
+    assert RegionStore(config.output).image_id == ["9", "4"]
+    with pytest.raises(ValueError, match=r"names no image of split 'test'; its splits are \[\]"):
+        read_image_names(path, "test")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"images": [{}]}', '{"images": [{"filename": "a", "sentences": []}]}']
+)
+def test_other_json_is_refused(tmp_path, text):
+    path = tmp_path / "captions.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"captions\.json is neither Karpathy's JSON .* nor COCO's"):
+        read_image_names(path)
 
 
 def test_unreadable_images_are_skipped_and_listed(config, monkeypatch, capsys):
@@ -138,6 +185,16 @@ def test_no_readable_image_is_an_error(config):
     assert not config.output.exists()
 
 
+def test_many_batches_are_few_parts(config, monkeypatch):
+    monkeypatch.setattr(regions, "MAX_PARTS", 2)
+    extract(replace(config, batch_size=1, join="virtual"), MeanColor())
+    assert sorted(path.name for path in config.output.with_name("store.h5.parts").glob("*.h5")) == [
+        "000000.h5",
+        "000001.h5",
+    ]
+    assert RegionStore(config.output).image_id == ["a", "b", "d", "e", "c"]
+
+
 def test_images_are_read_upright(tmp_path):
     image = Image.new("RGB", (30, 10))
     exif = image.getexif()
@@ -164,14 +221,14 @@ def test_bad_captions_are_named(line, tmp_path):
     path = tmp_path / "captions.jsonl"
     path.write_text('{"image_id": "a", "split": "train"}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"captions\.jsonl, line 2: wanted a JSON object"):
-        read_image_ids(path)
+        read_image_names(path)
 
 
 def test_bad_choices(config, captions, tmp_path):
     with pytest.raises(FileNotFoundError, match="no captions file"):
-        read_image_ids(tmp_path / "nowhere.jsonl")
+        read_image_names(tmp_path / "nowhere.jsonl")
     with pytest.raises(ValueError, match=r"no image of split 'val'; its splits are \['train', 'test'\]"):
-        read_image_ids(captions, "val")
+        read_image_names(captions, "val")
     with pytest.raises(ValueError, match="--split test needs --captions"):
         extract(replace(config, split="test"), MeanColor())
     captions.write_text('{"image_id": "zebra", "split": "train"}\n')

@@ -18,6 +18,7 @@ from PIL import Image
 
 from preprocess.parts import Parts
 from preprocess.regions import RegionsConfig, main
+from xmodal.data import RegionStore
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "PYTHONWARNINGS": "ignore"}
@@ -36,8 +37,8 @@ def folder(tmp_path):
     return folder
 
 
-def start(folder, output, *launcher, seconds=0.0):
-    arguments = [str(HERE / "mean_color.py"), str(folder), str(output), str(seconds)]
+def start(folder, output, *launcher, seconds=0.0, join="virtual"):
+    arguments = [str(HERE / "mean_color.py"), str(folder), str(output), str(seconds), join]
     return subprocess.Popen(
         [sys.executable, *launcher, *arguments],
         env=ENVIRONMENT,
@@ -64,7 +65,7 @@ def contents(path):
 def test_two_processes_and_a_killed_one_write_what_one_process_writes(folder, tmp_path, capsys):
     one, two, killed = (tmp_path / f"{name}.h5" for name in ("one", "two", "killed"))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    pair = start(folder, two, *launcher)
+    pair = start(folder, two, *launcher, join="copy")
     mean_color.run(folder, one)
     assert "1 left out" in capsys.readouterr().out
     assert (tmp_path / "one.h5.skipped.txt").read_text().startswith("03\tcannot read")
@@ -84,7 +85,10 @@ def test_two_processes_and_a_killed_one_write_what_one_process_writes(folder, tm
     resumed = finish(start(folder, killed))
     assert f"{2 * len(done)}/11" in resumed, "the parts that were done are not done again"
     assert contents(killed) == contents(one)
-    assert not parts.exists()
+    assert not list(parts.glob("*.partial*")) + list(parts.glob(".*.partial")), "nothing half-written is left"
+    mean_color.run(folder, killed, overwrite=True)
+    assert not parts.exists(), "the virtual store has become one file"
+    assert contents(killed) == contents(one)
 
     told = finish(pair)
     assert "1 of 2 processes" in told
@@ -95,21 +99,40 @@ def test_two_processes_and_a_killed_one_write_what_one_process_writes(folder, tm
 OPTIONS = {"dim": 2, "max_regions": 3, "extractor": "by hand"}
 
 
-def test_parts_know_what_is_done_and_are_joined_in_order(tmp_path):
+@pytest.mark.parametrize("how", ["auto", "copy", "virtual"])
+def test_parts_know_what_is_done_and_are_joined_in_order(tmp_path, how):
     counts = {"a": 2, "b": 3, "c": 1}
     rows = {name: {"features": np.full((count, 2), count), "image_size": (9, 8)} for name, count in counts.items()}
     parts = Parts(tmp_path / "out.h5", 3, {"batch": 2}, OPTIONS)
-    parts.write(2, {"c": rows["c"]}, {})
+    parts.write(2, [("c", rows["c"])])
     assert parts.todo(0, 1) == [0, 1]
     assert [parts.todo(process, 2) for process in range(2)] == [[0], [1]]
     parts = Parts(tmp_path / "out.h5", 3, {"batch": 2}, OPTIONS)
-    parts.write(0, {"a": rows["a"], "b": rows["b"]}, {"x": "cut off"})
-    parts.write(1, {}, {"y": "not an image"})
-    assert parts.join(overwrite=False) == {"x": "cut off", "y": "not an image"}
+    parts.write(0, [("a", rows["a"]), ("x", "cut off"), ("b", rows["b"])])
+    parts.write(1, [("y", "not an image")])
+    assert parts.join(how, overwrite=False) == {"x": "cut off", "y": "not an image"}
     datasets, _ = contents(tmp_path / "out.h5")
     assert datasets["image_id"][1] == [b"a", b"b", b"c"]
     assert datasets["num_regions"][1] == [2, 3, 1]
     assert datasets["image_size"][1] == [[9, 8]] * 3
+    assert [regions.tolist() for regions in RegionStore(tmp_path / "out.h5")] == [[[c, c]] * c for c in counts.values()]
+    assert parts.folder.exists() == (how == "virtual")
+
+
+def test_large_stores_are_not_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr("preprocess.parts.LARGE", 1)
+    parts = Parts(tmp_path / "out.h5", 1, {}, OPTIONS)
+    parts.write(0, [("a", {"features": np.ones((2, 2))})])
+    parts.join("auto", overwrite=False)
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["features"].is_virtual
+
+
+def test_nothing_but_bad_images_is_an_error_that_names_the_first(tmp_path):
+    parts = Parts(tmp_path / "out.h5", 1, {}, OPTIONS)
+    parts.write(0, [("a", "not an image"), ("b", "cut off")])
+    with pytest.raises(ValueError, match=r"out\.h5 was not written, for no image is good\. a: not an image"):
+        parts.join("copy", overwrite=False)
 
 
 def test_parts_of_other_settings_are_not_mixed_in(tmp_path):

@@ -128,9 +128,9 @@ def _find_images_of_parts(file: Any, path: Path) -> _Places | None:
         with open_checked(part) as opened:
             if first != end or _image_ids(opened) != image_ids[first : last + 1]:
                 raise ValueError(f"{part} holds other images than when {path} was joined of it. Make the store again.")
-            kinds = [(each.shape[1:], each.dtype) for each in (opened["features"], features)]
-            if kinds[0] != kinds[1]:
-                raise ValueError(f"{part} holds features of {kinds[0]}, wanted {kinds[1]} as in {path}.")
+            found_kind, wanted_kind = (f"{each.shape[1:]} {each.dtype}" for each in (opened["features"], features))
+            if found_kind != wanted_kind:
+                raise ValueError(f"{part} holds features {found_kind}, wanted {wanted_kind} as in {path}. Put it back.")
             found.append(_find_images(opened, part))
         end = last + 1
     if end != len(features):

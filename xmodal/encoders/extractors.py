@@ -11,6 +11,7 @@ install` does; the others need weights that are downloaded first, and say which:
 | `faster-rcnn` | the 36 surest finds, or 10 to 100 by a threshold | the box head's output on them, 1024 dims |
 | `detr`, `rt-detr` | likewise | the decoder's states, 256 dims |
 | `resnet50-grid` | a 6 x 6 grid | ResNet-50's last map, 2048 dims |
+| `vit-b16-grid` | a 6 x 6 grid | the last states of ViT-B/16's patches, 768 dims |
 | `dinov2-grid`, `siglip-grid` | a 6 x 6 grid | the last states of the patches, 768 dims |
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,11 +32,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import batched_nms, roi_align
 
 from xmodal.encoders.detectors import DETR, RTDETR, FasterRCNN
-from xmodal.encoders.grids import ResNetGrid, SigLIPGrid, ViTGrid
+from xmodal.encoders.grids import ResNetGrid, SigLIPGrid, ViTB16Grid, ViTGrid
 from xmodal.encoders.region_extractor import RegionExtractor, Regions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from jaxtyping import Float, Int
     from torch import Tensor
@@ -203,8 +205,20 @@ class SSDMobileNet:
 
 EXTRACTORS: dict[str, Callable[..., RegionExtractor]] = {
     kind.name: kind
-    for kind in (EfficientNetGrid, SSDMobileNet, FasterRCNN, DETR, RTDETR, ResNetGrid, ViTGrid, SigLIPGrid)
+    for kind in (EfficientNetGrid, SSDMobileNet, FasterRCNN, DETR, RTDETR, ResNetGrid, ViTB16Grid, ViTGrid, SigLIPGrid)
 }
+
+
+def all_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an extractor as `xmodal.names.build` takes them, less its name: those given, and its defaults.
+
+    >>> all_options({"name": "ssd-mobilenet", "max_regions": 10})
+    {'input_size': 256, 'max_regions': 10, 'nms_iou': 0.5}
+    """
+    arguments = dict(options)
+    bound = inspect.signature(EXTRACTORS[arguments.pop("name")]).bind(**arguments)
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def grid_boxes(grid: int, box_size: float) -> Float[Tensor, "region 4"]:

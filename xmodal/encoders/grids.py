@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,7 +69,18 @@ class GridExtractor(nn.Module):
         return [Regions(feature, boxes * scale) for feature, scale in zip(features, scales, strict=True)]
 
 
-class ResNetGrid(GridExtractor):
+class TorchvisionGrid(GridExtractor):
+    """What the grids of torchvision's ImageNet networks share."""
+
+    def to_pixels(self, images: Sequence[Image.Image]) -> Float[Tensor, "image 3 size size"]:
+        """Images stretched to squares, as the network was trained to see them."""
+        size = [self.input_size, self.input_size]
+        pixels = torch.stack([transforms.resize(transforms.pil_to_tensor(image), size) for image in images])
+        pixels = pixels.to(next(self.parameters()).device) / 255
+        return transforms.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD))
+
+
+class ResNetGrid(TorchvisionGrid):
     """ResNet-50 (He et al., CVPR 2016) with torchvision's ImageNet weights, its last map.
 
     Args:
@@ -95,10 +107,47 @@ class ResNetGrid(GridExtractor):
 
     def feature_map(self, images: Sequence[Image.Image]) -> Float[Tensor, "image 2048 height width"]:
         """The map before pooling, a 32nd of the input's size."""
-        size = [self.input_size, self.input_size]
-        pixels = torch.stack([transforms.resize(transforms.pil_to_tensor(image), size) for image in images])
-        pixels = pixels.to(next(self.parameters()).device) / 255
-        return self.network(transforms.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD)))
+        return self.network(self.to_pixels(images))
+
+
+class ViTB16Grid(TorchvisionGrid):
+    """ViT-B/16 (Dosovitskiy et al., ICLR 2021) with torchvision's ImageNet weights, the last states of its patches.
+
+    Args:
+        weights: file with the state dict; None takes torchvision's cache.
+        grid: cells along each side.
+        input_size: side of the square that the network sees, in pixels, a multiple of 16. The position embeddings are
+            interpolated to it.
+
+    Raises:
+        FileNotFoundError: the weights are not on this machine; the message says what to download.
+        ValueError: input_size is no multiple of 16.
+    """
+
+    name = "vit-b16-grid"
+
+    def __init__(self, weights: str | Path | None = None, grid: int = 6, input_size: int = 384) -> None:
+        super().__init__(grid, input_size)
+        from torchvision import models
+        from torchvision.models.vision_transformer import interpolate_embeddings
+
+        if input_size % 16:
+            raise ValueError(f"input_size is {input_size}, wanted a multiple of the patch size, 16")
+        state = torchvision_weights(models.ViT_B_16_Weights.IMAGENET1K_V1, weights)
+        self.network: Any = models.vit_b_16(weights=None, image_size=input_size)
+        self.network.load_state_dict(interpolate_embeddings(input_size, self.network.patch_size, OrderedDict(state)))
+        self.network.heads = nn.Identity()  # it is not used, and is no part of the hash
+        self.eval()
+        self.weights_hash = hash_weights(self)
+        self.dim = self.network.hidden_dim
+
+    def feature_map(self, images: Sequence[Image.Image]) -> Float[Tensor, "image dim height width"]:
+        """The last states of the patches, each in its place."""
+        patches: Tensor = self.network._process_input(self.to_pixels(images))
+        class_token = self.network.class_token.expand(len(patches), -1, -1)
+        states = self.network.encoder(torch.cat([class_token, patches], dim=1))[:, 1:]
+        side = self.input_size // self.network.patch_size
+        return states.transpose(1, 2).unflatten(2, (side, side))
 
 
 class ViTGrid(GridExtractor):
