@@ -17,6 +17,8 @@ ORDER = [
     "objectives",
     "encoders",
     "scoring",
+    "pretrained",
+    "embedder",
     "model",
     "evaluation",
     "training",

@@ -182,7 +182,7 @@ def test_loading_from_the_hub_downloads_the_whole_model(tmp_path, monkeypatch):
         asked.append((model, options["revision"]))
         return str(tmp_path)
 
-    monkeypatch.setattr("xmodal.model.snapshot_download", download)
+    monkeypatch.setattr("xmodal.pretrained.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda *_, **__: str(tmp_path / "config.json"))
     loaded = Matcher.from_pretrained("someone/scan", revision="v1")
     assert asked == [("someone/scan", "v1")]

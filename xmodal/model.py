@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from safetensors.torch import save_model
 from torch import nn
 from tqdm import tqdm
 
 from xmodal.data import Vocabulary
-from xmodal.data.atomic import written_whole
 from xmodal.data.vocabulary import END, PAD, SPECIAL_WORDS, START
+from xmodal.embedder import Embedder as Embedder
 from xmodal.encoders.bert import BERTEncoder
 from xmodal.encoders.gru import GRUEncoder
 from xmodal.encoders.regions import RegionProjection
 from xmodal.heads import HEADS, Attention
 from xmodal.names import build
 from xmodal.objectives.captioning import Captioner
+from xmodal.pretrained import Pretrained
 from xmodal.scoring import score_all
 from xmodal.scoring.blocks import bar_options, result_dtype
 from xmodal.scoring.memory import check_budget, fill_matrix
@@ -34,12 +32,11 @@ if TYPE_CHECKING:
 
     from xmodal.data import RegionStore
     from xmodal.data.vocabulary import TokenBatch
+    from xmodal.encoders.region_extractor import RegionExtractor
     from xmodal.heads import Head
 
 IMAGE_ENCODERS: dict[str, type[nn.Module]] = {"regions": RegionProjection}
 TEXT_ENCODERS: dict[str, type[nn.Module]] = {"gru": GRUEncoder, "bert": BERTEncoder}
-
-WEIGHTS = "model.safetensors"
 
 
 class Tokenizer(Protocol):
@@ -62,7 +59,7 @@ class EncodedSet(NamedTuple):
     mask: Bool[Tensor, "set item"]
 
 
-class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="apache-2.0"):
+class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
     """Matches images, given as region features, with captions.
 
     Args:
@@ -70,8 +67,9 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         text: `{"name": "gru", "dim": 1024, ...}` or `{"name": "bert", "model": ..., ...}`.
         head: `{"name": "scan", "temperature": 9.0, ...}`, the options of a head in `xmodal.heads.HEADS`.
         vocabulary: words as for `xmodal.data.Vocabulary`, for text encoders that have no tokenizer of their own.
-        extractor: name of the extractor in `xmodal.encoders.extractors.EXTRACTORS` that made the region features, so
-            that `score` can take image files; None if they came from elsewhere.
+        extractor: what made the region features, so that `score` can take image files: the name of an extractor in
+            `xmodal.encoders.extractors.EXTRACTORS`, or `{"name": ..., **options}` (`RegionStore.extractor`); None if
+            they came from elsewhere.
         captioner: options of an `xmodal.objectives.captioning.Captioner` that is trained jointly and lets the matcher
             write captions (VSRN); None for none. Needs a vocabulary and a head with `reason` and `summarize`.
 
@@ -97,7 +95,7 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         text: dict[str, Any],
         head: dict[str, Any],
         vocabulary: list[str] | None = None,
-        extractor: str | None = None,
+        extractor: str | dict[str, Any] | None = None,
         captioner: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -117,11 +115,6 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         self.head = build("head", HEADS, head)
         self.extractor = extractor
         self.captioner = None if captioner is None else _build_captioner(captioner, self.head, words)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
 
     def encode_images(
         self, region_features: Float[Tensor, "image region input_dim"]
@@ -297,54 +290,37 @@ class Matcher(nn.Module, PyTorchModelHubMixin, library_name="xmodal", license="a
         return features
 
     def _extract(self, files: list[Path]) -> list[Float[Tensor, "region input_dim"]]:
-        from PIL import Image
+        from xmodal.data.images import read_image
 
+        return [regions.features for regions in self.build_extractor()([read_image(file) for file in files])]
+
+    def build_extractor(self) -> RegionExtractor:
+        """What finds the regions of photographs in the way in which those were found that the matcher was trained on.
+
+        Raises:
+            ValueError: the matcher does not know its extractor.
+            FileNotFoundError: the extractor's weights are not on this machine; the message says what to download.
+        """
         from xmodal.encoders.extractors import EXTRACTORS
 
-        if self.extractor not in EXTRACTORS:
+        options = self.extractor if isinstance(self.extractor, dict) else {"name": self.extractor}
+        if options["name"] not in EXTRACTORS:
             raise ValueError(
-                f"this matcher was trained on region features of extractor {self.extractor!r}, which is not one of "
+                f"this matcher was trained on region features of extractor {options['name']!r}, which is not one of "
                 f"{', '.join(EXTRACTORS)}; extract the features yourself and pass them instead of image files"
             )
-        return [
-            regions.features for regions in EXTRACTORS[self.extractor]()([Image.open(f).convert("RGB") for f in files])
-        ]
-
-    def save_weights(self, folder: Path) -> None:
-        """Replace the weights in a folder that `save_pretrained` wrote; a reader finds the old or new ones, whole."""
-        with written_whole(folder / WEIGHTS) as temporary:
-            save_model(self, str(temporary))
+        return build("extractor", EXTRACTORS, options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        self.save_weights(save_directory)
+        super()._save_pretrained(save_directory)
         if isinstance(self.text_encoder, BERTEncoder):
             self.text_encoder.save_architecture(save_directory / "transformer")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Matcher:
-        """Load what `save_pretrained` wrote, from a folder or from the hub; evaluation mode.
-
-        Raises:
-            FileNotFoundError: if a path is given and no model is there.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        is_hub_id = isinstance(pretrained_model_name_or_path, str) and len(folder.parts) == 2 and not folder.exists()
-        if not is_hub_id and not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no model: config.json is missing (save_pretrained writes one)")
-        return super().from_pretrained(str(pretrained_model_name_or_path), **options)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any):
-        # The hub hands over its own options together with those of __init__.
-        known = inspect.signature(cls.__init__).parameters
-        download = {name: options.pop(name) for name in list(options) if name not in known}
-        folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **download))
-        weights = folder / WEIGHTS
-        if not weights.is_file():
-            raise FileNotFoundError(f"{weights} does not exist: the folder has a configuration but no weights")
+    def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         if (folder / "transformer").is_dir():
             options["text"] = {**options["text"], "model": str(folder / "transformer"), "load_weights": False}
-        return cls._load_as_safetensor(cls(**options), str(weights), map_location, strict)
+        return options
 
 
 def _build_captioner(options: dict[str, Any], head: Head, vocabulary: Vocabulary | None) -> Captioner:

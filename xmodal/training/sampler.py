@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from jaxtyping import Int
+    from torch import Tensor
 
 
 class ShuffledBatches:
@@ -54,3 +58,77 @@ class ShuffledBatches:
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             share = len(batch) // self.processes
             yield batch[self.process * share : (self.process + 1) * share].tolist()
+
+
+class ClassBatches:
+    """Batches of some images from each of some classes, the images of a class side by side.
+
+    Classes are drawn evenly, whatever their size, and a batch has no class twice. Of a class that has too few images,
+    some come more than once. Each process gets its equal share of the classes of every batch, so that an image and its
+    positives stay together.
+
+    Args:
+        labels: class of every image.
+        classes_per_batch: classes in a batch over all processes; a multiple of `processes`.
+        images_per_class: images of each.
+        seed: with the epoch and the number of the batch, decides what is drawn.
+        process: rank of this process.
+        processes: number of processes.
+        batches: batches in an epoch; None for as many as it takes to draw as many images as there are.
+
+    Raises:
+        ValueError: there are fewer classes than a batch wants, or another argument is out of range.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 2])
+        >>> batches = ClassBatches(labels, classes_per_batch=2, images_per_class=2, seed=0)
+        >>> all(len(set(labels[batch].tolist())) == 2 for batch in batches.epoch(0))
+        True
+    """
+
+    def __init__(
+        self,
+        labels: Int[Tensor, "image"],
+        classes_per_batch: int,
+        images_per_class: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        batches: int | None = None,
+    ) -> None:
+        if classes_per_batch < 1 or classes_per_batch % processes:
+            raise ValueError(
+                f"classes_per_batch {classes_per_batch} must be a positive multiple of the number of processes, "
+                f"{processes}"
+            )
+        if images_per_class < 1 or classes_per_batch * images_per_class < 2:
+            raise ValueError(
+                f"images_per_class is {images_per_class} and classes_per_batch {classes_per_batch}; wanted at least "
+                "one image of each and two images a batch"
+            )
+        if batches is not None and batches < 1:
+            raise ValueError(f"batches is {batches}; wanted at least one an epoch, or None")
+        order = torch.argsort(labels, stable=True)
+        sizes = torch.unique(labels, return_counts=True)[1].tolist()
+        if len(sizes) < classes_per_batch:
+            raise ValueError(
+                f"classes_per_batch is {classes_per_batch} and the training images have {len(sizes)} classes; "
+                "lower classes_per_batch"
+            )
+        self.images = [images.numpy() for images in order.split(sizes)]
+        self.classes_per_batch, self.images_per_class, self.seed = classes_per_batch, images_per_class, seed
+        self.process, self.processes = process, processes
+        self.batches = batches or max(1, len(labels) // (classes_per_batch * images_per_class))
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """This process's share of the batches of an epoch, from batch number `start` on."""
+        share = self.classes_per_batch // self.processes
+        for number in range(start, len(self)):
+            generator = np.random.default_rng([self.seed, epoch, number])
+            classes = generator.choice(len(self.images), self.classes_per_batch, replace=False)
+            drawn = [np.resize(generator.permutation(self.images[c]), self.images_per_class) for c in classes]
+            yield np.concatenate(drawn[self.process * share : (self.process + 1) * share]).tolist()

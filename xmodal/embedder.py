@@ -1,0 +1,122 @@
+"""Embedder: one tower, from images, or features of them, to points whose distances say how alike they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from xmodal.data.pairs import whole_batch
+from xmodal.encoders.backbone import BACKBONES, without_weights
+from xmodal.names import build
+from xmodal.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxtyping import Float, Num
+    from torch import Tensor
+
+    from xmodal.data.labelled import LabelledSet
+
+
+class Embedder(Pretrained, library_name="xmodal", license="apache-2.0"):
+    """Embeds images for retrieval: a backbone, then a layer that is trained from scratch.
+
+    Training takes the two apart: `features = embedder.backbone(images)`, then `embedder.embed(features)`. What
+    `forward` gives is for retrieval.
+
+    Args:
+        backbone: `{"name": "torchvision", "network": "resnet50", ...}`, `{"name": "mlp", "input_dim": 1280}`, ...: the
+            options of a backbone in `xmodal.encoders.backbone.BACKBONES`.
+        dim: length of the embeddings.
+        head: `linear` is one linear layer; `metric` is DAML's: two, with ReLU between, that start out as identity.
+        normalize: whether embeddings for retrieval have length one, so that they are compared by cosine.
+
+    Raises:
+        ValueError: for an unknown name or option, with the nearest one that exists.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.embedder import Embedder
+        >>> embedder = Embedder(backbone={"name": "mlp", "input_dim": 8, "hidden": [16]}, dim=4)
+        >>> embedder(torch.randn(3, 8)).shape
+        torch.Size([3, 4])
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        dim: int = 512,
+        head: Literal["linear", "metric"] = "linear",
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone = build("backbone", BACKBONES, backbone)
+        self.embed = build("embedding head", HEADS, {"name": head, "input_dim": self.backbone.feature_dim, "dim": dim})
+        self.dim, self.normalize = dim, normalize
+
+    def forward(self, images: Num[Tensor, "image ..."]) -> Float[Tensor, "image dim"]:
+        """Embeddings for retrieval, of pixels or of precomputed features, as the backbone wants them."""
+        embeddings = self.embed(self.backbone(images))
+        return nn.functional.normalize(embeddings) if self.normalize else embeddings
+
+    @torch.inference_mode()
+    def embed_all(
+        self, images: LabelledSet, *, batch_size: int = 128, workers: int = 0, progress: bool = False
+    ) -> Float[Tensor, "image dim"]:
+        """Embeddings for retrieval of all images of a set, in its order, in evaluation mode, on the CPU.
+
+        Args:
+            images: the set.
+            batch_size: images embedded at once.
+            workers: processes that read images ahead.
+            progress: show a bar.
+        """
+        return embed_all(self, images, self.device, batch_size=batch_size, workers=workers, progress=progress)
+
+    @classmethod
+    def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+        return {**options, "backbone": without_weights(options["backbone"])}
+
+
+@torch.inference_mode()
+def embed_all(
+    module: nn.Module,
+    images: LabelledSet,
+    device: torch.device | str = "cpu",
+    *,
+    batch_size: int = 128,
+    workers: int = 0,
+    progress: bool = False,
+) -> Float[Tensor, "image dim"]:
+    """What a module, an embedder or a backbone alone, makes of all images of a set; see `Embedder.embed_all`."""
+    training = module.training
+    module.eval()
+    batches = DataLoader(images, batch_size, collate_fn=whole_batch, num_workers=workers)
+    try:
+        bar = tqdm(batches, "embedding", unit="batch", delay=2, leave=False, disable=not progress)
+        return torch.cat([module(batch.images.to(device)).cpu() for batch in bar])
+    finally:
+        module.train(training)
+
+
+def metric_head(input_dim: int, dim: int) -> nn.Sequential:
+    """DAML's metric (Duan et al., CVPR 2018): linear, ReLU, linear, both layers identity at first."""
+    layers = nn.Sequential(nn.Linear(input_dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+    for layer in (layers[0], layers[2]):
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return layers
+
+
+def linear_head(input_dim: int, dim: int) -> nn.Linear:
+    """The linear layer that nearly all of metric learning puts on a backbone."""
+    return nn.Linear(input_dim, dim)
+
+
+HEADS = {"linear": linear_head, "metric": metric_head}
+"""What makes embeddings of features, by the name that a configuration uses."""

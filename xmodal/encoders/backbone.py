@@ -1,0 +1,345 @@
+"""Backbones of image retrieval: from pixels, or from precomputed features, to one feature vector an image.
+
+| name | what |
+|---|---|
+| `torchvision` | any classifier of torchvision without its last layer: `resnet50`, `googlenet`, `vit_b_16`, ... |
+| `efficientnet-lite0` | EfficientNet-lite0, whose ImageNet weights come with a Python package |
+| `mlp` | precomputed features, as they are or through hidden layers |
+| `attended` | one of the first two, its intermediate maps pooled by attention |
+| `projected` | any of these, then batch normalization, a linear layer and unit length (the trunk of DAML) |
+
+A backbone takes the batch of a data set and has `feature_dim`. Pixels are uint8, or floats from 0 to 1; each backbone
+normalizes them as it was trained to see them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from xmodal.encoders.weights import torchvision_weights
+from xmodal.names import build, near_miss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jaxtyping import Float, Num
+    from torch import Tensor
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+FEATURES = "features"
+"""What the network's last output is called among its intermediate ones."""
+
+WITHOUT_EXTRAS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": False, "dropout": 0.0},
+    "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": False, "dropout": 0.0},
+}
+"""What torchvision's constructors must be told to make the network that its weights belong to, for features."""
+
+
+class TorchvisionBackbone(nn.Module):
+    """A network of torchvision up to the input of its last linear layer, the classifier.
+
+    Args:
+        network: torchvision's name for it: `resnet50` (He et al., CVPR 2016), `googlenet` (Szegedy et al., CVPR 2015),
+            `vit_b_16` (Dosovitskiy et al., ICLR 2021), ...
+        weights: torchvision's name for pretrained weights, which must be in its cache (`DEFAULT` for the best), or a
+            file with the state dict; None leaves them random.
+        freeze_batch_norm: keep the statistics, scales and offsets of batch normalization as they are while training.
+        levels: modules whose outputs `maps` gives: `layer3`, `layer4` of a ResNet, `inception4e`, `inception5b` of
+            GoogLeNet, `encoder.layers.encoder_layer_7` of a ViT.
+
+    Raises:
+        FileNotFoundError: the weights are not on this machine; the message says what to download.
+        ValueError: torchvision has no such network, the network no such weights or level, or the file holds other
+            weights.
+    """
+
+    def __init__(
+        self,
+        network: str = "resnet50",
+        weights: str | None = "DEFAULT",
+        freeze_batch_norm: bool = False,
+        levels: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        from torchvision.models import get_model, list_models
+        from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+        known = list_models()
+        if network not in known:
+            raise ValueError(f"torchvision has no network {network!r}{near_miss(network, known)}")
+        model = get_model(network, weights=None, **WITHOUT_EXTRAS.get(network, {}))
+        if weights is not None:
+            _load_weights(model, network, weights)
+        self.feature_dim = _drop_last_linear(network, model)
+        nodes = get_graph_node_names(model)[1]
+        for level in levels:
+            if not any(node == level or node.startswith(f"{level}.") for node in nodes):
+                raise ValueError(
+                    f"{network} has no level {level!r}{near_miss(level, nodes)}; levels: {', '.join(nodes)}"
+                )
+        self.levels = list(levels)
+        self.network = create_feature_extractor(model, {**{level: level for level in levels}, nodes[-1]: FEATURES})
+        self.freeze_batch_norm = freeze_batch_norm
+        if freeze_batch_norm:
+            for layer in self._batch_norms():
+                layer.requires_grad_(False)
+        self.train(self.training)
+
+    def forward(self, images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "image feature"]:
+        """What the classifier would get."""
+        return self.network(imagenet_pixels(images))[FEATURES]
+
+    def maps(self, images: Num[Tensor, "image 3 height width"]) -> list[Float[Tensor, "image dim height width"]]:
+        """The outputs of `levels`; those of a transformer as maps of its patches."""
+        outputs = self.network(imagenet_pixels(images))
+        return [_as_map(outputs[level]) for level in self.levels]
+
+    def train(self, mode: bool = True) -> TorchvisionBackbone:
+        """As usual, but frozen batch normalization stays in evaluation mode."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for layer in self._batch_norms():
+                layer.eval()
+        return self
+
+    def _batch_norms(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+class EfficientNetBackbone(nn.Module):
+    """EfficientNet-lite0 (Tan and Le, ICML 2019) with ImageNet weights from a Python package.
+
+    Batch normalization is folded into the convolutions, and so frozen; everything else can be trained. Width and height
+    of the images are multiples of 32.
+
+    Raises:
+        ModuleNotFoundError: the network or its weights are not installed; the message says what to install.
+    """
+
+    feature_dim = 1280
+
+    def __init__(self) -> None:
+        super().__init__()
+        from xmodal.encoders.extractors import EfficientNetLite0
+
+        # The side matters only to its reading of image files, which is not used here.
+        self.network = EfficientNetLite0(input_size=224)
+
+    def forward(self, images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "image 1280"]:
+        """The mean of the last map."""
+        return self.maps(images)[-1].mean(dim=(2, 3))
+
+    def maps(self, images: Num[Tensor, "image 3 height width"]) -> list[Float[Tensor, "image dim height width"]]:
+        """Three maps: of parts (112 dims, a 16th of the size), of wholes (320, a 32nd) and the last (1280, a 32nd)."""
+        parts, wholes = self.network((unit_pixels(images) * 255 - 127) / 128)
+        return [parts, wholes, self.network.final(wholes)]
+
+
+class MLP(nn.Module):
+    """Precomputed features, as they are or through hidden layers with ReLU: for machines without a GPU.
+
+    Args:
+        input_dim: length of the features.
+        hidden: width of each hidden layer, the last of which is the result; none leaves the features as they are.
+        dropout: share of values dropped after each hidden layer.
+
+    >>> MLP(1280, hidden=[512])(torch.randn(2, 1280)).shape
+    torch.Size([2, 512])
+    """
+
+    def __init__(self, input_dim: int, hidden: Sequence[int] = (), dropout: float = 0.0) -> None:
+        super().__init__()
+        self.input_dim = input_dim
+        widths = [input_dim, *hidden]
+        self.feature_dim = widths[-1]
+        layers = [
+            nn.Sequential(nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout))
+            for before, after in zip(widths, hidden, strict=False)
+        ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Float[Tensor, "image input_dim"]) -> Float[Tensor, "image feature"]:
+        """Features of features.
+
+        Raises:
+            ValueError: they have another length.
+        """
+        if features.ndim != 2 or features.shape[1] != self.input_dim:
+            raise ValueError(
+                f"features have shape {tuple(features.shape)}; wanted (image, {self.input_dim}). "
+                "Set input_dim to the length of the features in the file."
+            )
+        return self.layers(features)
+
+
+class AttentionPool(nn.Module):
+    """One vector of a map: its positions weighted by what they show.
+
+    The weight of a position is the softmax, over the map, of a linear function of the vector there. It starts out the
+    same everywhere, as average pooling.
+
+    Args:
+        dim: channels of the map.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Conv2d(dim, 1, kernel_size=1, bias=False)
+        nn.init.zeros_(self.score.weight)
+
+    def attention(self, fmap: Float[Tensor, "image dim height width"]) -> Float[Tensor, "image height width"]:
+        """The weight of every position; those of an image sum to one."""
+        scores = self.score(fmap).squeeze(1)
+        return scores.flatten(1).softmax(dim=1).view_as(scores)
+
+    def forward(self, fmap: Float[Tensor, "image dim height width"]) -> Float[Tensor, "image dim"]:
+        """The weighted mean."""
+        return torch.einsum("idhw,ihw->id", fmap, self.attention(fmap))
+
+
+class AttendedBackbone(nn.Module):
+    """General discriminative features: attention over intermediate maps (Al-Kaabi et al., arXiv 2106.06420).
+
+    Each level's map is pooled by attention of its own and scaled to a root mean square of one, so that none drowns the
+    others; the vectors are joined. The paper's equations are not public: this form is our reading of its abstract
+    (feature maps of intermediate layers, made more discriminative by attention).
+
+    Args:
+        backbone: options of a backbone with `maps`: `torchvision` with `levels`, or `efficientnet-lite0`.
+
+    Raises:
+        ValueError: the backbone has no maps, or none were chosen.
+    """
+
+    def __init__(self, backbone: dict[str, Any]) -> None:
+        super().__init__()
+        self.backbone = build("backbone", BACKBONES, backbone)
+        if not hasattr(self.backbone, "maps"):
+            raise ValueError(f"backbone {backbone['name']!r} has no intermediate maps to attend to")
+        dims = _map_dims(self.backbone)
+        if not dims:
+            raise ValueError(f"no levels to attend to; give backbone {backbone['name']!r} levels, as [layer3, layer4]")
+        self.pools = nn.ModuleList([AttentionPool(dim) for dim in dims])
+        self.feature_dim = sum(dims)
+
+    def forward(self, images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "image feature"]:
+        """The pooled levels, one after the other."""
+        pooled = [pool(fmap) for pool, fmap in zip(self.pools, self.backbone.maps(images), strict=True)]
+        return torch.cat([nn.functional.rms_norm(level, level.shape[-1:], eps=1e-12) for level in pooled], dim=1)
+
+
+class ProjectedBackbone(nn.Module):
+    """A backbone, batch normalization, a linear layer, unit length: what DAML calls a feature (Duan et al., CVPR 2018).
+
+    Args:
+        backbone: options of the backbone.
+        dim: length of the features.
+    """
+
+    def __init__(self, backbone: dict[str, Any], dim: int = 512) -> None:
+        super().__init__()
+        self.backbone = build("backbone", BACKBONES, backbone)
+        self.norm = nn.BatchNorm1d(self.backbone.feature_dim)
+        self.linear = nn.Linear(self.backbone.feature_dim, dim)
+        self.feature_dim = dim
+
+    def forward(self, images: Num[Tensor, "image ..."]) -> Float[Tensor, "image dim"]:
+        """Features of length one."""
+        return nn.functional.normalize(self.linear(self.norm(self.backbone(images))))
+
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "torchvision": TorchvisionBackbone,
+    "efficientnet-lite0": EfficientNetBackbone,
+    "mlp": MLP,
+    "attended": AttendedBackbone,
+    "projected": ProjectedBackbone,
+}
+"""Backbones by the name that a configuration uses."""
+
+
+def without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a backbone, changed so that building it reads no weights that are about to be replaced.
+
+    >>> without_weights({"name": "projected", "backbone": {"name": "torchvision", "network": "resnet50"}})
+    {'name': 'projected', 'backbone': {'name': 'torchvision', 'network': 'resnet50', 'weights': None}}
+    """
+    if "backbone" in options:
+        return {**options, "backbone": without_weights(options["backbone"])}
+    return {**options, "weights": None} if options.get("name") == "torchvision" else options
+
+
+def unit_pixels(images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height width"]:
+    """Pixels from 0 to 1.
+
+    Raises:
+        ValueError: these are not three color channels.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}; wanted (image, 3, height, width). "
+            "Precomputed features need the backbone 'mlp'."
+        )
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def imagenet_pixels(images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height width"]:
+    """Pixels as the networks of torchvision were trained to see them."""
+    pixels = unit_pixels(images)
+    mean, std = (pixels.new_tensor(channel).view(3, 1, 1) for channel in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels - mean) / std
+
+
+def _load_weights(model: nn.Module, network: str, weights: str) -> None:
+    from torchvision.models import get_model_weights
+
+    names = [entry.name for entry in get_model_weights(network)]
+    by_name = weights == "DEFAULT" or weights in names
+    if not by_name and not Path(weights).suffix:
+        raise ValueError(
+            f"{network} has no weights {weights!r}{near_miss(weights, names)}; known: DEFAULT, {', '.join(names)}, or "
+            "a file with the state dict"
+        )
+    entry = get_model_weights(network)[weights if by_name else "DEFAULT"]
+    state = torchvision_weights(entry, None if by_name else weights)
+    # Auxiliary classifiers help training and are no part of the features.
+    state = {name: tensor for name, tensor in state.items() if not name.lower().startswith("aux")}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not hold the weights of {network}: {error}") from error
+
+
+def _drop_last_linear(network: str, model: nn.Module) -> int:
+    """Put nothing in the place of the classifier; returns the length of what it got."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(f"{network} does not end in a linear layer, so where its features are is unknown")
+    parent, _, name = linear[-1].rpartition(".")
+    layer = model.get_submodule(linear[-1])
+    setattr(model.get_submodule(parent), name, nn.Identity())
+    return int(layer.in_features)
+
+
+def _as_map(output: Tensor) -> Float[Tensor, "image dim height width"]:
+    """A map as it is; the tokens of a transformer, after their class token, as a map of patches."""
+    if output.ndim == 4:
+        return output
+    side = int((output.shape[1] - 1) ** 0.5)
+    return output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+
+
+@torch.no_grad()
+def _map_dims(backbone: Any) -> list[int]:
+    """Channels of each map, found by looking at nothing."""
+    training = backbone.training
+    backbone.eval()
+    dims = [fmap.shape[1] for fmap in backbone.maps(torch.zeros(1, 3, 224, 224))]
+    backbone.train(training)
+    return dims
