@@ -1,4 +1,4 @@
-"""The command line: `xmodal train | evaluate | search | explain`, each a dataclass that tyro turns into options."""
+"""The command line: `xmodal train | evaluate | search | explain | inspect`, each a dataclass that tyro turns into options."""
 
 from __future__ import annotations
 
@@ -74,6 +74,22 @@ class Explain:
     """Picture to write."""
 
 
+@dataclass(frozen=True)
+class Inspect:
+    """Look at one photograph as a matcher does: its regions, their boxes drawn, its scores against sentences."""
+
+    image: tyro.conf.Positional[Path]
+    """The photograph."""
+    model: Path | None = None
+    """Run folder, or folder written by save_pretrained; regions are found as it was trained on them."""
+    sentences: tuple[str, ...] = ()
+    """With --model: sentences to score against the photograph."""
+    extractor: str | None = None
+    """Without --model: what finds the regions, see `python -m preprocess.regions --help`."""
+    output: Path = Path("regions.png")
+    """Picture to write."""
+
+
 def train(config: TrainConfig) -> None:
     """Train, then say where things are."""
     from xmodal.training.trainer import train as run
@@ -135,11 +151,37 @@ def explain(config: Explain) -> None:
     print(f"wrote {config.output}")
 
 
+def inspect(config: Inspect) -> None:
+    """Print and draw the regions of a photograph, and score it."""
+    from xmodal.data.images import read_image
+    from xmodal.encoders.extractors import EXTRACTORS
+    from xmodal.names import build
+    from xmodal.search.photograph import describe_regions, describe_scores
+    from xmodal.search.pictures import draw_regions
+
+    if (config.model is None) == (config.extractor is None):
+        raise ValueError("give either --model or --extractor: a model brings the extractor that it was trained with")
+    if config.sentences and config.model is None:
+        raise ValueError("--sentences need --model to score them")
+    image = read_image(config.image)
+    matcher = None if config.model is None else _load(config.model)
+    extractor = (
+        build("extractor", EXTRACTORS, {"name": config.extractor}) if matcher is None else matcher.build_extractor()
+    )
+    (regions,) = extractor([image])
+    scores = describe_scores(matcher, regions, config.sentences) if config.sentences else []
+    print(f"{config.image}: {image.width} x {image.height}, {len(regions.boxes)} regions by {extractor.name}")
+    print(*describe_regions(regions, extractor.class_names), *scores, sep="\n")
+    draw_regions(image, regions, extractor.class_names, config.output, notes=scores)
+    print(f"wrote {config.output}")
+
+
 COMMANDS: dict[str, tuple[Any, type]] = {
     "train": (train, TrainConfig),
     "evaluate": (evaluate, Evaluate),
     "search": (search, Search),
     "explain": (explain, Explain),
+    "inspect": (inspect, Inspect),
 }
 
 

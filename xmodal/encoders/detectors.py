@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
-from xmodal.encoders.region_extractor import Regions, choose_regions, hash_weights
+from xmodal.encoders.region_extractor import Regions, choose_regions, coco_names, hash_weights
 from xmodal.encoders.weights import load_pretrained, torchvision_weights
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class FasterRCNN(nn.Module):
         self.network.load_state_dict(state)
         self.eval()
         self.weights_hash = hash_weights(self)
+        self.class_names = coco_names()
         self.max_regions, self.threshold, self.nms_iou = max_regions, threshold, nms_iou
 
     @torch.inference_mode()
@@ -142,6 +143,7 @@ class DETR(nn.Module):
         self.eval()
         self.weights_hash = hash_weights(self)
         self.dim = self.network.config.d_model
+        self.class_names = self.network.config.id2label
         self.max_regions, self.threshold, self.nms_iou = max_regions, threshold, nms_iou
 
     @torch.inference_mode()

@@ -33,7 +33,7 @@ from torchvision.ops import batched_nms, roi_align
 
 from xmodal.encoders.detectors import DETR, RTDETR, FasterRCNN
 from xmodal.encoders.grids import ResNetGrid, SigLIPGrid, ViTB16Grid, ViTGrid
-from xmodal.encoders.region_extractor import RegionExtractor, Regions
+from xmodal.encoders.region_extractor import RegionExtractor, Regions, coco_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -131,6 +131,7 @@ class EfficientNetGrid:
         self.weights_hash = self.network.weights_hash
         self.boxes = grid_boxes(grid, box_size)
         self.max_regions = len(self.boxes)
+        self.class_names: dict[int, str] = {}
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> list[Regions]:
@@ -171,6 +172,7 @@ class SSDMobileNet:
         graph = package_file(*SSD_GRAPH)
         self.detector = self.cv2.dnn.readNetFromTensorflow(str(graph), str(package_file(*SSD_CONFIG)))
         self.weights_hash = f"{sha256(graph)} {self.network.weights_hash}"
+        self.class_names = coco_names()
         self.max_regions, self.nms_iou = max_regions, nms_iou
 
     @torch.inference_mode()

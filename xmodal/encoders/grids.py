@@ -56,6 +56,7 @@ class GridExtractor(nn.Module):
         if grid < 1:
             raise ValueError(f"grid is {grid}, wanted at least 1")
         self.grid, self.input_size, self.max_regions = grid, input_size, grid * grid
+        self.class_names: dict[int, str] = {}
 
     def feature_map(self, images: Sequence[Image.Image]) -> Float[Tensor, "image dim height width"]:
         """The backbone's map of images that are stretched to squares."""

@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import batched_nms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jaxtyping import Float, Int
     from PIL import Image
@@ -33,12 +33,14 @@ class RegionExtractor(Protocol):
         dim: length of a feature vector.
         max_regions: the most regions an image can get; every image gets at least one.
         weights_hash: sha256 of the weights, so that stores made with different ones can be told apart.
+        class_names: what the class ids of its regions stand for; empty if it knows no classes.
     """
 
     name: str
     dim: int
     max_regions: int
     weights_hash: str
+    class_names: Mapping[int, str]
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Regions]:
         """The regions of each RGB image, in order. The images may differ in size."""
@@ -89,6 +91,18 @@ def choose_regions(
     if threshold is not None:
         order = order[: max(min_regions, int((confidence[order] >= threshold).sum()))]
     return Choice(order, confidence[order], best_class[order])
+
+
+def coco_names() -> dict[int, str]:
+    """COCO's categories by their ids, which run from 1 to 90 with gaps.
+
+    >>> coco_names()[18]
+    'dog'
+    """
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights
+
+    names = FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1.meta["categories"]
+    return {number: name for number, name in enumerate(names) if name not in ("__background__", "N/A")}
 
 
 def hash_weights(module: nn.Module) -> str:

@@ -9,12 +9,18 @@ import torch
 from xmodal.data.atomic import written_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from jaxtyping import Float
     from matplotlib.figure import Figure
+    from PIL import Image
     from torch import Tensor
+
+    from xmodal.encoders.region_extractor import Regions
+
+WORTH_NAMING = 0.3
+"""How sure a detector must be of a region for its picture to say what it is."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -49,7 +55,7 @@ def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> Non
     from PIL import Image
 
     columns = max(len(row.image_ids) for row in rows)
-    figure = _figure(2.2 * columns, 2.6 * len(rows))
+    figure = new_figure(2.2 * columns, 2.6 * len(rows))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     figure.get_layout_engine().set(hspace=0.25, rect=(0, 0, 1, 0.95))  # type: ignore[union-attr]
     for row, cells in zip(rows, axes, strict=True):
@@ -68,7 +74,7 @@ def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> Non
             right = image_id == row.correct
             for spine in cell.spines.values():
                 spine.set(color="tab:green" if right else "0.85", linewidth=4 if right else 1)
-    _save(figure, output)
+    save_figure(figure, output)
 
 
 def draw_attention(
@@ -97,7 +103,7 @@ def draw_attention(
         pixels = torch.from_numpy(_array(opened))
     columns = min(6, len(words))
     rows = -(-len(words) // columns)
-    figure = _figure(2.2 * columns, 2.4 * rows + 0.4)
+    figure = new_figure(2.2 * columns, 2.4 * rows + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel in panels:
         panel.set_axis_off()
@@ -108,7 +114,41 @@ def draw_attention(
         panel.set_title(word, fontsize=10)
     if score is not None:
         figure.suptitle(f"score {score:.3f}", fontsize=9, color="0.35")
-    _save(figure, output)
+    save_figure(figure, output)
+
+
+def draw_regions(
+    image: Image.Image, regions: Regions, names: Mapping[int, str], output: Path, *, notes: Sequence[str] = ()
+) -> None:
+    """The image with a frame around each region: the surer, the bolder, and drawn over those less sure.
+
+    Args:
+        image: the picture.
+        regions: its regions; without confidences all are drawn alike.
+        names: what class ids stand for; regions less sure than `WORTH_NAMING` go by their number alone.
+        output: picture to write.
+        notes: lines to write below.
+    """
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    height = min(max(8 * image.height / image.width, 3), 16)
+    figure = new_figure(8, height + 0.22 * len(notes))
+    axes = figure.subplots()
+    axes.imshow(image)
+    axes.set_axis_off()
+    figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=8, family="monospace")
+    for number in reversed(range(len(regions.boxes))):
+        x1, y1, x2, y2 = regions.boxes[number].tolist()
+        sure = 0.5 if regions.confidence is None else float(regions.confidence[number])
+        color, bold = colormaps["tab10"](number % 10), 0.35 + 0.65 * sure
+        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, alpha=bold, linewidth=3 * bold)
+        axes.add_patch(frame)
+        named = regions.class_id is not None and sure >= WORTH_NAMING
+        label = f"{number} {names.get(int(regions.class_id[number]), '')}" if named else str(number)
+        box = {"facecolor": color, "pad": 1, "linewidth": 0}
+        axes.text(x1, y1, label, color="white", fontsize=9 if named else 7, va="top", bbox=box, clip_on=True)
+    save_figure(figure, output)
 
 
 def _light(
@@ -127,13 +167,14 @@ def _array(image: Any) -> Any:
     return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure without a window system: pyplot's global state is never touched."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, output: Path) -> None:
+def save_figure(figure: Figure, output: Path) -> None:
+    """Write a figure; the suffix of the file says in which format."""
     with written_whole(output) as temporary:
         figure.savefig(temporary, format=output.suffix.lstrip(".") or "png", dpi=120)
