@@ -347,8 +347,9 @@ class ADDR(nn.Module):
         >>> real = torch.ones(4, 36, dtype=torch.bool)
         >>> features = DomainFeatures(words, regions, real[:, :12], real)
         >>> addr, scores = ADDR(dim=64, beta=0.5), torch.randn(4, 4)
-        >>> addr.discriminator_terms(features, scores)["total"].backward()  # then a step of their optimizer, and
-        >>> addr.encoder_terms(features, scores, step=0)["total"].backward()  # beside the ranking loss
+        >>> discriminators = addr.discriminators(features, scores)
+        >>> addr.discriminator_terms(features, scores, discriminators)["total"].backward()  # and their optimizer's step
+        >>> addr.encoder_terms(features, discriminators, step=0)["total"].backward()  # beside the ranking loss
     """
 
     def __init__(
@@ -410,36 +411,39 @@ class ADDR(nn.Module):
 
         Without scores there are no hard negatives, and no step on L_reg.
         """
-        features = _unit(features, detach=True)
-        items = _items(features, center=self.center)
-        weight, bias = self.form(items)
+        with _full_precision(features):
+            features = _unit(features, detach=True)
+            items = _items(features, center=self.center)
+            weight, bias = self.form(items)
+            if scores is not None and self.lambda_reg and self.form.fits_anew:
+                weight, bias = self._set_apart(Discriminators(weight, bias), items, features, scores)
+            return _uncentered(weight, bias, items)
 
-        def uncentered(weight: Tensor, bias: Tensor) -> Discriminators:
-            return Discriminators(weight, bias - (weight * items.center).sum(dim=1))
-
-        if scores is None or not self.lambda_reg or not self.form.fits_anew:
-            return uncentered(weight, bias)
+    def _set_apart(
+        self, fitted: Discriminators, items: Items, features: DomainFeatures, scores: Float[Tensor, "pair pair"]
+    ) -> Discriminators:
+        """One gradient step on L_reg in the weights of every pair."""
         with torch.enable_grad():
-            fitted = weight.detach().requires_grad_(), bias.detach().requires_grad_()
-            reg = self._reg(self._errors(features, uncentered(*fitted)), features, scores)
+            leaves = [tensor.detach().requires_grad_() for tensor in fitted]
+            reg = self._reg(self._errors(features, _uncentered(leaves[0], leaves[1], items)), features, scores)
             # Of the sum over pairs, so that a pair's step does not depend on how many others there are.
-            slopes = torch.autograd.grad(len(weight) * self.lambda_reg * reg, fitted)
-        return uncentered(weight - self.rate * slopes[0], bias - self.rate * slopes[1])
+            slopes = torch.autograd.grad(len(scores) * self.lambda_reg * reg, leaves)
+        return Discriminators(fitted.weight - self.rate * slopes[0], fitted.bias - self.rate * slopes[1])
 
     def discriminator_terms(
-        self, features: DomainFeatures, scores: Float[Tensor, "pair pair"]
+        self, features: DomainFeatures, scores: Float[Tensor, "pair pair"], discriminators: Discriminators
     ) -> dict[str, Float[Tensor, ""]]:
         """What the discriminators' parameters minimize: `total` = `adv` + lambda * `reg`; the features are detached.
 
         `adv` is the mean over pairs of L_p(f_p), `reg` is L_reg.
         """
         with _full_precision(features):
-            errors = self._errors(_unit(features, detach=True), self.discriminators(features, scores))
+            errors = self._errors(_unit(features, detach=True), discriminators)
             adv, reg = errors.diag().mean(), self._reg(errors, features, scores)
             return {"adv": adv, "reg": reg, "total": adv + self.lambda_reg * reg}
 
     def encoder_terms(
-        self, features: DomainFeatures, scores: Float[Tensor, "pair pair"] | None = None, *, step: int
+        self, features: DomainFeatures, discriminators: Discriminators, *, step: int
     ) -> dict[str, Float[Tensor, ""]]:
         """What the encoders minimize at an optimizer step (0-based), the discriminators being fixed.
 
@@ -449,8 +453,7 @@ class ADDR(nn.Module):
         """
         beta = self.beta * (min(1.0, step / self.beta_warmup_steps) if self.beta_warmup_steps else 1.0)
         with _full_precision(features):
-            with torch.no_grad():
-                weight, bias = self.discriminators(features, scores)
+            weight, bias = (tensor.detach() for tensor in discriminators)
             words, regions, word_mask, region_mask = _unit(features, detach=beta == 0)[:4]
             words = words.detach() if self.through == "regions" else words
             regions = regions.detach() if self.through == "words" else regions
@@ -524,7 +527,8 @@ def addr_loss(
     if region_mask is None:
         region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
     addr = ADDR(words.shape[-1], form, beta=beta, **options).to(words.device)
-    return addr.encoder_terms(DomainFeatures(words, regions, word_mask, region_mask), scores, step=0)
+    features = DomainFeatures(words, regions, word_mask, region_mask)
+    return addr.encoder_terms(features, addr.discriminators(features, scores), step=0)
 
 
 def _items(features: DomainFeatures, *, center: bool) -> Items:
@@ -547,6 +551,11 @@ def _from_dual(
 ) -> Discriminators:
     """A start and a combination of a pair's items."""
     return Discriminators(weight + (dual[:, None] @ items.features)[:, 0], bias + dual.sum(dim=1))
+
+
+def _uncentered(weight: Float[Tensor, "pair dim"], bias: Float[Tensor, " pair"], items: Items) -> Discriminators:
+    """Discriminators of the features themselves from those of the features measured from their pair's center."""
+    return Discriminators(weight, bias - (weight * items.center).sum(dim=1))
 
 
 def _item_weights(

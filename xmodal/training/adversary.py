@@ -7,6 +7,7 @@ of them take the same step from the same start, and its gradients need no reduct
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,8 +88,15 @@ class Adversary:
             `total`, to be added to the loss, and what is to be logged under `addr/`: the error `adv` and `accuracy` of
             the new discriminators, `beta`, and, from before their step, `reg` and `discriminator`, what they minimize.
         """
-        own = self._step(features, scores)
-        terms = self.addr.encoder_terms(features, scores, step=step)
+        discriminators = self.addr.discriminators(features, scores)
+        own = self.addr.discriminator_terms(features, scores, discriminators)
+        if self.optimizer is not None:
+            own["total"].backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if not self.addr.form.fits_anew:
+            discriminators = self.addr.discriminators(features, scores)
+        terms = self.addr.encoder_terms(features, discriminators, step=step)
         return {
             "total": terms["total"],
             "addr/adv": terms["adv"],
@@ -98,19 +106,9 @@ class Adversary:
             "addr/discriminator": own["total"].detach(),
         }
 
-    def _step(self, features: DomainFeatures, scores: Tensor) -> dict[str, Tensor]:
-        if self.optimizer is None:
-            with torch.no_grad():
-                return self.addr.discriminator_terms(features, scores)
-        terms = self.addr.discriminator_terms(features, scores)
-        terms["total"].backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return terms
-
-    def watch_gradients(self, features: DomainFeatures, ranking: Tensor, adversarial: Tensor) -> None:
-        """Have the coming backward pass measure `gradient_norms` at the features of this process's pairs."""
-        self._gradients.watch([features.words, features.regions], ranking, adversarial)
+    def watch_gradients(self, embeddings: list[Tensor], ranking: Tensor, adversarial: Tensor) -> None:
+        """Have the coming backward pass of the two losses measure `gradient_norms` at this process's embeddings."""
+        self._gradients.watch(embeddings, ranking, adversarial)
 
     def gradient_norms(self) -> dict[str, float]:
         """Norms at the joint embeddings of the gradients of the two losses, as of the last backward pass; their ratio.
@@ -140,26 +138,34 @@ class _GradientNorms:
     how much.
     """
 
+    def __init__(self) -> None:
+        self.scale = torch.ones(())
+        self.ranking = self.adversarial = torch.zeros(())
+        """Squared norms."""
+
     def watch(self, embeddings: list[Tensor], ranking: Tensor, adversarial: Tensor) -> None:
-        self._squares: dict[str, list[Tensor]] = {"ranking": [], "adversarial": []}
-        alone = [torch.zeros((), device=ranking.device)] * len(embeddings)
+        gradients: list[Tensor | None] = [None] * len(embeddings)
         if adversarial.requires_grad:
-            found = torch.autograd.grad(adversarial, embeddings, retain_graph=True, allow_unused=True)
-            alone = [zero if gradient is None else gradient for zero, gradient in zip(alone, found, strict=True)]
+            gradients = list(torch.autograd.grad(adversarial, embeddings, retain_graph=True, allow_unused=True))
+        self.ranking = self.adversarial = torch.zeros((), device=ranking.device)
+        ranking.register_hook(lambda scale: setattr(self, "scale", scale))
+        for tensor, gradient in zip(embeddings, gradients, strict=True):
+            tensor.register_hook(partial(self._measure, gradient))
+
+    def _measure(self, adversarial: Tensor | None, total: Tensor) -> None:
         # Every process minimizes the loss of the joined batch, so what arrives is the sum of as many equal gradients.
         processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-        def measure(total: Tensor, gradient: Tensor) -> None:
-            rest = total.float() / self._scale - gradient
-            self._squares["ranking"].append((rest / processes).square().sum())
-            self._squares["adversarial"].append((gradient.float() / processes).square().sum())
-
-        ranking.register_hook(lambda scale: setattr(self, "_scale", scale))
-        for tensor, gradient in zip(embeddings, alone, strict=True):
-            tensor.register_hook(lambda total, gradient=gradient: measure(total, gradient))
+        total = total.float().flatten()
+        squares = total.dot(total) / self.scale**2
+        if adversarial is not None:
+            adversarial = adversarial.float().flatten()
+            square = adversarial.dot(adversarial)
+            self.adversarial = self.adversarial + square / processes**2
+            squares = squares - 2 * total.dot(adversarial) / self.scale + square  # of the difference, without a copy
+        self.ranking = self.ranking + squares.clamp_min(0) / processes**2
 
     def norms(self) -> dict[str, float]:
-        ranking, adversarial = (sum(parts).sqrt().item() for parts in self._squares.values())
+        ranking, adversarial = self.ranking.sqrt().item(), self.adversarial.sqrt().item()
         return {
             "addr/ranking_gradient": ranking,
             "addr/adversarial_gradient": adversarial,

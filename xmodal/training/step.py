@@ -54,10 +54,9 @@ class MatchingStep(nn.Module):
             terms["captioning"] = gather(captioner.loss(states, *labels, batch.region_mask)[None]).mean()
             terms["total"] = terms["total"] + self.captioning_weight * terms["captioning"]
         if adversary is not None:
-            features = DomainFeatures(words, domain, batch.word_mask, batch.region_mask, batch.image, batch.caption)
-            everyone = DomainFeatures(*(gather(field) for field in features))
-            adversarial = adversary(everyone, scores, step)
-            adversary.watch_gradients(features, ranking["total"], adversarial["total"])
+            own = [words, domain, batch.word_mask, batch.region_mask, batch.image, batch.caption]
+            adversarial = adversary(DomainFeatures(*map(gather, own)), scores, step)
+            adversary.watch_gradients([words, domain], ranking["total"], adversarial["total"])
             terms["total"] = terms["total"] + adversarial.pop("total")
             terms |= adversarial
         if terms["total"] is not ranking["total"]:
