@@ -132,8 +132,8 @@ def draw_regions(
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
-    height = min(max(8 * image.height / image.width, 3), 16)
-    figure = new_figure(8, height + 0.22 * len(notes))
+    width, height = (max(8 * side / max(image.size), 4) for side in image.size)
+    figure = new_figure(width, height + 0.2 * len(notes))
     axes = figure.subplots()
     axes.imshow(image)
     axes.set_axis_off()
