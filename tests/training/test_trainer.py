@@ -14,7 +14,9 @@ from xmodal.data import RegionStore, RegionStoreWriter, load_captions
 from xmodal.data.captions import caption_image_index
 from xmodal.evaluation import evaluate_retrieval
 from xmodal.model import Matcher
-from xmodal.training import checkpoints, trainer
+from xmodal.training import checkpoints, matching, trainer
+from xmodal.training.matching import MatchingTask, ValidationSplit
+from xmodal.training.step import MatchingStep
 from xmodal.training.trainer import Interrupted, train
 
 
@@ -57,9 +59,9 @@ def test_training_learns_and_keeps_the_best_model(config, change, data_folder, r
     assert lines[-1]["epoch"] == 15
 
     matcher = Matcher.from_pretrained(config.output / "best")
-    data = trainer._load_data(config)
-    scores = matcher.score_all(data.validation_store, data.sentences)
-    assert trainer.evaluate_protocol(scores, data.caption_image)["rsum"] == best["rsum"]
+    split = ValidationSplit(RegionStore(data_folder / "dev.h5"), config.data)
+    scores = matcher.score_all(split.store, split.sentences)
+    assert split.evaluate(scores, "plain")["rsum"] == best["rsum"]
     assert matcher.extractor == "by hand"
     assert f"rsum {best['rsum']:.1f}  (best)" in capsys.readouterr().out
 
@@ -152,13 +154,10 @@ def test_averaging_two_batches_equals_averaging_their_gradients(config, change):
     assert state["step"] == 1
 
     trainer.set_seed(config.seed)
-    data = trainer._load_data(config)
-    matcher = trainer._build_matcher(config, data.train_store)
-    pairs = trainer.PairDataset(data.train_store, data.train_captions, matcher.tokenizer)
-    module = trainer.MatchingStep(matcher, trainer.build("objective", trainer.OBJECTIVES, config.objective))
-    batches = list(trainer.ShuffledBatches(len(pairs), 16, config.seed).epoch(0))
+    task = MatchingTask(config, torch.device("cpu"))
+    module, batches = task.step_module, list(task.batches(0, 1).epoch(0))
     for batch in batches:
-        (module(pairs.__getitems__(batch), 0)["total"] / len(batches)).backward()
+        (module(task.dataset.__getitems__(batch), 0)["total"] / len(batches)).backward()
     first_moments = [entry["exp_avg"] for entry in state["optimizer"]["state"].values()]
     for moment, parameter in zip(first_moments, module.parameters(), strict=True):
         torch.testing.assert_close(moment, 0.1 * parameter.grad, rtol=1e-4, atol=1e-7)
@@ -215,23 +214,21 @@ def test_workers_do_not_change_the_run(config, change, read_log):
 
 def test_workers_can_be_started_anew(config):
     """Where processes are spawned and not forked, all that a worker gets is pickled."""
-    data = trainer._load_data(config)
-    matcher = trainer._build_matcher(config, data.train_store)
-    pairs = trainer.PairDataset(data.train_store, data.train_captions, matcher.tokenizer)
+    pairs = MatchingTask(config, torch.device("cpu")).dataset
     copied, *_ = pickle.loads(pickle.dumps((pairs, trainer.whole_batch, trainer._ignore_signals)))
     assert torch.equal(copied.__getitems__([3, 1]).tokens, pairs.__getitems__([3, 1]).tokens)
 
 
 def test_a_loss_that_is_not_finite_stops_naming_its_pairs(config, monkeypatch):
     calls = []
-    forward = trainer.MatchingStep.forward
+    forward = MatchingStep.forward
 
     def poisoned(module, batch, step):
         calls.append(batch)
         terms = forward(module, batch, step)
         return {"total": terms["total"] * float("nan")} if step == 7 else terms
 
-    monkeypatch.setattr(trainer.MatchingStep, "forward", poisoned)
+    monkeypatch.setattr(MatchingStep, "forward", poisoned)
     with pytest.raises(FloatingPointError, match=r"loss is nan after step 7.*The last checkpoint is intact") as error:
         train(config)
     assert str(calls[-1].image.tolist()) in str(error.value)
@@ -241,21 +238,21 @@ def test_a_loss_that_is_not_finite_stops_naming_its_pairs(config, monkeypatch):
 
 
 def test_a_gradient_that_is_not_finite_stops_too(config, monkeypatch):
-    forward = trainer.MatchingStep.forward
+    forward = MatchingStep.forward
 
     def poisoned(module, batch, step):
         total = forward(module, batch, step)["total"]
         total.register_hook(lambda gradient: gradient * float("inf"))
         return {"total": total}
 
-    monkeypatch.setattr(trainer.MatchingStep, "forward", poisoned)
+    monkeypatch.setattr(MatchingStep, "forward", poisoned)
     with pytest.raises(FloatingPointError, match="gradient is"):
         train(config)
 
 
 def test_an_unwritable_output_is_refused_before_training(config, change, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(trainer, "_load_data", lambda _: pytest.fail("came too far"))
+    monkeypatch.setattr(matching, "ValidationSplit", lambda *_: pytest.fail("came too far"))
     with pytest.raises(OSError, match=r"cannot write .*file/run"):
         train(change(config, output=tmp_path / "file" / "run"))
 
@@ -319,6 +316,10 @@ def test_a_validation_image_without_caption_is_refused(config, change, data_fold
         ({"model__image": {"name": "regions", "dim": 8}}, "image encoder has dim 8 and the text encoder dim 16"),
         ({"model__text": {"name": "grue", "dim": 16}}, "unknown text encoder 'grue' .*'gru'"),
         ({"objective": {"name": "hing"}}, "unknown objective 'hing' .*'hinge'"),
+        (
+            {"optimizer__rates": {"matcher.text": 0.1}},
+            "no name .* begins with 'matcher.text'",
+        ),
         ({"protocol": "f30k_1k"}, "did you mean 'f30k-1k'"),
         ({"protocol": "coco-5k"}, "takes 5000 images and 25000 captions, but the scores are 10 x"),
         ({"data__train": "trian"}, "trian.h5"),
@@ -333,8 +334,7 @@ def test_a_configuration_that_cannot_work_is_refused(config, change, changes, me
 def test_word_vectors_start_the_embeddings(config, change, tmp_path):
     path = tmp_path / "vectors.txt"
     path.write_text("cat " + "0.5 " * 8 + "\n")
-    data = trainer._load_data(config)
-    matcher = trainer._build_matcher(change(config, model__word_vectors=path), data.train_store)
+    matcher = MatchingTask(change(config, model__word_vectors=path), torch.device("cpu")).model
     cat = matcher.tokenizer.words.index("cat")
     assert matcher.text_encoder.embedding.weight[cat].tolist() == [0.5] * 8
     assert matcher.text_encoder.embedding.weight[cat + 1].abs().max() <= 0.1
@@ -342,6 +342,31 @@ def test_word_vectors_start_the_embeddings(config, change, tmp_path):
     path.write_text("cat 1.0 2.0\n")
     with pytest.raises(ValueError, match="set the text encoder's word_dim to 2"):
         train(change(config, model__word_vectors=path))
+
+
+def test_rates_scale_the_learning_rate_of_the_longest_name_that_fits(config, change):
+    rates = {"matcher.text_encoder": 0.1, "matcher.text_encoder.embedding": 0.0}
+    module = MatchingTask(config, torch.device("cpu")).step_module
+    module.register_parameter("free", torch.nn.Parameter(torch.zeros(1)))
+    optimizer = trainer._optimizer(module, trainer.OptimizerConfig(learning_rate=1.0, rates=rates))
+    rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    wanted = {"free": 1.0, "image_encoder": 1.0, "text_encoder.rnn": 0.1, "text_encoder.embedding": 0.0}
+    for name, parameter in module.named_parameters():
+        beginning = next(b for b in wanted if name.removeprefix("matcher.").startswith(b))
+        assert rate.pop(id(parameter)) == wanted[beginning]
+    assert not rate
+
+
+def test_a_part_with_rate_zero_stays_as_it_was(config, change):
+    trainer.set_seed(config.seed)
+    before = {
+        name: value.clone() for name, value in MatchingTask(config, torch.device("cpu")).model.state_dict().items()
+    }
+    train(change(config, optimizer__rates={"matcher.text_encoder.embedding": 0.0}))
+    after = Matcher.from_pretrained(config.output / "best").state_dict()
+    assert {name for name, value in after.items() if torch.equal(value, before[name])} == {
+        "text_encoder.embedding.weight"
+    }
 
 
 @pytest.mark.parametrize("warmup", [0, 5])

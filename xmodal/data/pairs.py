@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -79,8 +79,8 @@ class PairDataset(Dataset[PairBatch]):
         return PairBatch(*self.store.batch(image), tokens, word_mask, image, caption)
 
 
-def whole_batch(batch: PairBatch) -> PairBatch:
-    """The `collate_fn` of a `PairDataset`, whose batches come whole."""
+def whole_batch(batch: Any) -> Any:
+    """The `collate_fn` of a dataset whose `__getitems__` gives whole batches, as `PairDataset`'s does."""
     return batch
 
 

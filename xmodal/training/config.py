@@ -77,6 +77,8 @@ class OptimizerConfig:
     """Optimizer, with torch's defaults."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Factors on the learning rate by the beginning of a parameter's name: {text_encoder.transformer: 0.1}."""
     weight_decay: float = 0.0
     """Weight decay."""
     clip_norm: float = 2.0
@@ -92,10 +94,41 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _check(self, learning_rate=0, weight_decay=0, clip_norm=0, decay_epochs=1, decay=0, warmup_steps=0)
+        for name, rate in self.rates.items():
+            if not isinstance(rate, (int, float)) or rate < 0:
+                raise ValueError(f"rates: the factor of {name!r} must be a number of at least 0, got {rate!r}")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class RunConfig:
+    """What every run has, whatever it trains."""
+
+    output: Path = Path("runs/unnamed")
+    """Run folder: configuration, log, checkpoints."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: int = 30
+    """Passes over the training data."""
+    batch_size: int = 128
+    """Items in one batch, over all processes together."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one step."""
+    validate_every: int = 0
+    """Steps between validations; 0 validates at the end of every epoch only."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the forward pass; parameters stay in float32."""
+    seed: int = 0
+    """Seed of the initialization, the order of the data and everything else."""
+    resume: bool = False
+    """Go on from the run folder's last checkpoint."""
+    progress: bool = True
+    """Show progress bars and the results of every validation."""
+
+    def __post_init__(self) -> None:
+        _check(self, epochs=1, batch_size=2, accumulate=1, validate_every=0, seed=0)
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
     """Train a matcher on region features and captions."""
 
     output: Path = Path("runs/scan")
@@ -113,28 +146,10 @@ class TrainConfig:
         }
     )
     """Ranking objective: `hinge` or `info_nce`, with its options."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    epochs: int = 30
-    """Passes over the training captions."""
-    batch_size: int = 128
-    """Pairs in one batch, over all processes together."""
-    accumulate: int = 1
-    """Batches whose gradients are averaged into one step."""
-    validate_every: int = 0
-    """Steps between validations; 0 validates at the end of every epoch only."""
+    adversary: dict[str, Any] = field(default_factory=dict)
+    """Domain discriminators that the encoders are trained against, `{name: addr, ...}`; empty for none."""
     protocol: str = "plain"
     """Evaluation protocol of the validation."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision of the forward pass; parameters stay in float32."""
-    seed: int = 0
-    """Seed of the initialization, the order of the data and everything else."""
-    resume: bool = False
-    """Go on from the run folder's last checkpoint."""
-    progress: bool = True
-    """Show progress bars and the results of every validation."""
-
-    def __post_init__(self) -> None:
-        _check(self, epochs=1, batch_size=2, accumulate=1, validate_every=0, seed=0)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

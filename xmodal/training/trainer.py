@@ -1,4 +1,4 @@
-"""The trainer: one loop for every head and every objective."""
+"""The trainer: one loop for every model, every head and every objective; what is trained is the task's to say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,36 +21,31 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from xmodal.data import PairBatch, PairDataset, RegionStore, Vocabulary, load_captions
-from xmodal.data.captions import caption_image_index
 from xmodal.data.pairs import whole_batch
-from xmodal.data.word_vectors import load_word_vectors
-from xmodal.encoders.gru import GRUEncoder
-from xmodal.evaluation import evaluate_protocol
-from xmodal.model import Matcher
-from xmodal.names import build
-from xmodal.objectives import OBJECTIVES
+from xmodal.names import near_miss
 from xmodal.training import checkpoints
-from xmodal.training.augmentation import shrink
-from xmodal.training.config import OptimizerConfig, TrainConfig, flatten, to_dict
-from xmodal.training.sampler import ShuffledBatches
-from xmodal.training.step import MatchingStep
+from xmodal.training.config import OptimizerConfig, RunConfig, TrainConfig, flatten, to_dict
+from xmodal.training.matching import MatchingTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from xmodal.data import Caption
+    from xmodal.training.adversary import Adversary
+    from xmodal.training.task import Batches, Task
+
+TASKS: dict[type[RunConfig], type[Task]] = {TrainConfig: MatchingTask}
+"""What a configuration trains."""
 
 
 class Interrupted(SystemExit):
     """Training stopped on a signal after saving its state; exits with 128 + the signal's number, as shells expect."""
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
-    """Train a matcher as configured; returns the validation results of the best checkpoint.
+def train(config: RunConfig) -> dict[str, Any]:
+    """Train as configured; returns the validation results of the best checkpoint.
 
     The run folder gets `config.yaml`, `environment.json`, `log.jsonl`, `checkpoint.pt` (the last state, for
-    `resume`) and `best/` (the model with the best rsum on the validation split).
+    `resume`) and `best/` (the best model on the validation split).
 
     Raises:
         FileNotFoundError: for data that is not there.
@@ -65,36 +60,30 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return _train(config, accelerator, saved)
 
 
-def _train(config: TrainConfig, accelerator: Accelerator, saved: dict[str, Any] | None) -> dict[str, Any]:
+def _train(config: RunConfig, accelerator: Accelerator, saved: dict[str, Any] | None) -> dict[str, Any]:
     set_seed(config.seed)
     if accelerator.is_main_process:
         checkpoints.write_config(config.output, to_dict(config))
-    data = _load_data(config)
-    matcher = _build_matcher(config, data.train_store)
-    train_set = PairDataset(data.train_store, data.train_captions, matcher.tokenizer)
-    batches = ShuffledBatches(
-        len(train_set), config.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
-    )
+    task = TASKS[type(config)](config, accelerator.device)
+    batches = task.batches(accelerator.process_index, accelerator.num_processes)
     steps_per_epoch = math.ceil(len(batches) / config.accumulate)
-    step_module: nn.Module = MatchingStep(
-        matcher, build("objective", OBJECTIVES, config.objective), config.model.captioning_weight
-    )
+    step_module = task.step_module
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
     optimizer = _optimizer(step_module, config.optimizer)
     scheduler = _scheduler(optimizer, config.optimizer, steps_per_epoch, config.epochs)
     step_module, optimizer = accelerator.prepare(step_module, optimizer)
-    run = _Run(config, accelerator, step_module, optimizer, scheduler, steps_per_epoch)
+    run = _Run(config, accelerator, task, step_module, optimizer, scheduler, steps_per_epoch)
     if saved is not None:
         run.restore(saved)
 
     log = checkpoints.Log(config.output, run.step) if accelerator.is_main_process else contextlib.nullcontext()
     with log as run.log, _SignalFlag() as stop:
         for epoch in range(run.step // steps_per_epoch, config.epochs):
-            for group in _loader(run, train_set, batches, epoch):
+            for group in _loader(run, batches, epoch):
                 run.train_step(group)
                 if run.validation_is_due():
-                    run.validate(data)
+                    run.validate()
                 if stop.agreed(accelerator):
                     run.save()
                     raise Interrupted(128 + stop.signal)
@@ -108,32 +97,28 @@ class _Run:
     The number of steps done says all about where it is: the order of the data is a function of seed and epoch.
     """
 
-    config: TrainConfig
+    config: RunConfig
     accelerator: Accelerator
+    task: Task
     step_module: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
     steps_per_epoch: int
     log: checkpoints.Log | None = None
     step: int = 0
-    best: dict[str, Any] = field(default_factory=lambda: {"rsum": -math.inf})
+    best: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def matcher(self) -> Matcher:
-        return self.accelerator.unwrap_model(self.step_module).matcher
-
-    def train_step(self, group: list[PairBatch]) -> None:
+    def train_step(self, group: list[Any]) -> None:
         """One step along the gradient averaged over a group of batches."""
         started = time.perf_counter()
         accelerator, clip = self.accelerator, self.config.optimizer.clip_norm
         self.step_module.train()
         losses: list[dict[str, torch.Tensor]] = []
         for batch in group:
-            batch = PairBatch(*(tensor.to(accelerator.device) for tensor in batch))
-            batch = shrink(batch, self.config.data.drop_regions, self.config.data.drop_words)
+            prepared = self.task.prepare(type(batch)(*(tensor.to(accelerator.device) for tensor in batch)))
             is_last = len(losses) == len(group) - 1
             with contextlib.nullcontext() if is_last else accelerator.no_sync(self.step_module):
-                terms = self.step_module(batch, self.step)
+                terms = self.step_module(prepared, self.step, *self._opponents)
                 self._check_finite("loss", terms["total"], group)
                 accelerator.backward(terms["total"] / len(group))
             losses.append(terms)
@@ -150,19 +135,23 @@ class _Run:
                 self.step,
                 epoch=(self.step - 1) // self.steps_per_epoch,
                 **{f"loss/{name}": sum(terms[name].item() for terms in losses) / len(losses) for name in losses[0]},
+                **{name: value for opponent in self._opponents for name, value in opponent.gradient_norms().items()},
                 gradient_norm=norm.item(),
                 learning_rate=learning_rate,
                 seconds=time.perf_counter() - started,
             )
 
-    def _check_finite(self, name: str, value: torch.Tensor, group: list[PairBatch]) -> None:
+    @property
+    def _opponents(self) -> tuple[Adversary, ...]:
+        """What is trained against the model, by steps of its own within the forward pass; one or none."""
+        return () if self.task.adversary is None else (self.task.adversary,)
+
+    def _check_finite(self, name: str, value: torch.Tensor, group: list[Any]) -> None:
         if not bool(value.isfinite()):
             raise FloatingPointError(
-                f"the {name} is {value.item()} after step {self.step}, on "
-                f"images {torch.cat([batch.image for batch in group]).tolist()} and "
-                f"captions {torch.cat([batch.caption for batch in group]).tolist()} (positions in the training split). "
-                "The last checkpoint is intact. Lower the learning rate, or look for bad features with "
-                "RegionStore.validate()."
+                f"the {name} is {value.item()} after step {self.step}, on {self.task.describe(group)} (positions in "
+                "the training split). The last checkpoint is intact. Lower the learning rate, or look for bad features "
+                "with RegionStore.validate()."
             )
 
     def validation_is_due(self) -> bool:
@@ -170,24 +159,21 @@ class _Run:
         every = self.config.validate_every
         return self.step % self.steps_per_epoch == 0 or (every > 0 and self.step % every == 0)
 
-    def validate(self, data: _Data) -> None:
-        """Evaluate with the configured protocol, on the main process; keep the best model; save the state."""
-        config = self.config
+    def validate(self) -> None:
+        """Evaluate the model as its task does, on the main process; keep the best one; save the state."""
+        config, task = self.config, self.task
         if self.accelerator.is_main_process:
             self.step_module.eval()
-            scores = self.matcher.score_all(
-                data.validation_store, data.sentences, images=data.images, progress=config.progress
-            )
-            results = evaluate_protocol(scores, data.caption_image, config.protocol)
+            results = task.validate()
             epoch = self.step / self.steps_per_epoch
             if self.log is not None:
                 self.log.write(self.step, epoch=epoch, validation=results)
-            is_best = results["rsum"] > self.best["rsum"]
+            is_best = not self.best or results[task.criterion] > self.best[task.criterion]
             if is_best:
                 self.best = {**results, "step": self.step, "epoch": epoch}
-                checkpoints.save_best(config.output, self.matcher)
+                checkpoints.save_best(config.output, task.model)
             if config.progress:
-                tqdm.write(_summary(results, self.step, is_best))
+                tqdm.write(f"step {self.step}: {task.summary(results)}{'  (best)' if is_best else ''}")
         self.best = broadcast_object_list([self.best])[0]
         self.save()
 
@@ -207,6 +193,7 @@ class _Run:
                     "step": self.step,
                     "best": self.best,
                     "random_states": random_states,
+                    "adversary": [opponent.state_dict() for opponent in self._opponents],
                 },
             )
         self.accelerator.wait_for_everyone()
@@ -218,6 +205,8 @@ class _Run:
         self.scheduler.load_state_dict(saved["scheduler"])
         if self.accelerator.scaler and saved["scaler"]:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
+        for opponent, state in zip(self._opponents, saved["adversary"], strict=True):
+            opponent.load_state_dict(state)
         self.step, self.best = saved["step"], saved["best"]
         # A run may go on with another number of processes, though not bit for bit.
         random_states = saved["random_states"]
@@ -252,7 +241,7 @@ class _SignalFlag:
 
 
 @contextlib.contextmanager
-def _accelerated(config: TrainConfig) -> Iterator[Accelerator]:
+def _accelerated(config: RunConfig) -> Iterator[Accelerator]:
     """An Accelerator for one run: what accelerate keeps in the process is cleared, so that another run may differ."""
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     try:
@@ -264,7 +253,7 @@ def _accelerated(config: TrainConfig) -> Iterator[Accelerator]:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _last_state(config: TrainConfig) -> dict[str, Any] | None:
+def _last_state(config: RunConfig) -> dict[str, Any] | None:
     """The state to resume from; None for a new run, which must not write over another one."""
     if config.resume:
         saved = checkpoints.load_checkpoint(config.output)
@@ -289,66 +278,14 @@ def _refuse_other_config(saved: dict[str, Any], config: dict[str, Any]) -> None:
         raise ValueError(f"this run was started with another configuration ({changes}); use that one to resume")
 
 
-class _Data(NamedTuple):
-    train_store: RegionStore
-    train_captions: list[Caption]
-    validation_store: RegionStore
-    images: range
-    sentences: list[str]
-    caption_image: torch.Tensor
-
-
-def _load_data(config: TrainConfig) -> _Data:
-    folder, captions_path = config.data.folder, config.data.folder / "captions.jsonl"
-    train_store = RegionStore(folder / f"{config.data.train}.h5")
-    store = RegionStore(folder / f"{config.data.validation}.h5")
-    if store.dim != train_store.dim:
-        raise ValueError(
-            f"{folder}: split {config.data.train!r} has region features of dim {train_store.dim} and split "
-            f"{config.data.validation!r} of dim {store.dim}; extract both with the same extractor"
-        )
-    captions = load_captions(captions_path, config.data.validation)
-    caption_image = caption_image_index(captions, store.image_id)
-    images = range(len(store))[: config.data.validation_images or None]
-    sentences = [
-        caption.caption for caption, image in zip(captions, caption_image.tolist(), strict=True) if image in images
-    ]
-    caption_image = caption_image[caption_image < len(images)]
-    # A protocol that does not fit is refused now and not after the first epoch.
-    evaluate_protocol(torch.zeros(1, 1).expand(len(images), len(sentences)), caption_image, config.protocol)
-    train_captions = load_captions(captions_path, config.data.train)
-    return _Data(train_store, train_captions, store, images, sentences, caption_image)
-
-
-def _build_matcher(config: TrainConfig, store: RegionStore) -> Matcher:
-    """The matcher of a configuration; what the data decides (dim, vocabulary, extractor) is read from the data."""
-    vocabulary = None
-    if config.model.text.get("name") != "bert":
-        vocabulary = Vocabulary.load(config.data.folder / "vocabulary.json")
-    matcher = Matcher(
-        image={"input_dim": store.dim, **config.model.image},
-        text=config.model.text,
-        head=config.model.head,
-        vocabulary=vocabulary.words if vocabulary is not None else None,
-        extractor=store.attributes["extractor"],
-        captioner=config.model.captioner or None,
-    )
-    if config.model.word_vectors is not None:
-        if vocabulary is None or not isinstance(matcher.text_encoder, GRUEncoder):
-            raise ValueError("word_vectors start a GRU text encoder; a transformer brings its own")
-        vectors, found = load_word_vectors(config.model.word_vectors, vocabulary)
-        matcher.text_encoder.start_from(vectors, found)
-    return matcher
-
-
-def _loader(run: _Run, dataset: PairDataset, batches: ShuffledBatches, epoch: int) -> Iterator[list[PairBatch]]:
+def _loader(run: _Run, batches: Batches, epoch: int) -> Iterator[list[Any]]:
     """The batches of an epoch that have not been trained yet, in groups of those that make one step."""
     config, first_step = run.config, run.step % run.steps_per_epoch
     loader = DataLoader(
-        dataset,
+        run.task.dataset,
         batch_sampler=batches.epoch(epoch, first_step * config.accumulate),
         collate_fn=whole_batch,  # type: ignore[arg-type]  # `__getitems__` may return anything
-        num_workers=config.data.workers,
+        num_workers=run.task.workers,
         worker_init_fn=_ignore_signals,
         # An own generator: the loader must not draw from the global one, which a resumed run could not repeat.
         generator=torch.Generator().manual_seed(config.seed),
@@ -370,8 +307,27 @@ def _ignore_signals(_worker: int) -> None:
 
 def _optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return kinds[config.name](parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    groups = _parameter_groups(module, config)
+    return kinds[config.name](groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """One group of parameters a learning rate; the longest beginning of a parameter's name that `rates` has decides."""
+    names = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    groups: dict[str, list[nn.Parameter]] = {"": [], **{beginning: [] for beginning in config.rates}}
+    for name, parameter in names.items():
+        groups[max((b for b in groups if f"{name}.".startswith(f"{b}." if b else "")), key=len)].append(parameter)
+    for beginning in config.rates:
+        if not groups[beginning]:
+            raise ValueError(
+                f"rates: no name of a trained parameter begins with {beginning!r}"
+                f"{near_miss(beginning, names)}; names: {', '.join(names)}"
+            )
+    return [
+        {"params": parameters, "lr": config.learning_rate * config.rates.get(beginning, 1.0)}
+        for beginning, parameters in groups.items()
+        if parameters
+    ]
 
 
 def _scheduler(
@@ -389,10 +345,3 @@ def _scheduler(
         return warmth
 
     return LambdaLR(optimizer, factor)
-
-
-def _summary(results: dict[str, Any], step: int, is_best: bool) -> str:
-    recalls = "  ".join(
-        f"{way} " + " ".join(f"{results[way][f'R@{k}']:.1f}" for k in (1, 5, 10)) for way in ("i2t", "t2i")
-    )
-    return f"step {step}: {recalls}  rsum {results['rsum']:.1f}{'  (best)' if is_best else ''}"

@@ -1,0 +1,136 @@
+"""Image-text matching as the trainer's task: region stores and captions, a matcher, a ranking objective."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xmodal.data import PairDataset, RegionStore, Vocabulary, load_captions
+from xmodal.data.captions import caption_image_index
+from xmodal.data.word_vectors import load_word_vectors
+from xmodal.encoders.gru import GRUEncoder
+from xmodal.evaluation import evaluate_protocol
+from xmodal.model import Matcher
+from xmodal.names import build
+from xmodal.objectives import OBJECTIVES
+from xmodal.training.augmentation import shrink
+from xmodal.training.sampler import ShuffledBatches
+from xmodal.training.step import MatchingStep
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
+
+    from xmodal.data import PairBatch
+    from xmodal.training.config import DataConfig, ModelConfig, TrainConfig
+
+
+class MatchingTask:
+    """Train a matcher on region features and captions, and pick it by rsum on the validation split.
+
+    Raises:
+        FileNotFoundError: for data that is not there.
+        ValueError: for a configuration or data that cannot work.
+    """
+
+    criterion = "rsum"
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config = config
+        self.workers = config.data.workers
+        store, validation_store = (
+            RegionStore(config.data.folder / f"{split}.h5") for split in (config.data.train, config.data.validation)
+        )
+        if store.dim != validation_store.dim:
+            raise ValueError(
+                f"{config.data.folder}: split {config.data.train!r} has region features of dim {store.dim} and split "
+                f"{config.data.validation!r} of dim {validation_store.dim}; extract both with the same extractor"
+            )
+        self.validation = ValidationSplit(validation_store, config.data)
+        # A protocol that does not fit is refused now and not after the first epoch.
+        self.validation.evaluate(torch.zeros(1, 1).expand(self.validation.shape), config.protocol)
+        captions = load_captions(config.data.folder / "captions.jsonl", config.data.train)
+        self.model = build_matcher(config.model, store, config.data)
+        self.dataset = PairDataset(store, captions, self.model.tokenizer)
+        objective = build("objective", OBJECTIVES, config.objective)
+        self.step_module = MatchingStep(self.model, objective, config.model.captioning_weight)
+        self.adversary = None
+        if config.adversary:
+            from xmodal.training.adversary import Adversary
+
+            dim = self.model.image_encoder.dim
+            self.adversary = Adversary.build(config.adversary, dim=dim, pairs=len(self.dataset), device=device)
+
+    def batches(self, process: int, processes: int) -> ShuffledBatches:
+        """Every caption once an epoch, shuffled."""
+        return ShuffledBatches(len(self.dataset), self.config.batch_size, self.config.seed, process, processes)
+
+    def prepare(self, batch: PairBatch) -> PairBatch:
+        """Size augmentation."""
+        return shrink(batch, self.config.data.drop_regions, self.config.data.drop_words)
+
+    def describe(self, group: list[PairBatch]) -> str:
+        """The images and captions of some batches."""
+        images, captions = (torch.cat([getattr(b, field) for b in group]).tolist() for field in ("image", "caption"))
+        return f"images {images} and captions {captions}"
+
+    def validate(self) -> dict[str, Any]:
+        """Results under the configured protocol."""
+        split = self.validation
+        scores = self.model.score_all(split.store, split.sentences, images=split.images, progress=self.config.progress)
+        return split.evaluate(scores, self.config.protocol)
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """Recalls in both directions, and their sum."""
+        recalls = "  ".join(
+            f"{way} " + " ".join(f"{results[way][f'R@{k}']:.1f}" for k in (1, 5, 10)) for way in ("i2t", "t2i")
+        )
+        return f"{recalls}  rsum {results['rsum']:.1f}"
+
+
+class ValidationSplit:
+    """The images that pick the best checkpoint, and the captions about them."""
+
+    images: range
+    sentences: list[str]
+    caption_image: Int[Tensor, " caption"]
+
+    def __init__(self, store: RegionStore, config: DataConfig) -> None:
+        self.store = store
+        captions = load_captions(config.folder / "captions.jsonl", config.validation)
+        caption_image = caption_image_index(captions, self.store.image_id)
+        self.images = range(len(self.store))[: config.validation_images or None]
+        kept = caption_image < len(self.images)
+        self.sentences = [caption.caption for caption, keep in zip(captions, kept.tolist(), strict=True) if keep]
+        self.caption_image = caption_image[kept]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Images and captions."""
+        return len(self.images), len(self.sentences)
+
+    def evaluate(self, scores: torch.Tensor, protocol: str) -> dict[str, Any]:
+        """The results of a score matrix; see `evaluate_protocol`."""
+        return evaluate_protocol(scores, self.caption_image, protocol)
+
+
+def build_matcher(config: ModelConfig, store: RegionStore, data: DataConfig) -> Matcher:
+    """The matcher of a configuration; what the data decides (dim, vocabulary, extractor) is read from the data."""
+    vocabulary = None
+    if config.text.get("name") != "bert":
+        vocabulary = Vocabulary.load(data.folder / "vocabulary.json")
+    matcher = Matcher(
+        image={"input_dim": store.dim, **config.image},
+        text=config.text,
+        head=config.head,
+        vocabulary=vocabulary.words if vocabulary is not None else None,
+        extractor=store.attributes["extractor"],
+        captioner=config.captioner or None,
+    )
+    if config.word_vectors is not None:
+        if vocabulary is None or not isinstance(matcher.text_encoder, GRUEncoder):
+            raise ValueError("word_vectors start a GRU text encoder; a transformer brings its own")
+        vectors, found = load_word_vectors(config.word_vectors, vocabulary)
+        matcher.text_encoder.start_from(vectors, found)
+    return matcher

@@ -1,0 +1,77 @@
+"""What the trainer asks of a task: image-text matching, image retrieval, or another one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+    from torch.utils.data import Dataset
+
+    from xmodal.training.adversary import Adversary
+
+
+class Model(Protocol):
+    """A model that can be kept."""
+
+    def save_pretrained(self, save_directory: str | Path, /) -> Any:
+        """Write configuration and weights to a folder."""
+        ...
+
+    def save_weights(self, folder: Path, /) -> None:
+        """Replace the weights in such a folder."""
+        ...
+
+
+class Batches(Protocol):
+    """The order of the data: a function of seed and epoch alone, so that a run can go on where it stopped."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """This process's share of the batches of an epoch, from batch number `start` on."""
+        ...
+
+
+class Task(Protocol):
+    """Data, model and validation of a run; made from its configuration and the device to train on.
+
+    The dataset's `__getitems__` gives whole batches, named tuples of tensors; `step_module(batch, step)` gives named
+    loss terms, of which training minimizes `total`.
+    """
+
+    dataset: Dataset[Any]
+    model: Model
+    step_module: nn.Module
+    adversary: Adversary | None
+    workers: int
+    criterion: str
+    """Which of the validation's results picks the best checkpoint; larger is better."""
+
+    def __init__(self, config: Any, device: torch.device) -> None: ...
+
+    def batches(self, process: int, processes: int) -> Batches:
+        """The order of the training data."""
+        ...
+
+    def prepare(self, batch: Any) -> Any:
+        """A batch on the device as training wants it: augmented."""
+        ...
+
+    def describe(self, group: list[Any]) -> str:
+        """Which items a group of batches holds, for an error message."""
+        ...
+
+    def validate(self) -> dict[str, Any]:
+        """Results on the validation split."""
+        ...
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """The results of a validation in one line."""
+        ...
