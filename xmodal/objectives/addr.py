@@ -526,7 +526,8 @@ def addr_loss(
         word_mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
     if region_mask is None:
         region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
-    addr = ADDR(words.shape[-1], form, beta=beta, **options).to(words.device)
+    addr = ADDR(words.shape[-1], form, beta=beta, **options)
+    addr.to(words.device, torch.promote_types(words.dtype, torch.float32))
     features = DomainFeatures(words, regions, word_mask, region_mask)
     return addr.encoder_terms(features, addr.discriminators(features, scores), step=0)
 
@@ -578,7 +579,8 @@ def _unit(features: DomainFeatures, *, detach: bool) -> DomainFeatures:
     def unit(items: Tensor, mask: Tensor) -> Tensor:
         items = items.detach() if detach else items
         items = items.float() if items.dtype in (torch.float16, torch.bfloat16) else items
-        return F.normalize(items.masked_fill(~mask[..., None], 0.0), dim=-1, eps=1e-8)
+        items = items.masked_fill(~mask[..., None], 0.0)
+        return items * items.norm(dim=-1, keepdim=True).clamp_min(1e-8).reciprocal()
 
     words, regions, word_mask, region_mask = features[:4]
     return features._replace(words=unit(words, word_mask), regions=unit(regions, region_mask))
