@@ -64,7 +64,6 @@ class Embedder(Pretrained, library_name="xmodal", license="apache-2.0"):
         embeddings = self.embed(self.backbone(images))
         return nn.functional.normalize(embeddings) if self.normalize else embeddings
 
-    @torch.inference_mode()
     def embed_all(
         self, images: LabelledSet, *, batch_size: int = 128, workers: int = 0, progress: bool = False
     ) -> Float[Tensor, "image dim"]:
@@ -96,7 +95,9 @@ def embed_all(
     """What a module, an embedder or a backbone alone, makes of all images of a set; see `Embedder.embed_all`."""
     training = module.training
     module.eval()
-    batches = DataLoader(images, batch_size, collate_fn=whole_batch, num_workers=workers)
+    # An own generator: embedding must not move the global one, or validating would change how training goes on.
+    generator = torch.Generator()
+    batches = DataLoader(images, batch_size, collate_fn=whole_batch, num_workers=workers, generator=generator)
     try:
         bar = tqdm(batches, "embedding", unit="batch", delay=2, leave=False, disable=not progress)
         return torch.cat([module(batch.images.to(device)).cpu() for batch in bar])

@@ -78,10 +78,12 @@ class TorchvisionBackbone(nn.Module):
             _load_weights(model, network, weights)
         self.feature_dim = _drop_last_linear(network, model)
         nodes = get_graph_node_names(model)[1]
+        known_levels = {node.rsplit(".", cut)[0] for node in nodes for cut in range(node.count(".") + 1)}
         for level in levels:
-            if not any(node == level or node.startswith(f"{level}.") for node in nodes):
+            if level not in known_levels:
                 raise ValueError(
-                    f"{network} has no level {level!r}{near_miss(level, nodes)}; levels: {', '.join(nodes)}"
+                    f"{network} has no level {level!r}{near_miss(level, known_levels)}; it has "
+                    f"{', '.join(name for name, _ in model.named_children())} and the modules inside them"
                 )
         self.levels = list(levels)
         self.network = create_feature_extractor(model, {**{level: level for level in levels}, nodes[-1]: FEATURES})

@@ -93,36 +93,36 @@ def evaluate_embeddings(
 def nearest_neighbors(
     embeddings: Float[Tensor, "image dim"],
     labels: Int[Tensor, "image"],
+    queries: Int[Tensor, "query"],
+    gallery: Int[Tensor, "item"],
     count: int,
     *,
-    query: Bool[Tensor, "image"] | None = None,
     progress: bool = False,
 ) -> Iterator[Neighbors]:
     """The nearest images to every query by Euclidean distance, some queries at a time.
 
+    Wrong images come before right ones that are equally near, to rounding. No image is its own neighbor.
+
     Args:
         embeddings: one row an image; normalize them to compare by cosine.
         labels: its class.
-        count: how many neighbors; at most as many as there are others.
-        query: True for the queries, which are then looked up among the others only; None to look up every image.
+        queries: which images to look up.
+        gallery: which images to look among.
+        count: how many neighbors, fewer than there are images in the gallery.
         progress: show a bar.
-
-    Wrong images come before right ones that are equally near, to rounding.
     """
-    images = torch.arange(len(labels), device=labels.device)
-    queries, gallery = (images, images) if query is None else (images[query], images[~query])
     # Nearer means a larger <q, x> - |x|^2 / 2, whatever the query.
     items = embeddings[gallery]
     offset = items.square().sum(dim=1) / 2
     # Equal images may differ in the last digits of a product, which depend on where in the matrix they are.
     rounding = ROUNDING * torch.finfo(items.dtype).eps * 2 * float(offset.max())
-    count = min(count, len(gallery) - int(query is None))
+    place = torch.full_like(labels, -1).index_copy(0, gallery, torch.arange(len(gallery), device=labels.device))
     bar = {"desc": "neighbors", "unit": "block", "delay": 2, "leave": False, "disable": not progress}
     for block in tqdm(queries.split(max(1, BLOCK_ELEMENTS // len(gallery))), **bar):
         same = labels[block, None] == labels[gallery]
         nearness = embeddings[block] @ items.T - offset - rounding * same
-        if query is None:
-            nearness[torch.arange(len(block)), block] = -torch.inf
+        itself = (place[block] >= 0).nonzero().squeeze(1)
+        nearness[itself, place[block][itself]] = -torch.inf
         nearest = nearness.topk(count).indices
         yield Neighbors(block, gallery[nearest], same.gather(1, nearest))
 
@@ -207,7 +207,9 @@ def _retrieval_metrics(
     depth = max(*ks, int(asked.max()))
     sums = dict.fromkeys([*(f"R@{k}" for k in ks), "R-precision", "mAP@R"], 0.0)
     ranks = torch.arange(1, depth + 1, device=labels.device)
-    for block in nearest_neighbors(embeddings, labels, depth, query=query, progress=progress):
+    images = torch.arange(len(labels), device=labels.device)
+    queries, gallery = (images, images) if query is None else (images[query], images[~query])
+    for block in nearest_neighbors(embeddings, labels, queries, gallery, depth, progress=progress):
         wanted = right[block.query, None]
         # The hits of a lone query are none: it adds nothing to any sum.
         counted = block.correct & (ranks <= wanted)

@@ -1,0 +1,137 @@
+"""Pictures of an embedding of labelled images: what queries retrieve, and a map of the classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from tqdm import tqdm
+
+from xmodal.data.labelled import read_image
+from xmodal.evaluation.labelled import nearest_neighbors
+from xmodal.search.pictures import new_figure, save_figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+THUMBNAIL = 32
+"""Longer side of an image on a map, in points."""
+
+
+def draw_neighbors(
+    embeddings: Float[Tensor, "image dim"],
+    labels: Int[Tensor, "image"],
+    images: Sequence[str | Path],
+    queries: Sequence[int],
+    output: Path,
+    *,
+    count: int = 8,
+) -> None:
+    """A sheet with one query a row, then its nearest images: green frames for those of its class, red for the others.
+
+    Args:
+        embeddings: one row an image, as for `evaluate_embeddings`; compared by cosine.
+        labels: its class.
+        images: its file.
+        queries: which images to look up.
+        output: picture to write.
+        count: how many neighbors to show.
+
+    Raises:
+        FileNotFoundError: the file of an image is not there.
+        ValueError: there is no query, or one is no image.
+    """
+    if not queries or min(queries) < 0 or max(queries) >= len(labels):
+        raise ValueError(f"queries are {list(queries)}; wanted some of the images 0 to {len(labels) - 1}")
+    points = torch.nn.functional.normalize(embeddings)
+    count = min(count, len(labels) - 1)
+    blocks = nearest_neighbors(points, labels, torch.tensor(queries), torch.arange(len(labels)), count)
+    found = [row for block in blocks for row in block.index.tolist()]
+    columns = 1 + count
+    figure = new_figure(1.6 * columns, 1.7 * len(queries))
+    axes = figure.subplots(len(queries), columns, squeeze=False)
+    for query, row, cells in zip(tqdm(queries, "drawing", unit="row", delay=2, leave=False), found, axes, strict=True):
+        for cell in cells:
+            cell.set_axis_off()
+        for cell, image in zip(cells, [query, *row], strict=False):
+            cell.imshow(read_image(Path(images[image])))
+            cell.set_axis_on()
+            cell.set_xticks([])
+            cell.set_yticks([])
+            right = bool(labels[image] == labels[query])
+            color = "0.85" if cell is cells[0] else "tab:green" if right else "tab:red"
+            for spine in cell.spines.values():
+                spine.set(color=color, linewidth=1 if cell is cells[0] else 4)
+            if cell is not cells[0]:
+                cosine = float(points[query] @ points[image])
+                cell.text(0.02, 1.02, f"{cosine:.3f}", transform=cell.transAxes, fontsize=8, color="0.35")
+    save_figure(figure, output)
+
+
+def draw_map(
+    embeddings: Float[Tensor, "image dim"],
+    labels: Int[Tensor, "image"],
+    output: Path,
+    *,
+    method: Literal["pca", "tsne"] = "pca",
+    class_names: Sequence[str] | None = None,
+    images: Sequence[str | Path] | None = None,
+    seed: int = 0,
+) -> None:
+    """All images on a plane, such that those with like embeddings are near each other.
+
+    Args:
+        embeddings: one row an image; compared by cosine.
+        labels: its class.
+        output: picture to write.
+        method: the two directions in which the embeddings vary most (`pca`), or t-SNE, which keeps neighbors together
+            and needs scikit-learn (`tsne`).
+        class_names: name of each class, written at the middle of its images.
+        images: the file of each image, to show small pictures instead of points colored by class.
+        seed: of t-SNE.
+
+    Raises:
+        FileNotFoundError: the file of an image is not there.
+        ModuleNotFoundError: t-SNE without scikit-learn.
+        ValueError: an unknown method.
+    """
+    places = plane(embeddings, method, seed)
+    figure = new_figure(9, 9)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.scatter(*places.T, c=labels % 20, cmap="tab20", s=8 if images is None else 0)
+    if images is not None:
+        _draw_thumbnails(axes, places, images)
+    for label in labels.unique().tolist() if class_names is not None else ():
+        middle = places[labels == label].median(dim=0).values.tolist()
+        axes.annotate(class_names[label], middle, fontsize=7, ha="center", color="0.2")
+    save_figure(figure, output)
+
+
+def plane(embeddings: Float[Tensor, "image dim"], method: str = "pca", seed: int = 0) -> Float[Tensor, "image 2"]:
+    """Where each image is on a map; see `draw_map`."""
+    points = torch.nn.functional.normalize(embeddings.float())
+    if method == "pca":
+        centered = points - points.mean(dim=0)
+        return centered @ torch.linalg.svd(centered, full_matrices=False).Vh[:2].T
+    if method != "tsne":
+        raise ValueError(f"method is {method!r}; wanted 'pca' or 'tsne'")
+    try:
+        from sklearn.manifold import TSNE
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("t-SNE needs scikit-learn: pip install scikit-learn; or use method='pca'") from error
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    return torch.from_numpy(TSNE(perplexity=perplexity, random_state=seed).fit_transform(points.cpu().numpy()))
+
+
+def _draw_thumbnails(axes, places: Float[Tensor, "image 2"], images: Sequence[str | Path]) -> None:
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    for place, path in zip(tqdm(places.tolist(), "drawing", unit="image", delay=2, leave=False), images, strict=True):
+        picture = read_image(Path(path))
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        axes.add_artist(AnnotationBbox(OffsetImage(picture), place, frameon=False))
