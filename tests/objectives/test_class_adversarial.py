@@ -41,6 +41,7 @@ def test_ramp(progress, gamma):
     assert reversal_ramp(progress + 0.1, gamma) >= strength
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(("progress", "gamma"), [(-0.1, 10.0), (0.5, 0.0)])
 def test_bad_ramp(progress, gamma):
     with pytest.raises(ValueError, match="at least 0 and gamma positive"):
@@ -93,6 +94,7 @@ def test_gradient_steps_fool_the_classifier_and_teach_it():
         assert objective(read, labels, embed=embed, step=0)["adversary"] < before
 
 
+@pytest.mark.bad_input
 def test_bad_options():
     with pytest.raises(ValueError, match="on must be one of features, embedding; got 'both'"):
         adversary(on="both")
@@ -100,6 +102,7 @@ def test_bad_options():
         adversary(ramp_steps=-1)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

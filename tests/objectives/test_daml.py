@@ -100,7 +100,7 @@ def daml(name: str = "triplet", **options) -> tuple[DAML, torch.nn.Linear]:
 
 
 @given(st.integers(0, 999), st.integers(1, 4), st.integers(1, 3))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -136,7 +136,7 @@ def test_equal_vectors_have_finite_gradients(name):
 
 
 @given(st.integers(0, 999))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_generator_losses_equal_the_plain_loop(seed):
     anchor, negative, synthetic = random(seed, 3, 4), random(seed + 1, 3, 2, 4), random(seed + 2, 3, 2, 4)
     ea, ep, eg = random(seed + 3, 3, DIM), random(seed + 4, 3, DIM), random(seed + 5, 3, 2, DIM)
@@ -237,7 +237,6 @@ def test_warm_up_trains_the_metric_loss_on_real_negatives():
 
 
 @given(st.integers(0, 999), st.integers(2, 5), st.integers(2, 4), st.sampled_from(["cyclic", "random"]), st.booleans())
-@settings(deadline=None)
 def test_triplets(seed, classes, each, layout, all_negatives):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(classes).repeat(each)[torch.randperm(classes * each, generator=generator)]
@@ -274,12 +273,12 @@ def test_released_layout():
     assert [rows.tolist() for rows in triplets] == [[0, 1], [2, 3], [[4], [5]]]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
         ([0, 0, 0, 0], {}, "two classes"),
         ([0, 0, 1], {}, "class 1 has a single image"),
-        ([[0, 0], [1, 1]], {}, r"labels \(image,\)"),
         ([0, 0, 1, 1], {"negatives": 3}, r"negatives must be in 1\.\.2"),
         ([0, 0, 1, 1], {"negatives": 0}, r"negatives must be in 1\.\.2"),
         ([0, 0, 1, 1], {"layout": "first"}, "layout must be one of cyclic, random, thirds"),
@@ -293,6 +292,7 @@ def test_bad_batches(labels, options, message):
         batch_triplets(torch.tensor(labels), **options)
 
 
+@pytest.mark.bad_input
 def test_labels_that_do_not_fit_the_features():
     objective, embed = daml()
     with pytest.raises(ValueError, match=r"\(6, 4\) and \(4,\)"):
@@ -310,6 +310,7 @@ def test_generator_layouts():
     assert not isinstance(HardNegativeGenerator(8, final_relu=False).layers[-1], torch.nn.ReLU)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xmodal.objectives import EnergyConfusion, binomial_deviance_loss, energy_confusion_loss, row_norm_penalty
@@ -24,7 +24,6 @@ def oracle_energy(e, y) -> float:
 
 
 @given(st.integers(0, 999), st.integers(2, 4), st.integers(1, 3))
-@settings(deadline=None)
 def test_equals_the_plain_loop(seed, classes, each):
     embeddings, labels = batch(seed, classes, each)
     energy = oracle_energy(embeddings, labels)
@@ -135,6 +134,7 @@ def test_equal_embeddings_are_finite():
     assert embeddings.grad.eq(0).all()
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
@@ -150,6 +150,7 @@ def test_bad_input(labels, options, message):
         energy_confusion_loss(torch.ones(4, 2), torch.tensor(labels), **options)
 
 
+@pytest.mark.bad_input
 def test_bad_options():
     with pytest.raises(ValueError, match="form must be one of"):
         EnergyConfusion({"name": "binomial"}, form="exp")  # type: ignore[arg-type]

@@ -154,7 +154,7 @@ ORACLES = {
 
 
 @given(st.integers(0, 999))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -211,7 +211,7 @@ def test_distance_weighted_mining_follows_the_global_generator():
 
 @pytest.mark.parametrize("name", [name for name in PAIR_LOSSES if name != "n_pair"])
 @given(seed=st.integers(0, 999))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_the_order_of_a_batch_does_not_matter(name, seed):
     embeddings, labels = batch(seed)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -270,6 +270,7 @@ def test_registry():
     assert set(METRIC_OBJECTIVES) == {"metric", "daml", "ecaml", "ie", "class_adversarial"}
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("name", PAIR_LOSSES)
 @pytest.mark.parametrize(
     ("labels", "message"),
@@ -286,12 +287,14 @@ def test_bad_batches(name, labels, message):
         MetricLoss(name)(torch.ones(4, 2), torch.tensor(labels))
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("name", PROXY_LOSSES)
 def test_labels_beyond_the_proxies(name):
     with pytest.raises(ValueError, match=r"labels must be in 0\.\.2, got 0\.\.3"):
         MetricLoss(name, dim=2, classes=3)(torch.ones(2, 2), torch.tensor([0, 3]))
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("options", "message"),
     [

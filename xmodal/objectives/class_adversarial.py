@@ -123,10 +123,10 @@ class ClassAdversary(nn.Module):
         """Named terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
 
         Raises:
-            ValueError: as `check_labels`.
+            ValueError: as `MetricLoss.forward`, and for labels that are no training class.
         """
         embeddings = embed(features)
-        check_labels(embeddings, labels, pairs=False, classes=self.classes)
+        check_labels(embeddings, labels, classes=self.classes)
         read = features if self.on == "features" else embeddings
         scale = self.weight * reversal_ramp(step / self.ramp_steps if self.ramp_steps else 1.0, self.gamma)
         terms = {
@@ -143,5 +143,5 @@ class _ReverseGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
         return -ctx.scale * gradients[0], None

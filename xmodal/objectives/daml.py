@@ -18,7 +18,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from xmodal.objectives.metric import at_least_float32, check_labels
+from xmodal.objectives.metric import at_least_float32, check_labels, check_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -78,7 +78,7 @@ def batch_triplets(
                 f"others, equally many of each; got labels {labels.tolist()}"
             )
         return Triplets(anchor, positive, negative[:, None])
-    check_labels(labels[:, None], labels)
+    check_pairs(labels)
     order = places
     if layout == "random":
         order = torch.randperm(len(labels), device=labels.device, generator=generator)
@@ -339,7 +339,7 @@ class DAML(nn.Module):
         Raises:
             ValueError: as `batch_triplets`, or for labels that do not fit the features.
         """
-        check_labels(features, labels, pairs=False)
+        check_labels(features, labels)
         triplets = batch_triplets(labels, layout=self.triplets, negatives=self.negatives)
         if step < self.warmup_steps:
             embeddings = self._metric_space(embed, features)

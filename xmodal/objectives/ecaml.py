@@ -44,7 +44,7 @@ def energy_confusion_loss(
         generator: draws the pairs; None is torch's global generator of the device.
 
     Raises:
-        ValueError: as `check_labels` (a class with a single image is fine), for an unknown form, or if no pair of
+        ValueError: as `check_labels`, for an unknown form, or if no pair of
             different classes is left.
 
     Example:
@@ -58,7 +58,7 @@ def energy_confusion_loss(
     """
     if form not in get_args(EnergyForm):
         raise ValueError(f"form must be one of {', '.join(get_args(EnergyForm))}; got {form!r}")
-    check_labels(embeddings, labels, pairs=False)
+    check_labels(embeddings, labels)
     different = (labels[:, None] != labels[None, :]).triu()
     selected = different
     if negatives is not None:

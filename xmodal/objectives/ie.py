@@ -189,7 +189,7 @@ class IncludeExclude(nn.Module):
             ValueError: for shapes that do not fit and labels without a center.
         """
         embeddings = embed(features)
-        check_labels(embeddings, labels, pairs=False, classes=len(self.centers))
+        check_labels(embeddings, labels, classes=len(self.centers))
         if self.training and self.center_rate is not None:
             self.centers.copy_(moved_centers(self.centers, embeddings.detach(), labels, rate=self.center_rate))
         if self.form == "center":
@@ -204,7 +204,7 @@ class IncludeExclude(nn.Module):
 
 def _distances_to_centers(embeddings: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances (image, class) in at least float32, and the mask of every image's own class."""
-    check_labels(embeddings, labels, pairs=False, classes=len(centers))
+    check_labels(embeddings, labels, classes=len(centers))
     if centers.shape[1:] != embeddings.shape[1:]:
         raise ValueError(
             f"centers must be (class, dim) with dim {embeddings.shape[1]} of the embeddings, got {tuple(centers.shape)}"

@@ -62,7 +62,7 @@ def binomial_deviance_loss(
         negative_cost: by which pairs of different classes weigh more; 25 in ECAML's released code, 20 elsewhere.
 
     Raises:
-        ValueError: as `check_labels`.
+        ValueError: as `check_labels` and `check_pairs`.
 
     Example:
         >>> import torch
@@ -74,6 +74,7 @@ def binomial_deviance_loss(
         tensor(True)
     """
     check_labels(embeddings, labels)
+    check_pairs(labels)
     directions = F.normalize(at_least_float32(embeddings), dim=1)
     logits = scale * (directions @ directions.T - threshold)
     same = labels[:, None] == labels[None, :]
@@ -141,9 +142,11 @@ class MetricLoss(nn.Module):
         """The loss of a batch, in at least float32.
 
         Raises:
-            ValueError: as `check_labels`.
+            ValueError: as `check_labels` and, for losses that are not on proxies, `check_pairs`.
         """
-        check_labels(embeddings, labels, pairs=self.name not in PROXY_LOSSES, classes=self.classes)
+        check_labels(embeddings, labels, classes=self.classes)
+        if self.name not in PROXY_LOSSES:
+            check_pairs(labels)
         embeddings = at_least_float32(embeddings)
         if self.name == "binomial":
             return self.loss(embeddings, labels, **self.options)
@@ -184,7 +187,7 @@ class MetricObjective(nn.Module):
         """Named terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
 
         Raises:
-            ValueError: as `check_labels`.
+            ValueError: as `check_labels` and, for losses that are not on proxies, `check_pairs`.
         """
         return {"total": self.metric(embed(features), labels)}
 
@@ -206,18 +209,13 @@ def metric_loss(options: Mapping[str, Any], dim: int | None = None, classes: int
 
 
 def check_labels(
-    embeddings: Float[Tensor, "image dim"],
-    labels: Int[Tensor, " image"],
-    *,
-    pairs: bool = True,
-    classes: int | None = None,
+    embeddings: Float[Tensor, "image dim"], labels: Int[Tensor, " image"], *, classes: int | None = None
 ) -> None:
-    """Refuse a batch that a loss on class labels cannot be computed from.
+    """Refuse embeddings and labels that do not fit each other.
 
     Args:
         embeddings: of the images of a batch.
         labels: class of every image.
-        pairs: every image must have another of its class, and one of another class, in the batch.
         classes: if given, labels must be smaller and at least 0.
 
     Raises:
@@ -226,10 +224,10 @@ def check_labels(
     Example:
         >>> import torch
         >>> from xmodal.objectives.metric import check_labels
-        >>> check_labels(torch.eye(3), torch.tensor([0, 0, 1]))
+        >>> check_labels(torch.eye(3), torch.tensor([0, 1, 2]), classes=2)
         Traceback (most recent call last):
         ...
-        ValueError: class 1 has a single image in the batch and so no positive pair; sample at least two images a class
+        ValueError: labels must be in 0..1, got 0..2
     """
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(
@@ -240,15 +238,30 @@ def check_labels(
         raise ValueError(f"labels must be integers, got {labels.dtype}")
     if classes is not None and len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"labels must be in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
-    if pairs:
-        present, counts = labels.unique(return_counts=True)
-        if len(present) < 2:
-            raise ValueError(f"a batch needs images of at least two classes for negative pairs, got {present.tolist()}")
-        if counts.min() < 2:
-            raise ValueError(
-                f"class {int(present[counts.argmin()])} has a single image in the batch and so no positive pair; "
-                "sample at least two images a class"
-            )
+
+
+def check_pairs(labels: Int[Tensor, " image"]) -> None:
+    """Refuse a batch in which an image has no other of its class, or none of another class, to be compared with.
+
+    Raises:
+        ValueError: naming the class.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.metric import check_pairs
+        >>> check_pairs(torch.tensor([0, 0, 1]))
+        Traceback (most recent call last):
+        ...
+        ValueError: class 1 has a single image in the batch and so no positive pair; sample at least two images a class
+    """
+    present, counts = labels.unique(return_counts=True)
+    if len(present) < 2:
+        raise ValueError(f"a batch needs images of at least two classes for negative pairs, got {present.tolist()}")
+    if counts.min() < 2:
+        raise ValueError(
+            f"class {int(present[counts.argmin()])} has a single image in the batch and so no positive pair; "
+            "sample at least two images a class"
+        )
 
 
 def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
