@@ -314,7 +314,7 @@ def test_ridge_solves_its_normal_equations():
 
 @pytest.mark.parametrize("form", ["fast_weights", "ridge"])
 def test_the_step_on_the_regularizer_lowers_it(form):
-    f, scores = gap_features(3.0, shared=True), random_scores(11, pairs=6).float()
+    f, scores = gap_features(1.0, shared=True), random_scores(11, pairs=6).float()
 
     def reg(lambda_reg):
         addr = ADDR(8, form, lambda_reg=lambda_reg)

@@ -13,18 +13,23 @@ from xmodal.data import PairBatch
 from xmodal.model import Matcher
 from xmodal.names import build
 from xmodal.objectives import OBJECTIVES
+from xmodal.training.adversary import Adversary
 from xmodal.training.step import MatchingStep
 
 WORDS = ["a", "cat", "dog"]
 CASES = {
-    "scan t2i": ({"name": "scan"}, {"name": "hinge", "hardest": 0.5}),
-    "scan i2t": ({"name": "scan", "direction": "i2t"}, {"name": "info_nce", "learn_temperature": True}),
-    "vsrn and its captioner": ({"name": "vsrn", "dim": 6, "layers": 2}, {"name": "hinge", "margin": 1.0}),
+    "scan t2i": ({"name": "scan"}, {"name": "hinge", "hardest": 0.5}, None),
+    "scan i2t": ({"name": "scan", "direction": "i2t"}, {"name": "info_nce", "learn_temperature": True}, None),
+    "vsrn and its captioner": ({"name": "vsrn", "dim": 6, "layers": 2}, {"name": "hinge", "margin": 1.0}, None),
+    "scan against fast weights": ({"name": "scan"}, {"name": "hinge", "margin": 1.0}, "fast_weights"),
+    "scan against a table": ({"name": "scan"}, {"name": "hinge", "margin": 1.0}, "table"),
+    "bfan against ridge": ({"name": "bfan"}, {"name": "hinge", "margin": 1.0}, "ridge"),
+    "vsrn against a network": ({"name": "vsrn", "dim": 6, "layers": 1}, {"name": "hinge", "margin": 1.0}, "amortized"),
 }
 
 
 def step_module(case: str) -> MatchingStep:
-    head, objective = CASES[case]
+    head, objective, _ = CASES[case]
     torch.manual_seed(0)
     matcher = Matcher(
         image={"name": "regions", "input_dim": 5, "dim": 6},
@@ -37,6 +42,22 @@ def step_module(case: str) -> MatchingStep:
     for parameter in module.parameters():  # also those that start at zero
         nn.init.normal_(parameter, std=0.5)
     return module.double().eval()  # the statistics of batch norm are each process's own
+
+
+def make_adversary(case: str) -> list[Adversary]:
+    """One or none."""
+    form = CASES[case][2]
+    if form is None:
+        return []
+    adversary = Adversary.build({"name": "addr", "form": form, "alpha": 1.0, "beta": 0.3}, dim=6, pairs=8)
+    adversary.addr.double()
+    return [adversary]
+
+
+def measured(adversary: Adversary) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Its parameters, and squared norms that add up over processes."""
+    norms = adversary.gradient_norms()
+    return adversary.addr.state_dict(), [norms[f"addr/{of}_gradient"] ** 2 for of in ("ranking", "adversarial")]
 
 
 def half(process: int) -> PairBatch:
@@ -70,10 +91,11 @@ def work(process: int, folder) -> None:
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=process, world_size=2)
     results = {}
     for case in CASES:
-        module = DistributedDataParallel(step_module(case))
-        total = module(half(process), 0)["total"]
+        module, adversary = DistributedDataParallel(step_module(case)), make_adversary(case)
+        total = module(half(process), 0, *adversary)["total"]
         total.backward()
-        results[case] = (total.detach(), [parameter.grad for parameter in module.parameters()])
+        gradients = [parameter.grad for parameter in module.parameters()]
+        results[case] = (total.detach(), gradients, list(map(measured, adversary)))
     torch.save(results, folder / f"{process}.pt")
     dist.destroy_process_group()
 
@@ -87,8 +109,8 @@ def two_processes(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_of_two_processes_are_those_of_the_joined_batch(two_processes, case):
-    module = step_module(case)
-    total = module(joined(), 0)["total"]
+    module, adversary = step_module(case), make_adversary(case)
+    total = module(joined(), 0, *adversary)["total"]
     total.backward()
     assert total > 0
     for results in two_processes:
@@ -96,3 +118,9 @@ def test_gradients_of_two_processes_are_those_of_the_joined_batch(two_processes,
         for gradient, parameter in zip(results[case][1], module.parameters(), strict=True):
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-13)
             assert parameter.grad.any()
+    for opponent in adversary:
+        state, squares = measured(opponent)
+        first, second = (results[case][2][0] for results in two_processes)
+        for other in (first, second):
+            torch.testing.assert_close(other[0], state)
+        assert [a + b for a, b in zip(first[1], second[1], strict=True)] == pytest.approx(squares, rel=1e-5)
