@@ -138,7 +138,7 @@ def test_reading_images_leaves_the_global_generator_alone(folder):
 
 
 def test_the_published_preprocessing(tmp_path):
-    """A resized image is 256 on its shorter side; of it 227 x 227 remain: the center, or anywhere and maybe mirrored."""
+    """The shorter side becomes 256; of it 227 x 227 remain: the center, or anywhere and maybe mirrored."""
     ramp = np.tile(np.arange(256, dtype=np.uint8), (512, 1))
     image = Image.fromarray(np.stack([ramp] * 3, axis=-1))
     center = image_transform(train=False, resize=256, crop=224)(image)

@@ -184,7 +184,7 @@ def test_what_cannot_be_built_is_refused(weights, tmp_path, monkeypatch):
         TorchvisionBackbone("resnet19")
     with pytest.raises(FileNotFoundError, match=r"resnet18-f37072fd\.pth\. Download https"):
         TorchvisionBackbone("resnet18")
-    with pytest.raises(ValueError, match="resnet18 has no weights 'IMAGENET1K_V9'.*known: DEFAULT, IMAGENET1K_V1"):
+    with pytest.raises(ValueError, match=r"resnet18 has no weights 'IMAGENET1K_V9'.*known: DEFAULT, IMAGENET1K_V1"):
         TorchvisionBackbone("resnet18", "IMAGENET1K_V9")
     with pytest.raises(ValueError, match=r"resnet18\.pth does not hold the weights of resnet34"):
         TorchvisionBackbone("resnet34", weights)

@@ -74,7 +74,7 @@ def test_a_batch_has_images_of_some_classes(processes, images, seed, epoch):
         assert (classes == classes[:, :1]).all(), "the images of a class are side by side"
         assert len(classes[:, 0].unique()) == arguments[1], "no class comes twice"
         for row in torch.tensor(batch).view(arguments[1], images):
-            size = int((LABELS == LABELS[row[0]]).sum())
+            size = int((LABELS[row[0]] == LABELS).sum())
             assert len(row.unique()) == min(images, size), "no image comes twice unless it must"
     shares = [list(ClassBatches(*arguments, rank, processes).epoch(epoch)) for rank in range(processes)]
     assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole

@@ -282,7 +282,7 @@ def save_features(
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file in RGB, upright.
+    """An image file in RGB, upright, on white where it is transparent.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -294,7 +294,12 @@ def read_image(path: Path) -> Image.Image:
         raise FileNotFoundError(f"image {path} does not exist; was it moved after the index was made?")
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            # Conversion alone would show the colors that transparency hides.
+            drawing = upright.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert("RGB")
     # What Pillow raises depends on the format and on where the damage is.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error

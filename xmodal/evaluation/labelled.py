@@ -213,11 +213,12 @@ def _retrieval_metrics(
         wanted = right[block.query, None]
         # The hits of a lone query are none: it adds nothing to any sum.
         counted = block.correct & (ranks <= wanted)
-        precision = block.correct.cumsum(dim=1) / ranks
+        precision = block.correct.cumsum(dim=1).double() / ranks
+        possible = wanted.squeeze(1).clamp(min=1).double()
         for k in ks:
             sums[f"R@{k}"] += int(block.correct[:, :k].any(dim=1).sum())
-        sums["R-precision"] += float((counted / wanted.clamp(min=1)).double().sum())
-        sums["mAP@R"] += float((precision * counted / wanted.clamp(min=1)).double().sum())
+        sums["R-precision"] += float((counted.sum(dim=1) / possible).sum())
+        sums["mAP@R"] += float(((precision * counted).sum(dim=1) / possible).sum())
     return {**{name: 100 * total / answerable for name, total in sums.items()}, "lone_queries": lone}
 
 

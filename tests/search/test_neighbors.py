@@ -1,0 +1,85 @@
+"""Sheets of neighbors and maps: the frames have the right colors, what is alike is side by side."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from xmodal.search.neighbors import draw_map, draw_neighbors, plane
+
+EMBEDDINGS = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.2, 0.9]])
+LABELS = torch.tensor([0, 0, 1, 1])
+GREEN, RED = (44, 160, 44), (214, 39, 40)
+
+
+@pytest.fixture
+def images(tmp_path):
+    paths = [tmp_path / f"{shade}.png" for shade in (0, 60, 120, 240)]
+    for path in paths:
+        Image.new("RGB", (40, 30), (int(path.stem),) * 3).save(path)
+    return paths
+
+
+def pixels_of(picture, color):
+    """Where a color is, as rows and columns in shares of the picture."""
+    with Image.open(picture) as opened:
+        pixels = np.asarray(opened.convert("RGB")).astype(int)
+    return np.argwhere(abs(pixels - color).max(axis=-1) < 3) / pixels.shape[:2]
+
+
+def test_hits_are_green_and_misses_red(images, tmp_path):
+    draw_neighbors(EMBEDDINGS, LABELS, images, [0], tmp_path / "sheet.png", count=3)
+    green, red = (pixels_of(tmp_path / "sheet.png", color) for color in (GREEN, RED))
+    assert len(green) > 100
+    assert 0.25 < green[:, 1].min() < green[:, 1].max() < 0.5, "the nearest is right: the second of four columns"
+    assert red[:, 1].min() > 0.5
+    gray = pixels_of(tmp_path / "sheet.png", (240, 240, 240))
+    assert 0.5 < np.median(gray[:, 1]) < 0.75, "the second nearest is the last image"
+
+
+def test_a_row_a_query(images, tmp_path):
+    draw_neighbors(EMBEDDINGS, LABELS, images, [3, 0], tmp_path / "sheet.png", count=99)
+    assert {round(row * 2 - 0.5) for row in pixels_of(tmp_path / "sheet.png", GREEN)[:, 0]} == {0, 1}
+
+
+def test_queries_that_cannot_be_drawn_are_refused(images, tmp_path):
+    for queries in ([], [4], [-1]):
+        with pytest.raises(ValueError, match="wanted some of the images 0 to 3"):
+            draw_neighbors(EMBEDDINGS, LABELS, images, queries, tmp_path / "sheet.png")
+    images[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"60\.png does not exist"):
+        draw_neighbors(EMBEDDINGS, LABELS, images, [0], tmp_path / "sheet.png")
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_principal_directions_are_those_of_most_variance():
+    generator = torch.Generator().manual_seed(0)
+    # On a small cap of the sphere, lengthwise in one direction and broad in another.
+    spread = torch.randn(200, 5, generator=generator) * torch.tensor([0.0, 0.3, 0.01, 0.1, 0.01])
+    points = torch.nn.functional.normalize(spread + torch.tensor([5.0, 0, 0, 0, 0]))
+    places = plane(points)
+    assert places.shape == (200, 2)
+    for place, axis in zip(places.T, (1, 3), strict=True):
+        assert abs(torch.corrcoef(torch.stack([place, points[:, axis]]))[0, 1]) > 0.95
+
+
+def test_t_sne_keeps_neighbors_together():
+    pytest.importorskip("sklearn")
+    labels = torch.arange(30) % 3
+    points = torch.eye(3)[labels] + 0.01 * torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    places = plane(points, "tsne")
+    nearest = torch.cdist(places, places).fill_diagonal_(torch.inf).argmin(dim=1)
+    assert torch.equal(labels[nearest], labels)
+    with pytest.raises(ValueError, match="method is 'umap'; wanted 'pca' or 'tsne'"):
+        plane(points, "umap")
+
+
+def test_a_map_shows_points_or_pictures(images, tmp_path):
+    draw_map(EMBEDDINGS, LABELS, tmp_path / "points.png", class_names=["dark", "bright"])
+    draw_map(EMBEDDINGS, LABELS, tmp_path / "pictures.png", images=images)
+    for name, shades in (("points.png", 0), ("pictures.png", 3)):
+        with Image.open(tmp_path / name) as picture:
+            counts = picture.convert("L").histogram()
+        assert sum(counts[shade] > 100 for shade in (60, 120, 240)) == shades
