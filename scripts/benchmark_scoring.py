@@ -89,11 +89,12 @@ class BareProduct:
 
     def __init__(self, sets: Sets, dtype: torch.dtype = torch.float32) -> None:
         self.rows, self.columns = sets.regions.flatten(0, 1).to(dtype), sets.words[sets.word_mask].to(dtype)
+        self.columns = F.pad(self.columns, (0, 0, 0, -len(self.columns) % 16))  # unaligned rows take much longer
         self.buffer = torch.empty(1 << 20, dtype=dtype)
 
     def __call__(self) -> None:
         """The products, and nothing kept of them."""
-        for columns in self.columns.split(1024):
+        for columns in self.columns.split(800):
             for rows in self.rows.split(1024):
                 out = self.buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
                 torch.mm(rows, columns.T, out=out)

@@ -148,17 +148,19 @@ def _fast_tiles(
     item_bytes = result_dtype(images.dtype).itemsize
     tile_elements = max(1, min(tile_bytes(images.device), budget_bytes // 16) // item_bytes)
     caption_parts = captions.divide(torch.arange(len(captions)), int(tile_elements**0.5))
-    image_rows = tile_elements // max(map(captions.rows_of, caption_parts))
+    image_rows = max(1, tile_elements // max(map(captions.rows_of, caption_parts)))
     for chunk in torch.arange(len(images)).split(max(1, budget_bytes // 2 // images.pack_bytes)):
-        packed = [images.pack(chunk[part], path.images) for part in images.divide(chunk, image_rows)]
-        for part in caption_parts:
-            chosen = [image for image in packed if wanted is None or wanted(image.sets, part)]
+        image_parts = [[chunk[sets] for sets in parts] for parts in images.divide(chunk, image_rows)]
+        image_blocks = [images.block(parts, path.images) for parts in image_parts]
+        for parts in caption_parts:
+            chosen = [block for block in image_blocks if wanted is None or wanted(block.sets, torch.cat(parts))]
             if not chosen:
                 continue
-            caption = captions.pack(part, path.captions)
-            for image in chosen:
-                scores = path.score(multiply(image, caption, path, scratch), image, caption, scratch)
-                yield Tile(image.sets, part, scores)
+            caption_block = captions.block(parts, path.captions)
+            for image_block in chosen:
+                products = multiply(image_block, caption_block, path, scratch)
+                scores = path.score(products, image_block, caption_block, scratch)
+                yield Tile(image_block.sets, caption_block.sets, scores)
 
 
 def _compared_tiles(

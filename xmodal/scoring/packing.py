@@ -2,7 +2,8 @@
 
 Sets of nearly one length share a pack. A pack is dense except for the few places that its shorter sets leave empty, and
 those are zero. Zero items drop out of all that is summed with attention weights (see `tiles`), so that hardly any pass
-over a tile has to look at a mask.
+over a tile has to look at a mask. Packs lie one behind the other in a block, so that products are large where captions
+of one length are few.
 """
 
 from __future__ import annotations
@@ -11,40 +12,59 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from xmodal.heads.attention import at_least_float32, safe_sqrt
+from xmodal.heads.attention import at_least_float32
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-PACK_COST = 32
+PACK_COST = 6
 """The fixed cost of one more pack, in padded places: what splitting must save before it pays (measured on a CPU)."""
+
+ALIGNMENT = 16
+"""Queries of a block are a multiple of this: rows of products that start within a cache line take half as long
+again."""
 
 
 class Use(NamedTuple):
-    """What a head does with the packs of one side: the order of rows it wants, and whether it attends over them."""
+    """What a head does with one side: its sets attend over the other side, or are attended over, or both."""
 
-    place_first: bool
+    query: bool
     context: bool
 
 
-CONTEXT = Use(place_first=False, context=True)
-QUERY = Use(place_first=True, context=False)
-BOTH = Use(place_first=True, context=True)
+CONTEXT = Use(query=False, context=True)
+QUERY = Use(query=True, context=False)
+BOTH = Use(query=True, context=True)
 
 
 class Pack(NamedTuple):
-    """Some sets of a collection, ready for the kernel: the rows of a product and what goes with them.
+    """Some sets of a collection: which rows of their block are theirs, and what goes with them.
 
-    Rows run over (place, set), or over (set, place) if the use is not `place_first`. Only a context has a Gram matrix.
+    Rows run over (place, set) if the sets are queries, else over (set, place). Only contexts have Gram matrices.
     """
 
     sets: Int[Tensor, " set"]
-    rows: Float[Tensor, "row dim"]
+    rows: slice
     mask: Bool[Tensor, "place set"]
-    norms: Float[Tensor, "place set"]
-    gram: Float[Tensor, "set place place"] | None
     padded: bool
+    gram: Float[Tensor, "set place place"] | None
+
+
+class Block(NamedTuple):
+    """Packs one behind the other: one side of a matrix product. Rows after the last pack belong to nobody.
+
+    Only queries have norms.
+    """
+
+    items: Float[Tensor, "row dim"]
+    norms: Float[Tensor, " row"] | None
+    packs: list[Pack]
+
+    @property
+    def sets(self) -> Int[Tensor, " set"]:
+        """The sets of all packs."""
+        return torch.cat([pack.sets for pack in self.packs])
 
 
 class Collection:
@@ -89,48 +109,63 @@ class Collection:
 
     def divide(
         self, sets: Int[Tensor, " set"], max_rows: int, *, pack_cost: int = PACK_COST
-    ) -> list[Int[Tensor, " set"]]:
-        """Positions in `sets`, in parts of like length and at most `max_rows` rows, or of one set that has more."""
-        parts = []
-        for group in group_by_length(self.lengths[sets], pack_cost=pack_cost):
-            size = max(1, max_rows // int(self.lengths[sets[group[-1]]]))
-            parts += group.tensor_split(-(-len(group) // size))  # of nearly one size: no small one at the end
-        return parts
+    ) -> list[list[Int[Tensor, " set"]]]:
+        """Positions in `sets`: the packs of blocks that have at most `max_rows` rows, or one set that has more."""
+        groups = group_by_length(self.lengths[sets], pack_cost=pack_cost)
+        longest = [int(self.lengths[sets[group[-1]]]) for group in groups]
+        rows = sum(length * len(group) for length, group in zip(longest, groups, strict=True))
+        target = -(-rows // -(-rows // max_rows))  # blocks of nearly one size: no small one at the end
+        blocks, free = [], 0
+        for length, group in zip(longest, groups, strict=True):
+            while len(group):
+                if free < min(length, max_rows):
+                    blocks.append([])
+                    free = min(max_rows, target + length - 1)
+                part, group = group.tensor_split([max(1, free // length)])
+                blocks[-1].append(part)
+                free -= length * len(part)
+        return blocks
 
-    def rows_of(self, sets: Int[Tensor, " set"]) -> int:
-        """Rows of the pack of these sets."""
-        return len(sets) * int(self.lengths[sets].max())
+    def rows_of(self, parts: list[Int[Tensor, " set"]]) -> int:
+        """Rows of the block of these sets, pack by pack."""
+        return sum(len(sets) * int(self.lengths[sets].max()) for sets in parts)
 
-    def pack(self, sets: Int[Tensor, " set"], use: Use) -> Pack:
-        """The real items of some sets."""
-        length = int(self.lengths[sets].max())
-        mask = torch.arange(length)[:, None] < self.lengths[sets]
-        padded = not bool(mask.all())
-        mask = mask.to(self.device)
-        items = self._gather(sets, length, use.place_first).to(self.device)
-        if padded:
-            items.masked_fill_(~(mask if use.place_first else mask.T)[..., None], 0.0)
+    def block(self, parts: list[Int[Tensor, " set"]], use: Use) -> Block:
+        """The real items of some sets, pack by pack."""
+        masks = [torch.arange(int(self.lengths[sets].max()))[:, None] < self.lengths[sets] for sets in parts]
+        ends = torch.tensor([mask.numel() for mask in masks]).cumsum(0).tolist()
+        real = torch.cat([(mask if use.query else mask.T).flatten() for mask in masks]).to(self.device)
+        items = self._gather(parts, masks, use).to(self.device)
+        if not bool(real.all()):
+            items[: len(real)].masked_fill_(~real[:, None], 0.0)  # a copy: a slice holds no padding
         exact = at_least_float32(items)
-        gram = None
-        if use.context:
-            each = exact.transpose(0, 1) if use.place_first else exact
-            gram = each @ each.transpose(1, 2)
-            norms = safe_sqrt(gram.diagonal(dim1=1, dim2=2).T.contiguous())
-        else:
-            norms = safe_sqrt(exact.square().sum(dim=-1))
-            norms = norms if use.place_first else norms.T
-        return Pack(sets, items.to(self.dtype).flatten(0, 1), mask, norms, gram, padded)
+        norms = torch.linalg.vector_norm(exact, dim=1) if use.query else None
+        packs = []
+        for sets, mask, start, end in zip(parts, masks, [0, *ends], ends, strict=False):
+            gram = None
+            if use.context:
+                each = exact[start:end].view(*(mask if use.query else mask.T).shape, -1)
+                each = each.transpose(0, 1) if use.query else each
+                gram = each @ each.transpose(1, 2)
+            padded = not bool(mask.all())
+            packs.append(Pack(sets, slice(start, end), mask.to(self.device), padded, gram))
+        return Block(items.to(self.dtype), norms, packs)
 
-    def _gather(self, sets: Tensor, length: int, place_first: bool) -> Tensor:
-        """The items in the first `length` real places of some sets; where that is a slice, without a copy."""
-        first, last = int(sets[0]), int(sets[-1])
-        if self.places is None and not place_first and bool((sets.diff() == 1).all()):
-            return self.items[first : last + 1]
-        places = torch.arange(length).expand(len(sets), -1) if self.places is None else self.places[sets, :length]
-        rows = sets[:, None] * self.items.shape[1] + places
-        rows = rows.T if place_first else rows
-        chosen = rows.flatten().to(self.items.device)
-        return self.items.flatten(0, 1).index_select(0, chosen).view(*rows.shape, -1)
+    def _gather(self, parts: list[Tensor], masks: list[Tensor], use: Use) -> Tensor:
+        """The items of some sets in the order of a block; where that is a slice, without a copy."""
+        width = self.items.shape[1]
+        rows = []
+        for sets, mask in zip(parts, masks, strict=True):
+            places = torch.arange(len(mask)) if self.places is None else self.places[sets, : len(mask)]
+            chosen = sets[:, None] * width + places
+            rows.append((chosen.T if use.query else chosen).flatten())
+        if use.query:
+            rows.append(rows[-1][-1:].expand(-sum(map(len, rows)) % ALIGNMENT))
+        index = torch.cat(rows)
+        items, first = self.items.flatten(0, 1), int(index[0])
+        if self.places is None and bool((index.diff() == 1).all()):
+            return items[first : first + len(index)]
+        return items.index_select(0, index.to(items.device))
 
 
 def group_by_length(lengths: Int[Tensor, " set"], *, pack_cost: int = PACK_COST) -> list[Int[Tensor, " set"]]:

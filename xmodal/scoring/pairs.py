@@ -66,12 +66,13 @@ def score_pairs(
     distinct, counts = which[order].unique_consecutive(return_counts=True)
     max_rows = max(1, budget // 4 // others.row_bytes)
     for anchor, run in zip(distinct, order.split(counts.tolist()), strict=True):
-        one = anchors.pack(anchor[None], anchor_use)
-        for part in others.divide(asked[run], max_rows, pack_cost=PACK_COST):
-            many = others.pack(asked[run[part]], other_use)
-            sides = (one, many) if by_image else (many, one)
-            tile = path.score(multiply(*sides, path, scratch), *sides, scratch)
-            scores[run[part]] = tile.flatten().to(scores)
+        one = anchors.block([anchor[None]], anchor_use)
+        for parts in others.divide(asked[run], max_rows, pack_cost=PACK_COST):
+            many = others.block([asked[run[part]] for part in parts], other_use)
+            image_block, caption_block = (one, many) if by_image else (many, one)
+            products = multiply(image_block, caption_block, path, scratch)
+            tile = path.score(products, image_block, caption_block, scratch)
+            scores[run[torch.cat(parts)]] = tile.flatten().to(scores)
     return scores
 
 
