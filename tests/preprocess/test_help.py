@@ -9,6 +9,7 @@ from preprocess import (
     bottom_up_tsv,
     captions,
     coco_annotations,
+    labelled_datasets,
     npz_folder,
     scan_npy,
     verify,
@@ -25,6 +26,7 @@ from preprocess import (
         (npz_folder, npz_folder.Config),
         (verify, verify.Config),
         (captions, captions.Source),
+        (labelled_datasets, labelled_datasets.Command),
         (vocabulary, vocabulary.Config),
     ],
 )

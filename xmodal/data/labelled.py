@@ -246,10 +246,10 @@ def save_index(path: str | Path, images: Iterable[LabelledImage]) -> None:
     >>> (folder / "birds.jsonl").read_text()
     '{"path": "gulls/1.jpg", "class": "gull", "split": "train"}\\n'
     """
-    folder = Path(path).resolve().parent
+    folder = Path(path).absolute().parent
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for image in images:
-            where = image.path.resolve()
+            where = image.path.absolute()
             where = where.relative_to(folder) if where.is_relative_to(folder) else where
             record = {"path": where.as_posix(), "class": image.class_name, "split": image.split}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
