@@ -65,7 +65,7 @@ def _of_lines(path: Path) -> Iterator[tuple[str, str, str | None]]:
                 record = json.loads(line)
                 name = str(record["image_id"]) if "image_id" in record else Path(record["image"]).stem
                 yield name, name, record["split"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError) as error:  # noqa: PERF203 (the message names the line)
                 raise ValueError(
                     f"{path}, line {number}: wanted a JSON object with split and image_id (or image), "
                     f"found {line.rstrip()[:80]!r}"

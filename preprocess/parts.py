@@ -87,8 +87,8 @@ class Parts:
         """Make the store of all parts, one after another.
 
         Args:
-            how: `copy` makes one file and removes the parts. `virtual` leaves the features in the parts, which the store
-                then needs. `auto` copies what is smaller than `LARGE`.
+            how: `copy` makes one file and removes the parts. `virtual` leaves the features in the parts, which the
+                store then needs. `auto` copies what is smaller than `LARGE`.
             overwrite: whether an existing store may be replaced.
 
         Returns:

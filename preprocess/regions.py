@@ -189,7 +189,7 @@ def outcomes(
                 if path is None:
                     raise ValueError(f"image {image_id!r} is named in the captions but not in the folder")
                 pictures[image_id] = read_image(path)
-            except (ValueError, FileNotFoundError) as error:
+            except (ValueError, FileNotFoundError) as error:  # noqa: PERF203 (each image has its own fate)
                 if config.strict:
                     raise
                 yield image_id, str(error)

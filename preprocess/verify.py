@@ -2,7 +2,8 @@
 
 Reads every FOLDER/*.h5 (a split each) and FOLDER/captions.jsonl, prints a table and ends with status 1 if anything is
 wrong: a damaged file, NaN or all-zero features, boxes outside the image, an id twice, slow chunks, captions about
-images that are not there, images without captions (in train only a note), an image in two splits.
+images that are not there, images without captions (in train only a note), an image in two splits, splits whose features
+differ in dim (or, a note, in what made them).
 
     python -m preprocess.verify FOLDER
 """
@@ -71,7 +72,7 @@ def verify(config: Config) -> Iterator[Finding]:
     for caption in load_captions(config.captions or config.folder / "captions.jsonl"):
         captions[caption.split].append(caption)
     splits = config.splits or sorted({path.stem for path in config.folder.glob("*.h5")} | captions.keys())
-    images = {}
+    stores: dict[str, RegionStore] = {}
     for split in splits:
         path = config.folder / f"{split}.h5"
         try:
@@ -79,11 +80,12 @@ def verify(config: Config) -> Iterator[Finding]:
         except (FileNotFoundError, ValueError) as error:
             yield Finding(split, "ERROR", str(error))
             continue
-        images[split] = set(store.image_id)
+        stores[split] = store
         yield Finding(split, "ok", f"{store!r}; {len(captions[split])} captions")
         yield from (Finding(split, "ERROR", problem) for problem in store.validate())
         yield from compare(split, store.image_id, captions[split])
-    yield from find_leaks(images, "the stores")
+    yield from find_differences(stores)
+    yield from find_leaks({split: set(store.image_id) for split, store in stores.items()}, "the stores")
     yield from find_leaks({s: {caption.image_id for caption in captions[s]} for s in splits}, "the captions")
 
 
@@ -97,6 +99,17 @@ def compare(split: str, image_ids: Sequence[str], captions: Sequence[Caption]) -
     silent = set(image_ids) - described.keys()
     if silent:
         yield Finding(split, "note" if split == "train" else "ERROR", f"{_some(silent)} of the store without a caption")
+
+
+def find_differences(stores: Mapping[str, RegionStore]) -> Iterator[Finding]:
+    """Splits whose features are not like those of the first one."""
+    for split, store in stores.items():
+        first, reference = next(iter(stores.items()))
+        if store.dim != reference.dim:
+            yield Finding(split, "ERROR", f"features have dim {store.dim}, those of {first} {reference.dim}")
+        made, wanted = ((each.extractor, each.attributes["weights_hash"]) for each in (store, reference))
+        if made != wanted:
+            yield Finding(split, "note", f"features were made by {made}, those of {first} by {wanted}")
 
 
 def find_leaks(images: Mapping[str, set[str]], where: str) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The command line: `xmodal train | evaluate | search | explain | inspect`, each a dataclass that tyro turns into options."""
+"""The command line: `xmodal train | evaluate | search | ...`, each a dataclass that tyro turns into options."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def inspect(config: Inspect) -> None:
         build("extractor", EXTRACTORS, {"name": config.extractor}) if matcher is None else matcher.build_extractor()
     )
     (regions,) = extractor([image])
-    scores = describe_scores(matcher, regions, config.sentences) if config.sentences else []
+    scores = describe_scores(matcher, regions, config.sentences) if matcher is not None and config.sentences else []
     print(f"{config.image}: {image.width} x {image.height}, {len(regions.boxes)} regions by {extractor.name}")
     print(*describe_regions(regions, extractor.class_names), *scores, sep="\n")
     draw_regions(image, regions, extractor.class_names, config.output, notes=scores)

@@ -94,6 +94,23 @@ def test_float16_is_half_the_size_and_comes_out_as_float32(tmp_path, images):
     np.testing.assert_array_equal(store[0], images[0].astype(np.float16).astype(np.float32))
 
 
+def test_what_the_detector_said_and_how_it_was_built(tmp_path):
+    options = {"max_regions": 5, "threshold": None}
+    with RegionStoreWriter(tmp_path / "store.h5", dim=DIM, extractor="detr", extractor_options=options) as writer:
+        writer.write("cat", np.ones((2, DIM)), class_id=[17, 3], confidence=[0.75, 0.5])
+        writer.write("dog", np.ones((1, DIM)), class_id=[18], confidence=[0.25])
+    store = RegionStore(tmp_path / "store.h5")
+    assert store.class_id(0).tolist() == [17, 3]
+    assert store.confidence(0).tolist() == [0.75, 0.5]
+    assert (store.class_id(1).tolist(), store.confidence(1).tolist()) == ([18], [0.25])
+    assert store.extractor == {"name": "detr", "max_regions": 5, "threshold": None}
+    older = tmp_path / "older.h5"
+    older.write_bytes(store.path.read_bytes())
+    with h5py.File(older, "r+") as file:
+        del file.attrs["extractor_options"]
+    assert RegionStore(older).extractor == {"name": "detr"}
+
+
 def test_read_all_is_every_image(path, images):
     regions, mask = RegionStore(path).read_all()
     np.testing.assert_array_equal(regions[mask], np.concatenate(images))
@@ -192,6 +209,10 @@ def test_missing_things_are_named(tmp_path, images):
         store.boxes(0)
     with pytest.raises(KeyError, match="holds no image_size"):
         store.image_size(0)
+    with pytest.raises(KeyError, match="holds no class_id"):
+        store.class_id(0)
+    with pytest.raises(KeyError, match="holds no confidence"):
+        store.confidence(0)
     with pytest.raises(KeyError, match="'cat' is not in"):
         store.index("cat")
     with pytest.raises(IndexError, match="holds 1 images"):

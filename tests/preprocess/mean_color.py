@@ -17,7 +17,6 @@ class MeanColor:
     """The whole image, described by its mean color."""
 
     name, dim, max_regions, weights_hash = "mean-color", 3, 1, "none"
-    class_names = {}
 
     def __init__(self, seconds=0.0):
         self.seconds = seconds

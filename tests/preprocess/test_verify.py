@@ -8,15 +8,17 @@ import pytest
 
 from preprocess.verify import Config, main
 from xmodal.data import Caption, RegionStoreWriter, save_captions
+from xmodal.data.joined import join_stores
 
 IMAGES = {"train": ["a", "b", "c"], "test": ["d", "e"]}
 
 
-def write_store(folder, split, image_ids):
+def write_store(folder, split, image_ids, **options):
     rng = np.random.default_rng(0)
-    with RegionStoreWriter(folder / f"{split}.h5", dim=4, max_regions=3, extractor="by hand", overwrite=True) as writer:
+    options = {"dim": 4, "max_regions": 3, "extractor": "by hand", "overwrite": True, **options}
+    with RegionStoreWriter(folder / f"{split}.h5", **options) as writer:
         for image_id in image_ids:
-            writer.write(image_id, rng.normal(size=(2, 4)), [[0, 0, 5, 5], [1, 2, 3, 4]], (9, 9))
+            writer.write(image_id, rng.normal(size=(2, options["dim"])), [[0, 0, 5, 5], [1, 2, 3, 4]], (9, 9))
 
 
 def write_captions(folder, images):
@@ -102,6 +104,26 @@ def test_damaged_contents_are_found(folder, capsys, name, index, value, problem)
     with h5py.File(folder / "train.h5", "r+") as file:
         file[name][index] = value
     assert any(problem in line for line in problems(folder, capsys))
+
+
+def test_splits_that_were_made_differently_are_found(folder, capsys):
+    write_store(folder, "train", IMAGES["train"], extractor_options={"max_regions": 3})
+    main(Config(folder))
+    note = "train  note   features were made by ({'name': 'by hand', 'max_regions': 3}, ''), those of test by"
+    assert note in capsys.readouterr().out
+    write_store(folder, "train", IMAGES["train"], dim=5)
+    (line,) = problems(folder, capsys)
+    assert "train  ERROR  features have dim 5, those of test 4" in line
+
+
+def test_a_virtual_store_without_one_of_its_parts_is_found(folder, capsys):
+    write_store(folder, "parts/0", ["a", "b"])
+    write_store(folder, "parts/1", ["c"])
+    join_stores([folder / "parts" / "0.h5", folder / "parts" / "1.h5"], folder / "train.h5", overwrite=True)
+    main(Config(folder))
+    (folder / "parts" / "1.h5").unlink()
+    (line,) = problems(folder, capsys)
+    assert "1.h5 is missing: it was moved, renamed or removed" in line
 
 
 def test_slow_chunks_are_found(folder, capsys):

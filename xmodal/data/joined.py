@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def join_stores(parts: Sequence[str | Path], path: str | Path, *, overwrite: bool = False) -> None:
     """Make a region store that shows the images of others, one store after another.
 
-    Features are not copied, only ids, boxes and the like: the file is small and made at once. It needs the others, which
-    it finds by their paths relative to its own folder, so that the folder can be moved as a whole.
+    Features are not copied, only ids, boxes and the like: the file is small and made at once. It needs the others,
+    which it finds by their paths relative to its own folder, so that the folder can be moved as a whole.
 
     Args:
         parts: region stores in the folder of `path` or below, alike in everything but their images.

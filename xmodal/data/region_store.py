@@ -287,12 +287,13 @@ class RegionStore:
         longest = num_regions.max()
         # From numpy, which asks for huge pages: filling fresh memory of torch.empty takes four times as long.
         regions = np.empty((len(wanted), longest, self.dim), opened.features.dtype)
+        rows = wanted.tolist()
         previous = None
-        for place in np.argsort(wanted):  # forward through the file
-            if previous is not None and wanted[place] == wanted[previous]:
+        for place in np.argsort(wanted).tolist():  # forward through the file
+            if previous is not None and rows[place] == rows[previous]:
                 regions[place] = regions[previous]
             else:
-                regions[place] = opened.image(int(wanted[place]))[:longest]
+                regions[place] = opened.image(rows[place])[:longest]
             previous = place
         return RegionBatch(
             torch.from_numpy(regions.astype(np.float32, copy=False)),
@@ -369,7 +370,7 @@ class RegionStore:
 
     @property
     def extractor(self) -> dict[str, Any]:
-        """What made the features, as `Matcher` takes it: `{"name": ..., **options}`, options only if they were noted."""
+        """What made the features, as `Matcher` takes it: `{"name": ..., **options}`, as far as they were noted."""
         attributes = self.attributes
         return {"name": attributes["extractor"], **json.loads(attributes.get("extractor_options", "{}"))}
 

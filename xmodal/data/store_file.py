@@ -36,6 +36,8 @@ class StoreFile:
         self.image_id: list[str] = _image_ids(self.file)
         self.position = {image_id: index for index, image_id in enumerate(self.image_id)}
         self._places = _find_images(self.file, path)
+        # Kept here, for h5py takes microseconds to say them.
+        self._shape, self._dtype = self.features.shape[1:], self.features.dtype
 
     def image(self, index: int) -> np.ndarray:
         """One image's row of `features`, padding included.
@@ -45,10 +47,8 @@ class StoreFile:
         """
         if self._places is None:
             return self.features[index]
-        shape, dtype = self.features.shape[1:], self.features.dtype
-        start = self._places.start[index]
-        mapped = self._places.files[self._places.file[index]]
-        return mapped[start : start + shape[0] * shape[1] * dtype.itemsize].view(dtype).reshape(shape)
+        files, file, start = self._places
+        return np.ndarray(self._shape, self._dtype, files[file[index]], start[index])
 
 
 def open_checked(path: Path) -> Any:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from xmodal.data.store_file import StoreFile
 
-BLOCK_BYTES = 2**24
+BLOCK_BYTES = 2**22
 """Features looked at together: what fits the caches of a CPU."""
 
 

@@ -33,14 +33,17 @@ class RegionExtractor(Protocol):
         dim: length of a feature vector.
         max_regions: the most regions an image can get; every image gets at least one.
         weights_hash: sha256 of the weights, so that stores made with different ones can be told apart.
-        class_names: what the class ids of its regions stand for; empty if it knows no classes.
     """
 
     name: str
     dim: int
     max_regions: int
     weights_hash: str
-    class_names: Mapping[int, str]
+
+    @property
+    def class_names(self) -> Mapping[int, str]:
+        """What the class ids of its regions stand for; empty if it knows no classes."""
+        ...
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Regions]:
         """The regions of each RGB image, in order. The images may differ in size."""

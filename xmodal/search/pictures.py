@@ -144,10 +144,12 @@ def draw_regions(
         color, bold = colormaps["tab10"](number % 10), 0.35 + 0.65 * sure
         frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, alpha=bold, linewidth=3 * bold)
         axes.add_patch(frame)
-        named = regions.class_id is not None and sure >= WORTH_NAMING
-        label = f"{number} {names.get(int(regions.class_id[number]), '')}" if named else str(number)
+        name = ""
+        if regions.class_id is not None and sure >= WORTH_NAMING:
+            name = names.get(int(regions.class_id[number]), "")
         box = {"facecolor": color, "pad": 1, "linewidth": 0}
-        axes.text(x1, y1, label, color="white", fontsize=9 if named else 7, va="top", bbox=box, clip_on=True)
+        label = f"{number} {name}".rstrip()
+        axes.text(x1, y1, label, color="white", fontsize=9 if name else 7, va="top", bbox=box, clip_on=True)
     save_figure(figure, output)
 
 
