@@ -107,11 +107,11 @@ def embed_all(
 
 def metric_head(input_dim: int, dim: int) -> nn.Sequential:
     """DAML's metric (Duan et al., CVPR 2018): linear, ReLU, linear, both layers identity at first."""
-    layers = nn.Sequential(nn.Linear(input_dim, dim), nn.ReLU(), nn.Linear(dim, dim))
-    for layer in (layers[0], layers[2]):
+    layers = nn.Linear(input_dim, dim), nn.Linear(dim, dim)
+    for layer in layers:
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
-    return layers
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1])
 
 
 def linear_head(input_dim: int, dim: int) -> nn.Linear:

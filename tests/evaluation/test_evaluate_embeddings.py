@@ -130,7 +130,7 @@ def test_a_query_is_not_its_own_neighbor():
     chosen = torch.tensor([4, 7])
     (found,) = nearest_neighbors(embeddings, labels, chosen, torch.arange(9), count=8)
     assert found.query.tolist() == [4, 7]
-    for query, row, correct in zip(chosen.tolist(), found.index, found.correct, strict=True):
+    for query, row, correct in zip(chosen.tolist(), found.neighbor, found.correct, strict=True):
         assert sorted(row.tolist()) == [image for image in range(9) if image != query]
         assert torch.equal(correct, labels[row] == labels[query])
 

@@ -320,13 +320,13 @@ def _load_weights(model: nn.Module, network: str, weights: str) -> None:
 
 def _drop_last_linear(network: str, model: nn.Module) -> int:
     """Put nothing in the place of the classifier; returns the length of what it got."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError(f"{network} does not end in a linear layer, so where its features are is unknown")
-    parent, _, name = linear[-1].rpartition(".")
-    layer = model.get_submodule(linear[-1])
+    path, layer = linear[-1]
+    parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.Identity())
-    return int(layer.in_features)
+    return layer.in_features
 
 
 def _as_map(output: Tensor) -> Float[Tensor, "image dim height width"]:

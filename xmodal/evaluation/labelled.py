@@ -25,7 +25,7 @@ class Neighbors(NamedTuple):
 
     query: Int[Tensor, "query"]
     """Which image each query is."""
-    index: Int[Tensor, "query neighbor"]
+    neighbor: Int[Tensor, "query neighbor"]
     """Which images are retrieved."""
     correct: Bool[Tensor, "query neighbor"]
     """Whether they are of the query's class."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -50,7 +51,7 @@ def draw_neighbors(
     points = torch.nn.functional.normalize(embeddings)
     count = min(count, len(labels) - 1)
     blocks = nearest_neighbors(points, labels, torch.tensor(queries), torch.arange(len(labels)), count)
-    found = [row for block in blocks for row in block.index.tolist()]
+    found = [row for block in blocks for row in block.neighbor.tolist()]
     columns = 1 + count
     figure = new_figure(1.6 * columns, 1.7 * len(queries))
     axes = figure.subplots(len(queries), columns, squeeze=False)
@@ -106,9 +107,10 @@ def draw_map(
     axes.scatter(*places.T, c=labels % 20, cmap="tab20", s=8 if images is None else 0)
     if images is not None:
         _draw_thumbnails(axes, places, images)
-    for label in labels.unique().tolist() if class_names is not None else ():
-        middle = places[labels == label].median(dim=0).values.tolist()
-        axes.annotate(class_names[label], middle, fontsize=7, ha="center", color="0.2")
+    if class_names is not None:
+        for label in map(int, labels.unique()):
+            x, y = places[labels == label].median(dim=0).values.tolist()
+            axes.text(x, y, class_names[label], fontsize=7, ha="center", color="0.2")
     save_figure(figure, output)
 
 
@@ -134,4 +136,4 @@ def _draw_thumbnails(axes, places: Float[Tensor, "image 2"], images: Sequence[st
     for place, path in zip(tqdm(places.tolist(), "drawing", unit="image", delay=2, leave=False), images, strict=True):
         picture = read_image(Path(path))
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        axes.add_artist(AnnotationBbox(OffsetImage(picture), place, frameon=False))
+        axes.add_artist(AnnotationBbox(OffsetImage(np.asarray(picture)), place, frameon=False))
