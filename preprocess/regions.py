@@ -19,7 +19,7 @@ A small set becomes one file. A large one stays in its parts, and the store is a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -209,6 +209,8 @@ def _settings(config: RegionsConfig, options: dict[str, Any], images: Mapping[st
 def main(config: RegionsConfig) -> None:
     """Extract, and say what was done."""
     given = {key: getattr(config, key) for key in ("weights", "max_regions", "threshold")}
+    if config.weights is not None and Path(config.weights).exists():
+        given["weights"] = str(Path(config.weights).resolve())  # the store notes it, and may be used from elsewhere
     chosen = {"name": config.extractor, **{key: value for key, value in given.items() if value is not None}}
     skipped = extract(config, build("extractor", EXTRACTORS, chosen), all_options(chosen))
     if PartialState().is_main_process:

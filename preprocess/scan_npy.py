@@ -9,6 +9,7 @@ every image five times in a row; the repetition is checked and undone. Arrays ar
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 
@@ -113,6 +114,10 @@ def _image_ids(path: Path, split: str, num_images: int, step: int) -> list[str]:
             f"{path} has {len(image_ids)} ids for {num_images} images (each {step} row(s) of the array); "
             f"wanted {num_images}"
         )
+    repeated = [image_id for image_id, count in Counter(image_ids).items() if count > 1]
+    if repeated:
+        places = [str(number) for number, image_id in enumerate(image_ids, start=1) if image_id == repeated[0]]
+        raise ValueError(f"{path} calls images {' and '.join(places)} (of {num_images}) {repeated[0]!r}; every image needs its own")
     return image_ids
 
 

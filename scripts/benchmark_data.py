@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from xmodal.data import RegionStore, RegionStoreWriter
+from xmodal.data.joined import join_stores
 from xmodal.data.pairs import whole_batch
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-IMAGES, REGIONS, DIM, BATCH = 768, 36, 2048, 128
+IMAGES, REGIONS, DIM, BATCH, PART = 768, 36, 2048, 128, 64
 
 
 class Store(Dataset):
@@ -39,6 +40,12 @@ class Store(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> Tensor:
         return self.store.batch(indices).regions
+
+
+class Joined(Store):
+    """The same, joined virtually of stores of `PART` images."""
+
+    suffix = "_joined.h5"
 
 
 class Mapped(Dataset):
@@ -71,24 +78,44 @@ class Whole(Dataset):
         return torch.stack([torch.Tensor(self.array[index]) for index in indices])
 
 
-READERS: dict[str, type[Any]] = {"mapped array": Mapped, "region store": Store, "array loaded whole": Whole}
+READERS: dict[str, type[Any]] = {
+    "mapped array": Mapped,
+    "region store": Store,
+    "region store, joined": Joined,
+    "array loaded whole": Whole,
+}
 
 
 def write(folder: Path, dtype: str, images: int) -> Path:
-    """The same random features as a store and as an array; the path lacks its suffix."""
+    """The same random features as a store, as a joined one and as an array; the path lacks its suffix."""
     path, generator = folder / f"{dtype}_{images}", np.random.default_rng(0)
     array = np.lib.format.open_memmap(f"{path}.npy", "w+", np.dtype(dtype), (images, REGIONS, DIM))
-    options = {"dim": DIM, "max_regions": REGIONS, "dtype": dtype, "extractor": "random"}
-    with RegionStoreWriter(f"{path}.h5", **options) as writer:
-        for image in tqdm(range(images), desc=f"writing {dtype}", leave=False):
-            array[image] = generator.random((REGIONS, DIM), np.float32)
-            writer.write(str(image), array[image])
+    for image in tqdm(range(images), desc=f"writing {dtype}", leave=False):
+        array[image] = generator.random((REGIONS, DIM), np.float32)
     array.flush()
+    write_store(Path(f"{path}{Store.suffix}"), array, range(images))
+    starts = range(0, images, PART)
+    parts = [folder / f"{path.name}_parts" / f"{start:06}.h5" for start in starts]
+    for part, start in zip(parts, starts, strict=True):
+        write_store(part, array, range(start, min(start + PART, images)))
+    join_stores(parts, f"{path}{Joined.suffix}")
     return path
 
 
+def write_store(path: Path, array: np.ndarray, images: range) -> None:
+    """Some images of the array as a region store."""
+    options = {"dim": DIM, "max_regions": REGIONS, "dtype": array.dtype.name, "extractor": "random"}
+    with RegionStoreWriter(path, **options) as writer:
+        for image in images:
+            writer.write(str(image), array[image])
+
+
 def forget(path: Path) -> None:
-    """Drop a file from the page cache."""
+    """Drop a file, or the files below a folder, from the page cache."""
+    if path.is_dir():
+        for file in path.iterdir():
+            forget(file)
+        return
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -100,7 +127,7 @@ def images_per_second(reader: type[Any], path: Path, workers: int, *, cold: bool
     file = Path(f"{path}{reader.suffix}")
     dataset = reader(file)
     if cold:
-        forget(file)
+        forget(path.with_name(f"{path.name}_parts") if reader is Joined else file)
     loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, collate_fn=whole_batch)  # type: ignore[arg-type]
     batches = iter(loader)
     next(batches)

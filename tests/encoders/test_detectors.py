@@ -118,6 +118,8 @@ def test_from_the_command_line(precision, images, tmp_path):
         torch.testing.assert_close(store[index].mean(dim=0), regions.features.mean(dim=0), rtol=0, atol=tolerance)
     assert store.attributes["extractor"] == "detr"
     assert store.attributes["weights_hash"] == DETR(tmp_path / "model").weights_hash
+    assert store.extractor["weights"] == str(tmp_path / "model")
+    assert store.extractor["nms_iou"] == 0.3
 
 
 @pytest.mark.parametrize("kind", [DETR, RTDETR])

@@ -58,7 +58,7 @@ def test_files_that_do_not_match_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"dev_ids\.txt has 3 ids for 4 images"):
         main(Config(tmp_path, tmp_path / "out"))
     write(tmp_path, "dev", 4, captions=20, ids=[1, 2, 2, 3])
-    with pytest.raises(ValueError, match="'2' is in the store already"):
+    with pytest.raises(ValueError, match=r"dev_ids\.txt calls images 2 and 3 \(of 4\) '2'"):
         main(Config(tmp_path, tmp_path / "out"))
     assert not list(tmp_path.glob("out/*"))
 
