@@ -303,7 +303,10 @@ FORMS: dict[str, type[nn.Module]] = {
     "amortized": Amortized,
     "table": Table,
 }
-"""Forms of the discriminators: Modules that take `Items` and give `Discriminators` of the centered features."""
+"""Forms of the discriminators: Modules that take `Items` and give `Discriminators` of the centered features.
+
+`fits_anew` says whether a form starts over with every batch or keeps what it learned of a pair.
+"""
 
 
 # The regularizer ------------------------------------------------------------------------------------------------------
@@ -346,7 +349,7 @@ class ADDR(nn.Module):
         >>> words, regions = torch.randn(4, 12, 64, requires_grad=True), torch.randn(4, 36, 64)
         >>> real = torch.ones(4, 36, dtype=torch.bool)
         >>> features = DomainFeatures(words, regions, real[:, :12], real)
-        >>> addr, scores = ADDR(dim=64, beta=0.5), torch.randn(4, 4)
+        >>> addr, scores = ADDR(dim=64), torch.randn(4, 4)
         >>> discriminators = addr.discriminators(features, scores)
         >>> addr.discriminator_terms(features, scores, discriminators)["total"].backward()  # and their optimizer's step
         >>> addr.encoder_terms(features, discriminators, step=0)["total"].backward()  # beside the ranking loss
@@ -357,7 +360,7 @@ class ADDR(nn.Module):
         dim: int,
         form: str = "fast_weights",
         alpha: float = 0.1,
-        beta: float = 0.5,
+        beta: float = 1.0,
         beta_warmup_steps: int = 0,
         lambda_reg: float = 0.3,
         reg_form: RegForm = "symmetric",
@@ -426,9 +429,13 @@ class ADDR(nn.Module):
         with torch.enable_grad():
             leaves = [tensor.detach().requires_grad_() for tensor in fitted]
             reg = self._reg(self._errors(features, _uncentered(leaves[0], leaves[1], items)), features, scores)
-            # Of the sum over pairs, so that a pair's step does not depend on how many others there are.
-            slopes = torch.autograd.grad(len(scores) * self.lambda_reg * reg, leaves)
-        return Discriminators(fitted.weight - self.rate * slopes[0], fitted.bias - self.rate * slopes[1])
+            weight_slope, bias_slope = torch.autograd.grad(len(scores) * self.lambda_reg * reg, leaves)
+        # The mean over the terms of those pairs in which a discriminator takes part: early in training one caption is
+        # the hardest negative of nearly every image, and the sum would throw its discriminator far off.
+        parts = 1 + torch.cat(hard_negatives(scores, features.image)).bincount(minlength=len(scores))
+        items_per_pair = torch.cat(_item_weights(*features[2:4], self.balance, scores.dtype), dim=1).sum(dim=1).mean()
+        rate = self.rate / (parts * items_per_pair)  # of the same length whether errors are sums or means over items
+        return Discriminators(fitted.weight - rate[:, None] * weight_slope, fitted.bias - rate * bias_slope)
 
     def discriminator_terms(
         self, features: DomainFeatures, scores: Float[Tensor, "pair pair"], discriminators: Discriminators
@@ -491,7 +498,7 @@ def addr_loss(
     region_mask: Bool[Tensor, "pair region"] | None = None,
     scores: Float[Tensor, "pair pair"] | None = None,
     *,
-    beta: float = 0.5,
+    beta: float = 1.0,
     form: Literal["fast_weights", "ridge"] = "fast_weights",
     **options,
 ) -> dict[str, Float[Tensor, ""]]:
