@@ -1,18 +1,24 @@
-"""Where things come from: region stores, captions, vocabularies and the batches made of them."""
+"""Where things come from: region stores, captions, labelled images, vocabularies and the batches made of them."""
 
 from xmodal.data.captions import Caption, load_captions, save_captions
+from xmodal.data.labelled import LabelledBatch, LabelledFeatures, LabelledImages, image_transform, load_labelled
 from xmodal.data.pairs import PairBatch, PairDataset
 from xmodal.data.region_store import RegionStore, RegionStoreWriter
 from xmodal.data.vocabulary import Vocabulary, tokenize
 
 __all__ = [
     "Caption",
+    "LabelledBatch",
+    "LabelledFeatures",
+    "LabelledImages",
     "PairBatch",
     "PairDataset",
     "RegionStore",
     "RegionStoreWriter",
     "Vocabulary",
+    "image_transform",
     "load_captions",
+    "load_labelled",
     "save_captions",
     "tokenize",
 ]

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from xmodal.evaluation.labelled import evaluate_embeddings
 from xmodal.evaluation.protocols import PROTOCOLS, evaluate_protocol
 from xmodal.evaluation.ranks import evaluate_retrieval, retrieval_ranks
 from xmodal.evaluation.report import format_table
 
-__all__ = ["PROTOCOLS", "evaluate_protocol", "evaluate_retrieval", "format_table", "retrieval_ranks"]
+__all__ = [
+    "PROTOCOLS",
+    "evaluate_embeddings",
+    "evaluate_protocol",
+    "evaluate_retrieval",
+    "format_table",
+    "retrieval_ranks",
+]

@@ -110,7 +110,7 @@ def draw_map(
     if class_names is not None:
         for label in map(int, labels.unique()):
             x, y = places[labels == label].median(dim=0).values.tolist()
-            axes.text(x, y, class_names[label], fontsize=7, ha="center", color="0.2")
+            axes.text(x, y, class_names[label], fontsize=7, ha="center", color="0.2").set_in_layout(False)
     save_figure(figure, output)
 
 
@@ -136,4 +136,6 @@ def _draw_thumbnails(axes, places: Float[Tensor, "image 2"], images: Sequence[st
     for place, path in zip(tqdm(places.tolist(), "drawing", unit="image", delay=2, leave=False), images, strict=True):
         picture = read_image(Path(path))
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        axes.add_artist(AnnotationBbox(OffsetImage(np.asarray(picture)), place, frameon=False))
+        box = AnnotationBbox(OffsetImage(np.asarray(picture)), place, frameon=False)
+        box.set_in_layout(False)  # hundreds of them would leave the axes no room
+        axes.add_artist(box)
