@@ -433,7 +433,8 @@ class ADDR(nn.Module):
         # The mean over the terms of those pairs in which a discriminator takes part: early in training one caption is
         # the hardest negative of nearly every image, and the sum would throw its discriminator far off.
         parts = 1 + torch.cat(hard_negatives(scores, features.image)).bincount(minlength=len(scores))
-        items_per_pair = torch.cat(_item_weights(*features[2:4], self.balance, scores.dtype), dim=1).sum(dim=1).mean()
+        weights = _item_weights(features.word_mask, features.region_mask, self.balance, fitted.bias.dtype)
+        items_per_pair = torch.cat(weights, dim=1).sum(dim=1).mean()
         rate = self.rate / (parts * items_per_pair)  # of the same length whether errors are sums or means over items
         return Discriminators(fitted.weight - rate[:, None] * weight_slope, fitted.bias - rate * bias_slope)
 
