@@ -117,7 +117,9 @@ def _image_ids(path: Path, split: str, num_images: int, step: int) -> list[str]:
     repeated = [image_id for image_id, count in Counter(image_ids).items() if count > 1]
     if repeated:
         places = [str(number) for number, image_id in enumerate(image_ids, start=1) if image_id == repeated[0]]
-        raise ValueError(f"{path} calls images {' and '.join(places)} (of {num_images}) {repeated[0]!r}; every image needs its own")
+        raise ValueError(
+            f"{path} calls images {' and '.join(places)} (of {num_images}) {repeated[0]!r}; each needs its own id"
+        )
     return image_ids
 
 
