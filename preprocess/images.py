@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from preprocess.image_ids import coco_number
+from xmodal.data.images import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def find_images(folder: Path, *, coco_ids: bool = False) -> dict[str, Path]:

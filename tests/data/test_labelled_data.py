@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from xmodal.data.images import read_image
 from xmodal.data.labelled import (
     LabelledImage,
     LabelledImages,
@@ -16,7 +17,6 @@ from xmodal.data.labelled import (
     image_transform,
     load_index,
     load_labelled,
-    read_image,
     save_features,
     save_index,
 )
@@ -154,13 +154,15 @@ def test_the_published_preprocessing(tmp_path):
         image_transform(train=True, crop=300)
 
 
-def test_images_are_read_upright_and_in_color(tmp_path):
+def test_images_are_read_upright_in_color_and_on_white(tmp_path):
     image = Image.new("L", (10, 4))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (4, 10)
     assert read_image(tmp_path / "turned.jpg").mode == "RGB"
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_an_image_that_cannot_be_read_is_named(folder):
@@ -170,7 +172,7 @@ def test_an_image_that_cannot_be_read_is_named(folder):
     with pytest.raises(ValueError, match=r"cannot read .*ant/0\.png"):
         images[0]
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"ant/0\.png does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"no image at .*ant/0\.png"):
         images[0]
 
 

@@ -9,9 +9,11 @@ from PIL import Image, ImageOps
 if TYPE_CHECKING:
     from pathlib import Path
 
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
 
 def read_image(path: str | Path) -> Image.Image:
-    """An image file in RGB, upright.
+    """An image file in RGB, upright, on white where it is transparent.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -19,7 +21,12 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            # Conversion alone would show the colors that transparency hides.
+            drawing = upright.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"no image at {path}") from None
     # What Pillow raises depends on the format and on where the damage is.

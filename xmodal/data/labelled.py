@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from xmodal.data.atomic import written_whole
+from xmodal.data.images import IMAGE_SUFFIXES, read_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, UInt8
     from PIL import Image
     from torch import Tensor
-
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 QUERY = "query"
 """The split whose images are looked up among all others, where a data set says which those are (In-Shop)."""
@@ -120,7 +119,7 @@ class LabelledImages(LabelledSet):
         drawn = np.random.SeedSequence([self.seed, *map(int, indices)]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(drawn[0]))
-            pixels = [self.transform(read_image(Path(self.image_id[index]))) for index in indices]
+            pixels = [self.transform(read_image(self.image_id[index])) for index in indices]
         return LabelledBatch(torch.stack(pixels), self.labels[torch.as_tensor(indices)])
 
 
@@ -279,30 +278,6 @@ def save_features(
         ):
             file.create_dataset(name, data=texts, dtype=h5py.string_dtype())
         file.attrs.update({"format": FEATURE_FORMAT, **attributes})
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image file in RGB, upright, on white where it is transparent.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not an image, or is damaged.
-    """
-    from PIL import Image, ImageOps
-
-    if not path.is_file():
-        raise FileNotFoundError(f"image {path} does not exist; was it moved after the index was made?")
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if not upright.has_transparency_data:
-                return upright.convert("RGB")
-            # Conversion alone would show the colors that transparency hides.
-            drawing = upright.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert("RGB")
-    # What Pillow raises depends on the format and on where the damage is.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
 
 
 def image_transform(

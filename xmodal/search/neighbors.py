@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from xmodal.data.labelled import read_image
+from xmodal.data.images import read_image
 from xmodal.evaluation.labelled import nearest_neighbors
 from xmodal.search.pictures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from jaxtyping import Float, Int
     from torch import Tensor
@@ -59,7 +59,7 @@ def draw_neighbors(
         for cell in cells:
             cell.set_axis_off()
         for cell, image in zip(cells, [query, *row], strict=False):
-            cell.imshow(read_image(Path(images[image])))
+            cell.imshow(read_image(images[image]))
             cell.set_axis_on()
             cell.set_xticks([])
             cell.set_yticks([])
@@ -134,7 +134,7 @@ def _draw_thumbnails(axes, places: Float[Tensor, "image 2"], images: Sequence[st
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     for place, path in zip(tqdm(places.tolist(), "drawing", unit="image", delay=2, leave=False), images, strict=True):
-        picture = read_image(Path(path))
+        picture = read_image(path)
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         box = AnnotationBbox(OffsetImage(np.asarray(picture)), place, frameon=False)
         box.set_in_layout(False)  # hundreds of them would leave the axes no room
