@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from xmodal.names import near_miss
-from xmodal.training.config import TrainConfig, load_recipe
+from xmodal.training.config import LabelledDataConfig, RunConfig, TrainConfig, load_recipe
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,32 @@ class Evaluate:
     """plain, f30k-1k, coco-1k-5fold or coco-5k."""
     report: Path | None = None
     """Also write a Markdown report here."""
+    json: Path | None = None
+    """Also write all numbers here."""
+
+
+@dataclass(frozen=True)
+class EvaluateEmbedder:
+    """Evaluate an embedder by retrieval and clustering of labelled images, and draw what it does."""
+
+    model: tyro.conf.Positional[Path]
+    """Run folder, or folder written by save_pretrained."""
+    path: Path
+    """An index, a folder with one folder a class, or a file of features."""
+    splits: tuple[str, ...] = ("test",)
+    """Splits whose images belong together: test, or query gallery."""
+    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    """Levels K of R@K."""
+    resize: int = 256
+    """Pixels of the shorter side of an image before it is cropped, as in training."""
+    crop: int = 224
+    """Side of the square that is cut out of the center."""
+    neighbors: Path | None = None
+    """Also draw the nearest images of some queries here."""
+    queries: int = 8
+    """How many queries to draw, spread evenly over the images."""
+    map: Path | None = None
+    """Also draw all images on a plane here."""
     json: Path | None = None
     """Also write all numbers here."""
 
@@ -90,13 +116,15 @@ class Inspect:
     """Picture to write."""
 
 
-def train(config: TrainConfig) -> None:
+def train(config: RunConfig) -> None:
     """Train, then say where things are."""
+    from xmodal.training.config import flatten
     from xmodal.training.trainer import train as run
 
     best = run(config)
     if os.environ.get("RANK", "0") == "0":
-        print(f"best rsum {best['rsum']:.1f} at step {best['step']}; model in {config.output / 'best'}")
+        value = flatten(best)[config.criterion]
+        print(f"best {config.criterion} {value:.1f} at step {best['step']}; model in {config.output / 'best'}")
 
 
 def evaluate(config: Evaluate) -> None:
@@ -122,6 +150,31 @@ def evaluate(config: Evaluate) -> None:
         write_report(config.report, results, details={"data": str(config.data.folder), "split": config.data.split})
     if config.json is not None:
         config.json.write_text(json.dumps(results, indent=2))
+
+
+def evaluate_embedder(config: EvaluateEmbedder) -> None:
+    """Print the metrics of an embedder, and draw."""
+    from xmodal.embedder import Embedder
+    from xmodal.evaluation.labelled import evaluate_embeddings
+    from xmodal.search.neighbors import draw_map, draw_neighbors
+    from xmodal.training.retrieval import load_split
+
+    data = LabelledDataConfig(config.path, resize=config.resize, crop=config.crop)
+    images, embedder = load_split(data, config.splits, train=False), _load(config.model, Embedder)
+    progress = sys.stderr.isatty()
+    embeddings = embedder.embed_all(images, progress=progress)
+    options = {"query": images.query, "ks": config.recall_at, "normalize": embedder.normalize, "progress": progress}
+    results = evaluate_embeddings(embeddings, images.labels, **options)
+    print("\n".join(f"{name:12} {value:6.1f}" for name, value in results.items()))
+    if config.json is not None:
+        config.json.write_text(json.dumps(results, indent=2))
+    if config.neighbors is not None:
+        queries = range(0, len(images), max(1, len(images) // config.queries))[: config.queries]
+        draw_neighbors(embeddings, images.labels, images.image_id, queries, config.neighbors)
+        print(f"wrote {config.neighbors}")
+    if config.map is not None:
+        draw_map(embeddings, images.labels, config.map, class_names=images.class_names)
+        print(f"wrote {config.map}")
 
 
 def search(config: Search) -> None:
@@ -179,6 +232,7 @@ def inspect(config: Inspect) -> None:
 COMMANDS: dict[str, tuple[Any, type]] = {
     "train": (train, TrainConfig),
     "evaluate": (evaluate, Evaluate),
+    "evaluate-embedder": (evaluate_embedder, EvaluateEmbedder),
     "search": (search, Search),
     "explain": (explain, Explain),
     "inspect": (inspect, Inspect),
@@ -197,6 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
     command, kind = COMMANDS[name]
     try:
         default, rest = _recipe(rest) if kind is TrainConfig else (None, rest)
+        kind = type(default) if default is not None else kind
         config = tyro.cli(kind, prog=f"xmodal {name}", args=rest, default=default, description=_description(kind))
         command(config)
     except (ValueError, OSError, KeyError, FloatingPointError) as error:
@@ -205,7 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _recipe(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
+def _recipe(arguments: list[str]) -> tuple[RunConfig, list[str]]:
     """Take `--recipe FILE` out of the arguments; everything else on the command line overrides the recipe."""
     if "--recipe" not in arguments:
         return TrainConfig(), arguments
@@ -217,19 +272,19 @@ def _recipe(arguments: list[str]) -> tuple[TrainConfig, list[str]]:
 
 def _description(kind: type) -> str:
     text = (kind.__doc__ or "").strip()
-    return text + " --recipe FILE reads a YAML recipe first." if kind is TrainConfig else text
+    return text + " --recipe FILE reads a YAML recipe first." if issubclass(kind, RunConfig) else text
 
 
 def _overview() -> str:
-    lines = [f"  {name:10}{_description(kind)}" for name, (_, kind) in COMMANDS.items()]
+    lines = [f"  {name:19}{_description(kind)}" for name, (_, kind) in COMMANDS.items()]
     return "\n".join(["usage: xmodal COMMAND ...", "", *lines, "", "xmodal COMMAND --help lists a command's options."])
 
 
-def _load(path: Path) -> Any:
-    """A model from its own folder or from the run folder that holds it as `best`."""
+def _load(path: Path, kind: Any = None) -> Any:
+    """A model, a matcher unless said otherwise, from its own folder or from the run folder that has it as `best`."""
     from xmodal.model import Matcher
 
-    return Matcher.from_pretrained(path / "best" if (path / "best").is_dir() else path)
+    return (kind or Matcher).from_pretrained(path / "best" if (path / "best").is_dir() else path)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_training_learns_and_keeps_the_best_model(config, change, data_folder, r
     split = ValidationSplit(RegionStore(data_folder / "dev.h5"), config.data)
     scores = matcher.score_all(split.store, split.sentences)
     assert split.evaluate(scores, "plain")["rsum"] == best["rsum"]
-    assert matcher.extractor == "by hand"
+    assert matcher.extractor == {"name": "by hand"}
     assert f"rsum {best['rsum']:.1f}  (best)" in capsys.readouterr().out
 
     environment = json.loads((config.output / "environment.json").read_text())
@@ -348,7 +348,9 @@ def test_rates_scale_the_learning_rate_of_the_longest_name_that_fits(config, cha
     rates = {"matcher.text_encoder": 0.1, "matcher.text_encoder.embedding": 0.0}
     module = MatchingTask(config, torch.device("cpu")).step_module
     module.register_parameter("free", torch.nn.Parameter(torch.zeros(1)))
-    optimizer = trainer._optimizer(module, trainer.OptimizerConfig(learning_rate=1.0, rates=rates))
+    settings = trainer.OptimizerConfig(learning_rate=1.0, rates=rates, schedule="constant")
+    optimizer = trainer._optimizer(module, settings)
+    trainer._scheduler(optimizer, settings, steps_per_epoch=1, epochs=1)
     rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     wanted = {"free": 1.0, "image_encoder": 1.0, "text_encoder.rnn": 0.1, "text_encoder.embedding": 0.0}
     for name, parameter in module.named_parameters():

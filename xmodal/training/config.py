@@ -78,7 +78,9 @@ class OptimizerConfig:
     learning_rate: float = 2e-4
     """Peak learning rate."""
     rates: dict[str, float] = field(default_factory=dict)
-    """Factors on the learning rate by the beginning of a parameter's name: {text_encoder.transformer: 0.1}."""
+    """Factors on the learning rate by the beginning of a parameter's name: {matcher.text_encoder.transformer: 0.1}."""
+    rates_from_epoch: int = 0
+    """Epochs before the factors hold; until then every part learns at the full rate (DAML's schedule)."""
     weight_decay: float = 0.0
     """Weight decay."""
     clip_norm: float = 2.0
@@ -93,7 +95,16 @@ class OptimizerConfig:
     """Steps over which the learning rate grows linearly to its peak."""
 
     def __post_init__(self) -> None:
-        _check(self, learning_rate=0, weight_decay=0, clip_norm=0, decay_epochs=1, decay=0, warmup_steps=0)
+        _check(
+            self,
+            learning_rate=0,
+            rates_from_epoch=0,
+            weight_decay=0,
+            clip_norm=0,
+            decay_epochs=1,
+            decay=0,
+            warmup_steps=0,
+        )
         for name, rate in self.rates.items():
             if not isinstance(rate, (int, float)) or rate < 0:
                 raise ValueError(f"rates: the factor of {name!r} must be a number of at least 0, got {rate!r}")
@@ -114,6 +125,8 @@ class RunConfig:
     """Batches whose gradients are averaged into one step."""
     validate_every: int = 0
     """Steps between validations; 0 validates at the end of every epoch only."""
+    criterion: str = "rsum"
+    """Which result of the validation picks the best checkpoint: the largest."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass; parameters stay in float32."""
     seed: int = 0
@@ -150,6 +163,84 @@ class TrainConfig(RunConfig):
     """Domain discriminators that the encoders are trained against, `{name: addr, ...}`; empty for none."""
     protocol: str = "plain"
     """Evaluation protocol of the validation."""
+    task: Literal["matching"] = "matching"
+    """What is trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_criterion(self.criterion, ["rsum", *(f"{way}.R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))])
+
+
+@dataclass(frozen=True)
+class LabelledDataConfig:
+    """Images with class labels, or features of them; see `xmodal.data.labelled`."""
+
+    path: Path = Path("data/cub.jsonl")
+    """An index, a folder with one folder a class, or a file of features."""
+    train: str = "train"
+    """Split to train on."""
+    validation: tuple[str, ...] = ("dev",)
+    """Splits, with other classes, that pick the best checkpoint; [query, gallery] where a data set has them."""
+    images_per_class: int = 4
+    """Images of each class in a batch."""
+    batches_per_epoch: int = 0
+    """Batches in an epoch; 0 draws about as many images as there are."""
+    resize: int = 256
+    """Pixels of the shorter side of an image before it is cropped."""
+    crop: int = 224
+    """Side of the square that is cut out: at random for training, from the center for testing."""
+    square: bool = False
+    """Stretch an image to a square before it is cropped, instead of keeping its shape."""
+    workers: int = 0
+    """Processes that read images; 0 reads in the training process."""
+
+    def __post_init__(self) -> None:
+        _check(self, images_per_class=1, batches_per_epoch=0, workers=0)
+
+
+@dataclass(frozen=True)
+class EmbedderConfig:
+    """A backbone and what is put on it; see `xmodal.embedder.Embedder`."""
+
+    backbone: dict[str, Any] = field(default_factory=lambda: {"name": "torchvision", "network": "resnet50"})
+    """The backbone, by name with its options; an MLP's `input_dim` is read from the file of features."""
+    dim: int = 512
+    """Length of the embeddings."""
+    head: Literal["linear", "metric"] = "linear"
+    """One linear layer, or DAML's two."""
+    normalize: bool = True
+    """Whether embeddings are compared by cosine."""
+
+    def __post_init__(self) -> None:
+        _check(self, dim=1)
+
+
+@dataclass(frozen=True)
+class RetrievalConfig(RunConfig):
+    """Train an embedder to retrieve images of classes that training never saw."""
+
+    output: Path = Path("runs/retrieval")
+    """Run folder: configuration, log, checkpoints."""
+    data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
+    model: EmbedderConfig = field(default_factory=EmbedderConfig)
+    objective: dict[str, Any] = field(
+        default_factory=lambda: {"name": "metric", "metric": {"name": "triplet", "mining": "semihard"}}
+    )
+    """Objective: `metric`, `daml`, `ecaml`, `ie` or `class_adversarial`, with its options."""
+    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    """Levels K of R@K."""
+    criterion: str = "R@1"
+    """Which result of the validation picks the best checkpoint: R@1, mAP@R, ..."""
+    task: Literal["retrieval"] = "retrieval"
+    """What is trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_criterion(self.criterion, [*(f"R@{k}" for k in self.recall_at), "R-precision", "mAP@R"])
+
+
+CONFIGS: dict[str, type[RunConfig]] = {"matching": TrainConfig, "retrieval": RetrievalConfig}
+"""Configurations by what they train, a recipe's `task`."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -185,6 +276,8 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "configuration") 
             value = from_dict(typing.cast("type", types[key]), value, f"{where}: {key}")
         elif isinstance(value, str) and types[key] in (Path, Path | None):
             value = Path(value)
+        elif isinstance(value, list) and get_origin(types[key]) is tuple:
+            value = tuple(value)
         arguments[key] = value
     try:
         return kind(**arguments)
@@ -192,8 +285,8 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "configuration") 
         raise ValueError(f"{where}: {error}") from error
 
 
-def load_recipe(path: str | Path, kind: type = TrainConfig) -> Any:
-    """Read a YAML recipe.
+def load_recipe(path: str | Path) -> Any:
+    """Read a YAML recipe; its `task` says what it trains, images with text (`matching`) where it is left out.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -206,7 +299,12 @@ def load_recipe(path: str | Path, kind: type = TrainConfig) -> Any:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {path} is no YAML: {error}") from error
-    return from_dict(kind, values, f"recipe {path}")
+    task = values.get("task", "matching") if isinstance(values, dict) else "matching"
+    if task not in CONFIGS:
+        raise ValueError(
+            f"recipe {path}: unknown task {task!r}{near_miss(str(task), CONFIGS)}; known: {', '.join(CONFIGS)}"
+        )
+    return from_dict(CONFIGS[task], values, f"recipe {path}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -230,6 +328,13 @@ def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -
             flatten(value, separator, prefix + key + separator) if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
+
+
+def _check_criterion(criterion: str, known: list[str]) -> None:
+    if criterion not in known:
+        raise ValueError(
+            f"criterion {criterion!r} is no result{near_miss(criterion, known)}; known: {', '.join(known)}"
+        )
 
 
 def _check(config: Any, **least: float) -> None:

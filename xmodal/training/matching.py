@@ -34,8 +34,6 @@ class MatchingTask:
         ValueError: for a configuration or data that cannot work.
     """
 
-    criterion = "rsum"
-
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self.workers = config.data.workers
@@ -125,7 +123,7 @@ def build_matcher(config: ModelConfig, store: RegionStore, data: DataConfig) -> 
         text=config.text,
         head=config.head,
         vocabulary=vocabulary.words if vocabulary is not None else None,
-        extractor=store.attributes["extractor"],
+        extractor=store.extractor,
         captioner=config.captioner or None,
     )
     if config.word_vectors is not None:

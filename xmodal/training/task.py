@@ -51,8 +51,6 @@ class Task(Protocol):
     step_module: nn.Module
     adversary: Adversary | None
     workers: int
-    criterion: str
-    """Which of the validation's results picks the best checkpoint; larger is better."""
 
     def __init__(self, config: Any, device: torch.device) -> None: ...
 

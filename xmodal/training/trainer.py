@@ -9,6 +9,7 @@ import math
 import signal
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +25,9 @@ from tqdm import tqdm
 from xmodal.data.pairs import whole_batch
 from xmodal.names import near_miss
 from xmodal.training import checkpoints
-from xmodal.training.config import OptimizerConfig, RunConfig, TrainConfig, flatten, to_dict
+from xmodal.training.config import OptimizerConfig, RetrievalConfig, RunConfig, TrainConfig, flatten, to_dict
 from xmodal.training.matching import MatchingTask
+from xmodal.training.retrieval import RetrievalTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from xmodal.training.adversary import Adversary
     from xmodal.training.task import Batches, Task
 
-TASKS: dict[type[RunConfig], type[Task]] = {TrainConfig: MatchingTask}
+TASKS: dict[type[RunConfig], type[Task]] = {TrainConfig: MatchingTask, RetrievalConfig: RetrievalTask}
 """What a configuration trains."""
 
 
@@ -168,7 +170,7 @@ class _Run:
             epoch = self.step / self.steps_per_epoch
             if self.log is not None:
                 self.log.write(self.step, epoch=epoch, validation=results)
-            is_best = not self.best or results[task.criterion] > self.best[task.criterion]
+            is_best = not self.best or flatten(results)[config.criterion] > flatten(self.best)[config.criterion]
             if is_best:
                 self.best = {**results, "step": self.step, "epoch": epoch}
                 checkpoints.save_best(config.output, task.model)
@@ -324,7 +326,7 @@ def _parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[s
                 f"{near_miss(beginning, names)}; names: {', '.join(names)}"
             )
     return [
-        {"params": parameters, "lr": config.learning_rate * config.rates.get(beginning, 1.0)}
+        {"params": parameters, "rate": config.rates.get(beginning, 1.0)}
         for beginning, parameters in groups.items()
         if parameters
     ]
@@ -335,6 +337,9 @@ def _scheduler(
 ) -> LambdaLR:
     """Linear growth to the peak over the warm-up, times what the configured schedule makes of the peak."""
 
+    def scale(step: int, rate: float) -> float:
+        return factor(step) * (rate if step >= config.rates_from_epoch * steps_per_epoch else 1.0)
+
     def factor(step: int) -> float:
         warmth = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
         if config.schedule == "step":
@@ -344,4 +349,4 @@ def _scheduler(
             return warmth * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, after) / max(1, total))))
         return warmth
 
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, [partial(scale, rate=group.get("rate", 1.0)) for group in optimizer.param_groups])

@@ -1,0 +1,126 @@
+"""Zero-shot image retrieval as the trainer's task: labelled images, an embedder, an objective on their features."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from xmodal.data.labelled import LabelledFeatures, check_class_disjoint, image_transform, load_labelled
+from xmodal.embedder import Embedder
+from xmodal.evaluation.labelled import evaluate_embeddings
+from xmodal.names import build
+from xmodal.objectives import METRIC_OBJECTIVES
+from xmodal.training.sampler import ClassBatches
+from xmodal.training.step import gather
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from xmodal.data.labelled import LabelledBatch, LabelledSet
+    from xmodal.training.config import LabelledDataConfig, RetrievalConfig
+
+
+class RetrievalTask:
+    """Train an embedder on some classes, and pick it by how it retrieves images of others.
+
+    Raises:
+        FileNotFoundError: for data that is not there.
+        ValueError: for a configuration or data that cannot work, such as a class in both splits.
+    """
+
+    adversary = None
+
+    def __init__(self, config: RetrievalConfig, device: torch.device) -> None:
+        data = config.data
+        if config.batch_size % data.images_per_class:
+            raise ValueError(
+                f"batch_size {config.batch_size} must be a multiple of data.images_per_class, {data.images_per_class}"
+            )
+        self.config, self.workers = config, data.workers
+        self.dataset = load_split(data, (data.train,), train=True, seed=config.seed)
+        self.validation = load_split(data, data.validation, train=False)
+        check_class_disjoint(self.dataset, self.validation)
+        backbone = config.model.backbone
+        if isinstance(self.dataset, LabelledFeatures):
+            backbone = {"input_dim": self.dataset.dim, **backbone}
+        self.model = Embedder(backbone, config.model.dim, config.model.head, config.model.normalize)
+        self.step_module = EmbeddingStep(self.model, build_objective(config.objective, self.model, self.dataset))
+
+    def batches(self, process: int, processes: int) -> ClassBatches:
+        """Some images of each of some classes."""
+        data, batch_size = self.config.data, self.config.batch_size
+        classes = batch_size // data.images_per_class
+        return ClassBatches(
+            self.dataset.labels,
+            classes,
+            data.images_per_class,
+            self.config.seed,
+            process,
+            processes,
+            batches=data.batches_per_epoch or None,
+        )
+
+    def prepare(self, batch: LabelledBatch) -> LabelledBatch:
+        """The batch as it is: images were cropped and mirrored when they were read."""
+        return batch
+
+    def describe(self, group: list[LabelledBatch]) -> str:
+        """The classes of some batches."""
+        labels = sorted({label for batch in group for label in batch.labels.tolist()})
+        return f"images of the classes {', '.join(self.dataset.class_names[label] for label in labels)}"
+
+    def validate(self) -> dict[str, Any]:
+        """Retrieval among the classes of the validation split; without clustering, which takes long."""
+        progress = self.config.progress
+        embeddings = self.model.embed_all(self.validation, workers=self.workers, progress=progress)
+        return evaluate_embeddings(
+            embeddings,
+            self.validation.labels,
+            query=self.validation.query,
+            ks=self.config.recall_at,
+            normalize=self.config.model.normalize,
+            kmeans=False,
+            progress=progress,
+        )
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """Recalls, R-precision and mAP@R."""
+        return "  ".join(f"{name} {value:.1f}" for name, value in results.items() if name != "lone_queries")
+
+
+class EmbeddingStep(nn.Module):
+    """The embedder and the objective that trains it as one Module, so that one wrapper distributes both.
+
+    Every process computes the loss of the images of all, so that averaging the gradients over processes gives that of
+    one process on the joined batch.
+    """
+
+    def __init__(self, embedder: Embedder, objective: nn.Module) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.objective = objective
+
+    def forward(self, batch: LabelledBatch, step: int) -> dict[str, Float[Tensor, ""]]:
+        """Loss terms of a batch at an optimizer step (0-based); `total` is what training minimizes."""
+        features = gather(self.embedder.backbone(batch.images))
+        return self.objective(features, gather(batch.labels), embed=self.embedder.embed, step=step)
+
+
+def load_split(config: LabelledDataConfig, splits: tuple[str, ...], *, train: bool, seed: int = 0) -> LabelledSet:
+    """The images of some splits, preprocessed as for training or for testing."""
+    transform = image_transform(train=train, resize=config.resize, crop=config.crop, square=config.square)
+    return load_labelled(config.path, splits, transform=transform, seed=seed)
+
+
+def build_objective(config: dict[str, Any], embedder: Embedder, images: LabelledSet) -> nn.Module:
+    """The objective of a configuration; what the model and the data decide (dims, classes) is filled in."""
+    kind = METRIC_OBJECTIVES.get(str(config.get("name")))
+    known = inspect.signature(kind).parameters if kind else {}
+    sizes = {"feature_dim": embedder.backbone.feature_dim, "dim": embedder.dim, "classes": len(images.class_names)}
+    return build(
+        "objective", METRIC_OBJECTIVES, {**config, **{name: size for name, size in sizes.items() if name in known}}
+    )
