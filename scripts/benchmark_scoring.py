@@ -111,7 +111,7 @@ def cases_of(sets: Sets, *, loop: bool, compiled: bool) -> dict[str, Callable[[]
         cases[name] = partial(score_all, head, *sets.inputs)
         cases[f"{name} bfloat16"] = partial(score_all, head, *sets.inputs, dtype=low)
         if compiled and name == "t2i":
-            cases[f"{name} compiled"] = partial(score_all, head, *sets.inputs, compiled=True)
+            cases[f"{name} compiled"] = partial(score_all, head, *sets.inputs, backend="compile")
     return cases
 
 

@@ -14,6 +14,7 @@ from batches import ALL_HEADS, Batch, batches, random_batch
 
 from xmodal.heads import BFAN, SCAN, VSRN, Cosine, Head
 from xmodal.scoring import score_all, score_pairs
+from xmodal.scoring.backends import choose_backend
 from xmodal.scoring.packing import group_by_length
 
 HEADS: list[Head] = [
@@ -165,8 +166,37 @@ def test_an_image_without_regions_is_refused():
 def test_compiling_without_a_compiler_says_what_to_install(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(RuntimeError, match=r"C\+\+ compiler.*compiled=False"):
-        score_all(SCAN(), *random_batch(), compiled=True)
+    with pytest.raises(RuntimeError, match=r"C\+\+ compiler.*backend='eager'"):
+        score_all(SCAN(), *random_batch(), backend="compile")
+
+
+def test_the_backend_is_logged(caplog):
+    with caplog.at_level("INFO", logger="xmodal"):
+        score_all(SCAN(), *in_float32(random_batch()))
+    assert "backend eager" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("backend", "head", "problem"),
+    [
+        ("fast", SCAN(), "backend must be one of eager, compile, triton"),
+        ("triton", SCAN(), "needs a CUDA device, got cpu; use device='cuda' or another backend"),
+        ("compile", Cosine(), "backend='compile' scores BFAN, SCAN, got Cosine; use backend='eager'"),
+    ],
+)
+def test_a_backend_that_cannot_score_is_refused(backend, head, problem):
+    with pytest.raises(ValueError, match=problem):
+        score_all(head, *in_float32(random_batch()), backend=backend)
+
+
+def test_a_cuda_device_gets_the_fused_kernel_for_what_that_takes():
+    def chosen(head, dtype=torch.bfloat16, widths=(36, 80)):
+        return choose_backend(None, head, dtype, torch.device("cuda"), widths)
+
+    pytest.importorskip("triton")
+    assert chosen(SCAN()) == chosen(BFAN(), torch.float32) == "triton"
+    assert chosen(SCAN(normalization="softmax")) == chosen(Cosine()) == "eager"
+    assert chosen(BFAN(), torch.float64) == chosen(SCAN(), widths=(100, 80)) == "eager"
 
 
 @pytest.mark.slow
@@ -174,4 +204,4 @@ def test_compiling_without_a_compiler_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("head", [SCAN(), SCAN("i2t"), BFAN()], ids=str)
 def test_compiled_scores_are_those_of_the_head(head):
     batch = in_float32(random_batch(images=7, captions=9))
-    torch.testing.assert_close(score_all(head, *batch, compiled=True), head(*batch), atol=2e-5, rtol=0)
+    torch.testing.assert_close(score_all(head, *batch, backend="compile"), head(*batch), atol=2e-5, rtol=0)

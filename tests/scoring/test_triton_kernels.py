@@ -172,11 +172,11 @@ def test_refuses_heads_it_cannot_score(head, message):
 
 def test_refuses_inputs_it_cannot_take(monkeypatch):
     pytest.importorskip("triton")
-    with pytest.raises(ValueError, match="needs regions and words on one CUDA device, got cpu and cpu"):
+    with pytest.raises(ValueError, match="needs a CUDA device, got cpu"):
         triton_scores(SCAN(), REGIONS, WORDS)
-    with pytest.raises(
-        ValueError, match=r"takes torch.float32, .*; got regions of torch.float64 and words of torch.float32"
-    ):
+    with pytest.raises(ValueError, match=r"takes torch.float32, .*; got torch.float64"):
+        triton_scores(SCAN(), REGIONS.double(), WORDS.double())
+    with pytest.raises(ValueError, match=r"must have one dtype and device, got torch.float64 on cpu and torch.float32"):
         triton_scores(SCAN(), REGIONS.double(), WORDS)
     with pytest.raises(ValueError, match="joint space"):
         triton_scores(SCAN(), REGIONS, WORDS[..., :4])

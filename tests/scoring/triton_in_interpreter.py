@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmodal.heads import BFAN, SCAN, SCAN_PUBLISHED
+from xmodal.scoring import score_all
 from xmodal.scoring.triton_kernels import Tile, triton_scores
 
 TILE = Tile(rows=32, columns=32, depth=16)
@@ -80,6 +81,16 @@ def test_published_shapes_in_the_default_tile(options):
     regions = torch.nn.functional.normalize(torch.randn(4, 36, 100, generator=generator), dim=-1)
     words, word_mask = draw_side([12, 9, 70, 7], 70, 100, generator)
     compare(SCAN(**options), regions, words, None, word_mask, tile=None)
+
+
+@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t", temperature=4.0), BFAN()], ids=str)
+def test_score_all_takes_the_kernel_part_by_part(head):
+    generator = torch.Generator().manual_seed(4)
+    regions, region_mask = draw_side([3, 9, 5, 2, 9], 9, 12, generator)
+    words, word_mask = draw_side([2, 8, 5, 3, 4, 4], 8, 12, generator)
+    sides = (regions, words, region_mask, word_mask)
+    scores = score_all(head, *sides, backend="triton", budget_bytes=5000)
+    torch.testing.assert_close(scores, head(*sides), atol=2e-5, rtol=0)
 
 
 def test_zero_features_score_as_in_the_head():

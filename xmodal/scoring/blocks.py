@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,9 +10,11 @@ from tqdm import tqdm
 
 from xmodal.heads.attention import tile_bytes
 from xmodal.heads.base import check_inputs
+from xmodal.scoring.backends import choose_backend
 from xmodal.scoring.memory import check_budget, fill_matrix
 from xmodal.scoring.packing import Collection
-from xmodal.scoring.tiles import FAST_PATHS, Scratch, multiply
+from xmodal.scoring.tiles import FAST_PATHS, Scratch, compile_path, multiply
+from xmodal.scoring.triton_kernels import triton_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +24,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.heads import Head
+    from xmodal.scoring.backends import Backend
     from xmodal.scoring.tiles import FastPath
+
+logger = logging.getLogger("xmodal")
+
+
+class Plan(NamedTuple):
+    """How to score; see `score_all`."""
+
+    budget_bytes: int
+    dtype: torch.dtype
+    device: torch.device
+    backend: Backend
 
 
 class Tile(NamedTuple):
@@ -46,7 +59,7 @@ def score_all(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
-    compiled: bool = False,
+    backend: Backend | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> Float[Tensor, "image caption"]:
@@ -68,7 +81,10 @@ def score_all(
             What follows the products is at least float32.
         device: compute there instead of on the device of `regions`; the head must be there.
         progress: show a bar.
-        compiled: let torch.compile fuse the passes over a tile. The first call takes a minute; float32 gains a little.
+        backend: what computes a tile of SCAN or BFAN. `eager` calls torch; `compile` lets torch.compile fuse the passes
+            over a tile, which takes a minute at first and gains nothing on the CPUs that it was measured on; `triton`
+            is one fused kernel on a CUDA device (see `triton_scores` for what it takes). By default `triton` on CUDA
+            for what it takes, and `eager` otherwise. The choice is logged by the logger `xmodal`, at level info.
         out: write the scores into this `.npy` file and return it mapped into memory, for a matrix that does not fit.
             The file appears when it is whole.
         overwrite: replace `out` if it exists.
@@ -77,10 +93,11 @@ def score_all(
         Scores on the CPU, at least float32.
 
     Raises:
-        ValueError: for inputs that cannot be scored (see `check_inputs`), a budget that is not positive, or an `out`
-            that is not named `*.npy`.
+        ValueError: for inputs that cannot be scored (see `check_inputs`), a budget that is not positive, an `out` that
+            is not named `*.npy`, or a backend that does not exist or cannot score this head on this device.
         FileExistsError: `out` exists and `overwrite` is False.
-        RuntimeError: `compiled` without a C++ compiler.
+        RuntimeError: `compile` on a CPU without a C++ compiler.
+        ModuleNotFoundError: `triton`, or `compile` on a GPU, without triton.
 
     Example:
         >>> import torch
@@ -89,52 +106,61 @@ def score_all(
         >>> score_all(SCAN(), torch.randn(4, 36, 64), torch.randn(6, 12, 64)).shape
         torch.Size([4, 6])
     """
-    options = {"budget_bytes": budget_bytes, "dtype": dtype, "device": device, "compiled": compiled}
+    check_inputs(regions, words, region_mask, word_mask)
+    plan = make_plan(head, regions, words, budget_bytes=budget_bytes, dtype=dtype, device=device, backend=backend)
 
     def fill(scores: Tensor) -> None:
         with pair_bar(scores.numel(), progress) as bar:
-            for tile in score_tiles(head, regions, words, region_mask, word_mask, **options):
+            for tile in score_tiles(head, regions, words, region_mask, word_mask, plan):
                 scores[tile.images[:, None], tile.captions] = tile.scores.to(scores)
                 bar.update(tile.scores.numel())
 
-    check_inputs(regions, words, region_mask, word_mask)
-    shape = (len(regions), len(words))
-    return fill_matrix(shape, result_dtype(dtype or regions.dtype), out, overwrite, fill)
+    return fill_matrix((len(regions), len(words)), result_dtype(plan.dtype), out, overwrite, fill)
+
+
+def make_plan(
+    head: Head,
+    regions: Tensor,
+    words: Tensor,
+    *,
+    budget_bytes: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    backend: Backend | None = None,
+) -> Plan:
+    """How to score, with all that was left to `score_all` to choose, whose arguments these are."""
+    device, dtype = torch.device(device or regions.device), dtype or regions.dtype
+    backend = choose_backend(backend, head, dtype, device, (regions.shape[1], words.shape[1]))
+    logger.info("scoring %s in %s on %s, backend %s", type(head).__name__, dtype, device, backend)
+    return Plan(check_budget(budget_bytes, device), dtype, device, backend)
 
 
 def score_tiles(
     head: Head,
     regions: Float[Tensor, "image region dim"],
     words: Float[Tensor, "caption word dim"],
-    region_mask: Bool[Tensor, "image region"] | None = None,
-    word_mask: Bool[Tensor, "caption word"] | None = None,
-    *,
-    budget_bytes: int | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    compiled: bool = False,
-    wanted: Callable[[Tensor, Tensor], bool] | None = None,
+    region_mask: Bool[Tensor, "image region"] | None,
+    word_mask: Bool[Tensor, "caption word"] | None,
+    plan: Plan,
+    wanted: Callable[[Tensor, Tensor], bool] = lambda images, captions: True,
 ) -> Iterator[Tile]:
-    """The tiles of `score_all`, whose arguments these are, one after the other; every pair is in one of them.
+    """The tiles of `score_all`, one after the other; every pair is in one of them.
 
     A pair comes in the same tile, and so with the same bits, whenever arguments other than `wanted` are the same.
 
     Args:
         wanted: tiles for whose (images, captions) it is False are left out.
     """
-    device = torch.device(device or regions.device)
-    budget_bytes = check_budget(budget_bytes, device)
-    dtype = dtype or regions.dtype
-    if type(head) not in FAST_PATHS:
-        yield from _compared_tiles(head, regions, words, region_mask, word_mask, budget_bytes, dtype, device, wanted)
+    if plan.backend == "triton" or type(head) not in FAST_PATHS:
+        tiles = _fused_tiles if plan.backend == "triton" else _compared_tiles
+        yield from tiles(head, regions, words, region_mask, word_mask, plan, wanted)
         return
     path = FAST_PATHS[type(head)](head)
-    if compiled:
-        check_compiler(device)
-        path = path._replace(score=torch.compile(path.score, dynamic=True))
-    images = Collection(regions, region_mask, dtype, device)
-    captions = Collection(words, word_mask, dtype, device)
-    yield from _fast_tiles(path, images, captions, budget_bytes, wanted)
+    if plan.backend == "compile":
+        path = compile_path(path)
+    images = Collection(regions, region_mask, plan.dtype, plan.device)
+    captions = Collection(words, word_mask, plan.dtype, plan.device)
+    yield from _fast_tiles(path, images, captions, plan.budget_bytes, wanted)
 
 
 def _fast_tiles(
@@ -142,7 +168,7 @@ def _fast_tiles(
     images: Collection,
     captions: Collection,
     budget_bytes: int,
-    wanted: Callable[[Tensor, Tensor], bool] | None,
+    wanted: Callable[[Tensor, Tensor], bool],
 ) -> Iterator[Tile]:
     scratch = Scratch()
     item_bytes = result_dtype(images.dtype).itemsize
@@ -153,7 +179,7 @@ def _fast_tiles(
         image_parts = [[chunk[sets] for sets in parts] for parts in images.divide(chunk, image_rows)]
         image_blocks = [images.block(parts, path.images) for parts in image_parts]
         for parts in caption_parts:
-            chosen = [block for block in image_blocks if wanted is None or wanted(block.sets, torch.cat(parts))]
+            chosen = [block for block in image_blocks if wanted(block.sets, torch.cat(parts))]
             if not chosen:
                 continue
             caption_block = captions.block(parts, path.captions)
@@ -169,12 +195,11 @@ def _compared_tiles(
     words: Tensor,
     region_mask: Tensor | None,
     word_mask: Tensor | None,
-    budget_bytes: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    wanted: Callable[[Tensor, Tensor], bool] | None,
+    plan: Plan,
+    wanted: Callable[[Tensor, Tensor], bool],
 ) -> Iterator[Tile]:
     """Tiles of a head without a fast path, through `Head.compare`; captions in order of length, cropped."""
+    budget_bytes, dtype, device, _ = plan
     region_mask = torch.ones(regions.shape[:2], dtype=torch.bool) if region_mask is None else region_mask
     word_mask = torch.ones(words.shape[:2], dtype=torch.bool) if word_mask is None else word_mask
     block = _block_size(regions.shape[1] * words.shape[1], dtype, budget_bytes)
@@ -189,27 +214,40 @@ def _compared_tiles(
         mask = word_mask[chosen.to(word_mask.device), :longest].to(device)
         captions = head.embed_captions(part, mask).to(dtype)
         for rows, embedded, embedded_mask in images:
-            if wanted is None or wanted(rows, chosen):
+            if wanted(rows, chosen):
                 yield Tile(rows, chosen, head.compare(embedded, captions, embedded_mask, mask))
+
+
+def _fused_tiles(
+    head: Head,
+    regions: Tensor,
+    words: Tensor,
+    region_mask: Tensor | None,
+    word_mask: Tensor | None,
+    plan: Plan,
+    wanted: Callable[[Tensor, Tensor], bool],
+) -> Iterator[Tile]:
+    """Tiles of one kernel call each, as large as the budget allows: the kernel finds its own."""
+
+    def taken(items: Tensor, mask: Tensor | None, sets: Tensor) -> tuple[Tensor, Tensor | None]:
+        chosen = None if mask is None else mask[sets.to(mask.device)].to(plan.device)
+        return items[sets.to(items.device)].to(plan.device, plan.dtype), chosen
+
+    def parts(items: Tensor) -> tuple[Tensor, ...]:
+        item_bytes = 3 * items[0].numel() * max(4, plan.dtype.itemsize)  # as given, packed, and in between
+        return torch.arange(len(items)).split(max(1, plan.budget_bytes // 2 // item_bytes))
+
+    for rows in parts(regions):
+        image, image_mask = taken(regions, region_mask, rows)
+        for columns in parts(words):
+            if wanted(rows, columns):
+                caption, caption_mask = taken(words, word_mask, columns)
+                yield Tile(rows, columns, triton_scores(head, image, caption, image_mask, caption_mask))
 
 
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
     """Scores are at least float32."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def check_compiler(device: torch.device) -> None:
-    """Refuse to compile for the CPU where torch would find no compiler.
-
-    Raises:
-        RuntimeError: with what to install.
-    """
-    known = (os.environ.get("CXX", "g++"), "clang++", "cl")
-    if device.type == "cpu" and not any(map(shutil.which, known)):
-        raise RuntimeError(
-            f"compiled=True needs a C++ compiler on the CPU and none of {', '.join(known)} is on the PATH; install one "
-            "(on Debian: apt-get install g++), name it in the environment variable CXX, or leave compiled=False"
-        )
 
 
 def pair_bar(pairs: int, progress: bool) -> tqdm:

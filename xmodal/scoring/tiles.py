@@ -49,7 +49,9 @@ class Scratch:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The buffer of that name in the given shape."""
+        """The buffer of that name in the given shape; a fresh one for a compiler, which plans memory itself."""
+        if torch.compiler.is_compiling():
+            return like.new_empty(shape, dtype=dtype)
         dtype, size = dtype or like.dtype, prod(shape)
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.numel() < size:
@@ -79,6 +81,23 @@ def bfan_path(head: BFAN) -> FastPath:
 
 FAST_PATHS: dict[type[Head], Callable[[Any], FastPath]] = {SCAN: scan_path, BFAN: bfan_path}
 """Heads with a fast path. Others compare through `Head.compare`, which for pooled heads is one product already."""
+
+
+def compile_path(path: FastPath) -> FastPath:
+    """The same, with the passes over a tile fused by a compiler; pack by pack, to compile for one structure only."""
+    score_packs = torch.compile(path.score, dynamic=True)
+
+    def score(products: Tensor, images: Block, captions: Block, scratch: Scratch) -> Tensor:
+        rows = []
+        for image_pack, image in zip(images.packs, images.split(), strict=True):
+            row = []
+            for caption_pack, caption in zip(captions.packs, captions.split(), strict=True):
+                sides = (image_pack, caption_pack) if path.images.context else (caption_pack, image_pack)
+                row.append(score_packs(products[sides[0].rows, sides[1].rows], image, caption, scratch))
+            rows.append(torch.cat(row, dim=1))
+        return torch.cat(rows)
+
+    return path._replace(score=score)
 
 
 def multiply(
@@ -176,7 +195,7 @@ def attention_weights(
     elif normalization.endswith(("l1", "l2")):
         # torch.linalg.vector_norm over an outer axis takes forty times as long as a product and a sum.
         if normalization.endswith("l2"):
-            norms = sum_over_places(torch.mul(logits, logits, out=spare), queries).clamp_min_(TINY).sqrt_()
+            norms = sum_over_places(torch.mul(logits, logits, out=spare), queries).sqrt_()
         else:
             norms = sum_over_places(torch.abs(logits, out=spare), queries)
         scales = norms.add_(EPSILON).reciprocal_().mul_(rate)

@@ -47,6 +47,10 @@ terms come from inputs of eight (bfloat16) or eleven bits.
 MAX_SETS = 16
 """Images or captions in one side of a tile, as in `triton_device`."""
 
+LONGEST_SETS = (64, 128)
+"""Items of the longest image and caption, in either order. Two sides of 128 would not fit the shared memory of an H100
+in every dtype."""
+
 BACKWARD_BYTES = 256 << 20
 """Bound on the gradients of products that the backward pass holds at a time."""
 
@@ -117,7 +121,12 @@ def triton_scores(
     """
     check_inputs(regions, words, region_mask, word_mask)
     options = kernel_options(head)
-    _check_device(regions, words)
+    if (words.dtype, words.device) != (regions.dtype, regions.device):
+        raise ValueError(
+            f"regions and words must have one dtype and device, got {regions.dtype} on {regions.device} "
+            f"and {words.dtype} on {words.device}"
+        )
+    check_triton(regions.dtype, regions.device)
     if tile is None:
         lengths = longest(regions, region_mask), longest(words, word_mask)
         tile = choose_tile(*(lengths if options["direction"] == "t2i" else reversed(lengths)))
@@ -148,11 +157,9 @@ def kernel_options(head: Head) -> dict[str, Any]:
 
 
 def choose_tile(rows: int, columns: int) -> Tile:
-    """The tile for images and captions of at most so many items: one side may have up to 128, the other up to 64.
-
-    Two sides of 128 would not fit the shared memory of an H100 in every dtype.
-    """
-    return Tile(rows=64, columns=128) if columns > 64 >= rows else Tile()
+    """The tile for images and captions of at most so many items, see `LONGEST_SETS`."""
+    short, long = LONGEST_SETS
+    return Tile(rows=short, columns=long) if columns > short >= rows else Tile()
 
 
 def longest(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None) -> int:
@@ -368,16 +375,16 @@ def interpreting() -> bool:
     return bool(knobs.runtime.interpret)
 
 
-def _check_device(regions: Tensor, words: Tensor) -> None:
+def check_triton(dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse what the kernel cannot compute, or cannot compute here; says what to use instead."""
     if find_spec("triton") is None:
-        raise ModuleNotFoundError("the Triton kernel needs triton, which torch brings along on Linux with CUDA")
-    if regions.dtype not in PRECISION or words.dtype != regions.dtype:
-        raise ValueError(
-            f"the Triton kernel takes {', '.join(map(str, PRECISION))}, the same for both sides; "
-            f"got regions of {regions.dtype} and words of {words.dtype}"
+        raise ModuleNotFoundError(
+            "the Triton kernel needs triton, which torch brings along on Linux with CUDA; use another backend"
         )
-    if words.device != regions.device or not (regions.is_cuda or interpreting()):
+    if dtype not in PRECISION:
+        raise ValueError(f"the Triton kernel takes {', '.join(map(str, PRECISION))}; got {dtype}; use another backend")
+    if device.type != "cuda" and not interpreting():
         raise ValueError(
-            f"the Triton kernel needs regions and words on one CUDA device, got {regions.device} and {words.device}; "
-            "use another backend (on a CPU the kernel runs only in Triton's interpreter, with TRITON_INTERPRET=1)"
+            f"the Triton kernel needs a CUDA device, got {device}; use device='cuda' or another backend "
+            "(on a CPU the kernel runs only in Triton's interpreter, with TRITON_INTERPRET=1)"
         )
