@@ -168,7 +168,7 @@ def _checked(
     ks: Sequence[int],
 ) -> tuple[Float[Tensor, "image dim"], Int[Tensor, "image"]]:
     """Embeddings of at least float32 and labels from 0 on, on one device."""
-    embeddings = torch.as_tensor(embeddings)
+    embeddings, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
     if embeddings.ndim != 2 or len(embeddings) < 2:
         raise ValueError(f"embeddings have shape {tuple(embeddings.shape)}; wanted (image, dim), at least two images")
     if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
