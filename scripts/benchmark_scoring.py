@@ -1,8 +1,8 @@
 """Time and memory of scoring all pairs, beside the bare matrix product: `python -m scripts.benchmark scoring`.
 
-Everything is measured in one run, and in turns, so that other load on the machine falls on all alike; ratios are
-medians over the turns. The data are random, but retrieval among them is about as hard as on Flickr30k: how many pairs
-`evaluate_exact` has to compute again depends on that.
+Everything is measured in one run, and in turns, so that other load on the machine falls on all alike; the fastest turn
+counts, because other load only adds. The data are random, but retrieval among them is about as hard as on Flickr30k:
+how many pairs `evaluate_exact` has to compute again depends on that.
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ from __future__ import annotations
 import gc
 import json
 import os
-import platform
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from math import prod
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from scripts.benchmark import loop_over_captions, resident
+from scripts.benchmark_sets import BareProduct, Sets, random_sets
 from xmodal.evaluation import evaluate_retrieval
 from xmodal.heads import BFAN, SCAN
 from xmodal.scoring import evaluate_exact, score_all
@@ -33,103 +31,55 @@ from xmodal.scoring import evaluate_exact, score_all
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
-
 OUTPUT = Path("docs/results")
 T2I = SCAN()
-I2T = SCAN("i2t", temperature=4.0, lse_scale=5.0)
+HEADS = {"t2i": T2I, "i2t": SCAN("i2t", temperature=4.0, lse_scale=5.0), "BFAN": BFAN()}
 GOALS = {"t2i": 1.25, "t2i compiled": 1.15, "i2t": 1.35, "BFAN": 1.7}
-MEDIUM = (250, 1250)
-LARGE = (1000, 5000)
-COCO_5K = (5000, 25000)
+SMALL, MEDIUM, LARGE, COCO_5K = (128, 128), (250, 1250), (1000, 5000), (5000, 25000)
+SCALING = {"images": (64, 128, 256), "captions": (64, 128, 256), "regions": (18, 36, 72), "dim": (512, 1024, 2048)}
 
 
-DISTINCTNESS = 0.3
-"""How much an image has of its own beside what it shares with others: makes retrieval about as hard as Flickr30k."""
-
-
-class Sets(NamedTuple):
-    """Encoded images and captions: the arguments of `score_all`, and which image a caption describes."""
-
-    regions: Tensor
-    words: Tensor
-    region_mask: None
-    word_mask: Tensor
-    caption_image: Tensor
-
-    @property
-    def inputs(self) -> tuple[Tensor, Tensor, None, Tensor]:
-        """What is scored."""
-        return self.regions, self.words, self.region_mask, self.word_mask
-
-
-def random_sets(images: int, captions: int, *, regions: int = 36, dim: int = 1024) -> Sets:
-    """Unit features; caption lengths are log-normal around 12 tokens with a long tail, about as in COCO."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = (2.45 + 0.3 * torch.randn(captions, generator=generator)).exp().round().long().clamp(3, 50)
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    caption_image = torch.arange(captions) * images // captions
-    # Images come in tens that look alike; a word resembles one region of its image, some words hardly at all.
-    scenes = torch.randn(-(-images // 10), regions, dim, generator=generator).repeat_interleave(10, dim=0)[:images]
-    features = F.normalize(scenes + DISTINCTNESS * torch.randn(images, regions, dim, generator=generator), dim=-1)
-    words = torch.zeros(*mask.shape, dim)
-    words[mask] = F.normalize(torch.randn(int(mask.sum()), dim, generator=generator), dim=-1)
-    picked = torch.randint(regions, mask.shape, generator=generator)[mask]
-    likeness = torch.rand(len(picked), 1, generator=generator)
-    resembled = features[caption_image[:, None].expand(mask.shape)[mask], picked]
-    words[mask] = F.normalize(words[mask].add_(resembled.mul_(likeness)), dim=-1)
-    return Sets(features, words, None, mask, caption_image)
-
-
-class BareProduct:
-    """Every region times every real word, packed beforehand, a cache-sized block at a time into one buffer.
-
-    What no head that attends can go below; nothing but the products is timed.
-    """
-
-    def __init__(self, sets: Sets, dtype: torch.dtype = torch.float32) -> None:
-        self.rows, self.columns = sets.regions.flatten(0, 1).to(dtype), sets.words[sets.word_mask].to(dtype)
-        self.columns = F.pad(self.columns, (0, 0, 0, -len(self.columns) % 16))  # unaligned rows take much longer
-        self.buffer = torch.empty(1 << 20, dtype=dtype)
-
-    def __call__(self) -> None:
-        """The products, and nothing kept of them."""
-        for columns in self.columns.split(800):
-            for rows in self.rows.split(1024):
-                out = self.buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
-                torch.mm(rows, columns.T, out=out)
-
-
-def cases_of(sets: Sets, *, loop: bool, compiled: bool) -> dict[str, Callable[[], object]]:
-    """What is timed, the baseline first."""
-    low = torch.bfloat16
-    cases: dict[str, Callable[[], object]] = {"bare product": BareProduct(sets)}
-    cases["bare product bfloat16"] = BareProduct(sets, low)
-    if loop:
-        cases["loop over captions"] = partial(loop_over_captions, sets.regions, sets.words, sets.word_mask)
-    for name, head in (("t2i", T2I), ("i2t", I2T), ("BFAN", BFAN())):
+def cases_of(sets: Sets, *, size: tuple[int, int]) -> dict[str, Callable[[], Any]]:
+    """What is timed at a size, the baseline first; not everything at the large one."""
+    cases: dict[str, Callable[[], Any]] = {"bare product": BareProduct(sets)}
+    cases["bare product bfloat16"] = BareProduct(sets, torch.bfloat16)
+    for name, head in HEADS.items():
         cases[name] = partial(score_all, head, *sets.inputs)
-        cases[f"{name} bfloat16"] = partial(score_all, head, *sets.inputs, dtype=low)
-        if compiled and name == "t2i":
-            cases[f"{name} compiled"] = partial(score_all, head, *sets.inputs, backend="compile")
+        if name == "t2i" or size != LARGE:
+            cases[f"{name} bfloat16"] = partial(score_all, head, *sets.inputs, dtype=torch.bfloat16)
+    cases["t2i exact"] = partial(evaluate_exact, T2I, *sets.inputs, caption_image=sets.caption_image)
+    if size != LARGE and shutil.which(os.environ.get("CXX", "g++")):
+        cases["t2i compiled"] = partial(score_all, T2I, *sets.inputs, backend="compile")
+    if size == SMALL:
+        cases["loop over captions"] = partial(loop_over_captions, sets.regions, sets.words, sets.word_mask)
     return cases
 
 
-def time_in_turns(cases: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Median seconds a case, after one warm-up turn; every second turn goes backwards."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in tqdm(range(repetitions + 1), desc="turns", leave=False):
+def time_in_turns(
+    cases: dict[str, Callable[[], Any]], turns: int, *, warm_up: bool = True
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Seconds of the fastest turn of every case, and what it returned; every second turn goes backwards."""
+    seconds, results = dict.fromkeys(cases, float("inf")), {}
+    bar = tqdm(total=(turns + warm_up) * len(cases), leave=False)
+    for turn in range(-warm_up, turns):
         for name in list(cases)[:: -1 if turn % 2 else 1]:
+            bar.set_description(name)
             start = perf_counter()
-            cases[name]()
-            if turn:
-                seconds[name].append(perf_counter() - start)
-    return {name: median(values) for name, values in seconds.items()}
+            results[name] = cases[name]()
+            if turn >= 0:
+                seconds[name] = min(seconds[name], perf_counter() - start)
+            bar.update()
+    bar.close()
+    return seconds, results
 
 
-def ratios(seconds: dict[str, float]) -> dict[str, float]:
-    """Seconds of every case over those of the bare float32 product."""
-    return {name: value / seconds["bare product"] for name, value in seconds.items()}
+def exact_figures(sets: Sets, seconds: dict[str, float], results: dict[str, Any]) -> dict[str, Any]:
+    """Whether the exact metrics are those of float32, how much faster they come, and what was computed again."""
+    expected = evaluate_retrieval(results["t2i"], sets.caption_image)
+    report = results["t2i exact"]["exact"]
+    identical = expected == {name: results["t2i exact"][name] for name in expected}
+    recalls = {side: round(expected[side]["R@1"], 1) for side in ("i2t", "t2i")}
+    return {"identical": identical, "float32 / exact": seconds["t2i"] / seconds["t2i exact"], "R@1": recalls, **report}
 
 
 def peak_memory(images: int, captions: int) -> float:
@@ -143,67 +93,30 @@ def peak_memory(images: int, captions: int) -> float:
     return (resident("VmHWM") - before) / 1024 - scores.nbytes / 2**20
 
 
-def exact_figures(head: SCAN, sets: Sets) -> dict[str, Any]:
-    """Float32 and exact metrics: seconds of both, whether they are the same, and what was computed again."""
-    start = perf_counter()
-    expected = evaluate_retrieval(score_all(head, *sets.inputs), sets.caption_image)
-    float32 = perf_counter() - start
-    start = perf_counter()
-    metrics = evaluate_exact(head, *sets.inputs, caption_image=sets.caption_image)
-    exact = perf_counter() - start
-    report = metrics.pop("exact")
-    recalls = {side: round(expected[side]["R@1"], 1) for side in ("i2t", "t2i")}
-    return {
-        "float32_seconds": float32,
-        "exact_seconds": exact,
-        "identical": metrics == expected,
-        "R@1": recalls,
-        **report,
-    }
-
-
-def scaling(repetitions: int) -> dict[str, dict[int, float]]:
+def scaling(turns: int) -> dict[str, dict[int, float]]:
     """Seconds of t2i as one size grows and the others stay."""
-    start = {"images": 64, "captions": 64, "regions": 36, "dim": 1024}
-    steps = {"images": (64, 128, 256), "captions": (64, 128, 256), "regions": (18, 36, 72), "dim": (512, 1024, 2048)}
-    cases: dict[str, Callable[[], object]] = {}
-    for name, values in steps.items():
+    cases: dict[str, Callable[[], Any]] = {}
+    for name, values in SCALING.items():
         for value in values:
-            sizes = {**start, name: value}
-            sets = random_sets(sizes["images"], sizes["captions"], regions=sizes["regions"], dim=sizes["dim"])
-            cases[f"{name} {value}"] = partial(score_all, T2I, *sets.inputs)
-    seconds = time_in_turns(cases, repetitions)
-    return {name: {value: seconds[f"{name} {value}"] for value in values} for name, values in steps.items()}
+            size = {"images": 64, "captions": 64, "regions": 36, "dim": 1024, name: value}
+            cases[f"{name} {value}"] = partial(score_all, T2I, *random_sets(**size).inputs)
+    seconds, _ = time_in_turns(cases, turns)
+    return {name: {value: seconds[f"{name} {value}"] for value in values} for name, values in SCALING.items()}
 
 
-def environment() -> dict[str, Any]:
-    """The machine and what it had to do besides."""
-    cpu = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "cpu": cpu[0],
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-    }
-
-
-def draw(times: dict[str, float], by_size: dict[str, dict[int, float]], path: Path) -> None:
+def draw(ratios: dict[str, float], by_size: dict[str, dict[int, float]], path: Path) -> None:
     """Ratios to the bare product with their goals, and the scaling."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     bars, lines = figure.subplots(1, 2)
-    shown = {name: ratio for name, ratio in times.items() if name != "loop over captions"}  # it dwarfs the others
+    shown = {name: ratio for name, ratio in ratios.items() if name in GOALS or "bfloat16" in name}
     bars.barh(list(shown), list(shown.values()))
     for position, name in enumerate(shown):
         if name in GOALS:
             bars.plot([GOALS[name]] * 2, [position - 0.4, position + 0.4], color="black")
     bars.invert_yaxis()
-    bars.set(xlabel="time / bare float32 product (line: goal)", title="128 images x 128 captions")
+    bars.set(xlabel="time / bare float32 product (line: goal)", title=f"{MEDIUM[0]} images x {MEDIUM[1]} captions")
     for name, seconds in by_size.items():
         smallest = min(seconds)
         lines.plot([n / smallest for n in seconds], [t / seconds[smallest] for t in seconds.values()], "o-", label=name)
@@ -212,31 +125,61 @@ def draw(times: dict[str, float], by_size: dict[str, dict[int, float]], path: Pa
     figure.savefig(path, dpi=120)
 
 
+def by_pair_count(size: tuple[int, int]) -> float:
+    """How many times as many pairs COCO 5K has."""
+    return prod(COCO_5K) / prod(size)
+
+
+def measure(size: tuple[int, int], turns: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """Seconds of every case at a size, and the figures of the exact mode."""
+    sets = random_sets(*size)
+    seconds, results = time_in_turns(cases_of(sets, size=size), turns, warm_up=size != LARGE)
+    return seconds, exact_figures(sets, seconds, results)
+
+
+def print_table(ratios: dict[str, dict[str, float]]) -> None:
+    """Ratios to the bare product by case and size, with the goals."""
+    print(f"\n{'time / bare float32 product':28}" + "".join(f"{size:>12}" for size in ratios) + f"{'goal':>12}")
+    for name in next(iter(ratios.values())):
+        row = [*(some.get(name) for some in ratios.values()), GOALS.get(name)]
+        print(f"{name:28}" + "".join(f"{'' if value is None else f'{value:.2f}':>12}" for value in row))
+
+
 def scoring(repetitions: int) -> None:
-    """Ratios, exact metrics, memory and scaling; about four minutes on two cores that do nothing else."""
-    results: dict[str, Any] = {"environment": environment()}
-    compiled = shutil.which("c++") is not None
+    """Ratios, exact metrics, memory and scaling; well under ten minutes on two cores that do nothing else."""
+    seconds, exact = {}, {}
     with torch.no_grad():
-        small = time_in_turns(cases_of(random_sets(128, 128), loop=True, compiled=compiled), repetitions)
-        medium = time_in_turns(cases_of(random_sets(*MEDIUM), loop=False, compiled=False), max(2, repetitions // 3))
-        times = prod(COCO_5K) / prod(MEDIUM)
-        results["time / bare float32 product, 128 x 128"] = ratios(small)
-        results["time / bare float32 product, 250 x 1250"] = ratios(medium)
-        results["loop over captions / t2i, 128 x 128"] = small["loop over captions"] / small["t2i"]
-        results["minutes for 5000 x 25000, extrapolated"] = {name: times * medium[name] / 60 for name in medium}
-        results["t2i seconds by size"] = scaling(max(2, repetitions // 2))
-        results["exact metrics, t2i, 1000 x 5000"] = exact_figures(T2I, random_sets(*LARGE))
+        for size, turns in {SMALL: repetitions, MEDIUM: max(1, repetitions // 3), LARGE: 1}.items():
+            label = f"{size[0]} x {size[1]}"
+            print(f"{label} images x captions ...", flush=True)
+            seconds[label], exact[label] = measure(size, turns)
+        by_size = scaling(max(1, repetitions // 2))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        results["peak MB beyond embeddings and result, 1000 x 5000"] = fresh.submit(peak_memory, *LARGE).result()
+        memory = fresh.submit(peak_memory, *LARGE).result()
+    ratios = {label: {name: s / some["bare product"] for name, s in some.items()} for label, some in seconds.items()}
+    small, medium, large = seconds
+    loop = seconds[small]["loop over captions"]
+    minutes = {name: by_pair_count(LARGE) * s / 60 for name, s in seconds[large].items()}
+    report = {
+        "environment": {
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "load_average": [round(load, 1) for load in os.getloadavg()],
+        },
+        "loop over captions / t2i": {small: loop / seconds[small]["t2i"]},
+        f"minutes for 5000 x 25000, extrapolated from {large}": minutes,
+        f"minutes for 5000 x 25000, extrapolated from {small}": {
+            "loop over captions": by_pair_count(SMALL) * loop / 60
+        },
+        "exact metrics, t2i": exact,
+        "peak MB beyond embeddings and result": {large: memory},
+        "t2i seconds by size": by_size,
+        "seconds": seconds,
+        "time / bare float32 product": ratios,
+    }
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    (OUTPUT / "scoring.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw(ratios(small), results["t2i seconds by size"], OUTPUT / "scoring.png")
-    print(f"{'time / bare float32 product':28}{'128x128':>10}{'250x1250':>10}{'goal':>8}")
-    for name, ratio in ratios(small).items():
-        columns = (ratio, ratios(medium).get(name), GOALS.get(name))
-        print(f"{name:28}" + "".join(f"{'' if value is None else f'{value:.2f}':>10}" for value in columns))
-    print(json.dumps(results, indent=2))
-
-
-if __name__ == "__main__":
-    scoring(7)
+    (OUTPUT / "scoring.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(ratios[medium], by_size, OUTPUT / "scoring.png")
+    print(json.dumps(report, indent=2))
+    print_table(ratios)
