@@ -312,6 +312,26 @@ def score_tiles(
 
 
 @triton.jit
+def attend_back_to_inputs(
+    score_gradients, products, context_members, query_members,
+    context_grams, context_tile, query_norms, queries, end_query,
+    by_context_gram, by_query_norm,
+    temperature, lse_scale, CONTEXTS: tl.constexpr, NORMALIZATION: tl.constexpr, FOCAL: tl.constexpr,
+    AGGREGATION: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile's products in one direction; those of norms and Gram matrices are added where they belong."""
+    gram = tl.load(square_at(context_grams, context_tile, CONTEXTS))
+    norms = tl.load(query_norms + queries, mask=queries < end_query, other=0.0)
+    result, by_norm, by_gram = attend_backward(
+        score_gradients, products, context_members, query_members, gram, norms,
+        temperature, lse_scale, NORMALIZATION, FOCAL, AGGREGATION, PRECISION,
+    )  # fmt: skip
+    tl.atomic_add(by_query_norm + queries, by_norm, mask=queries < end_query)
+    tl.atomic_add(square_at(by_context_gram, context_tile, CONTEXTS), by_gram)
+    return result
+
+
+@triton.jit
 def product_gradients(
     row_items,
     row_sets,
@@ -362,23 +382,18 @@ def product_gradients(
         score_gradients, score_row_stride, score_column_stride, row_first_set, column_first_set, row_tile, column_tile
     )
     gradients = tl.load(place, mask=real, other=0.0)
-    gram = tl.load(square_at(row_grams, row_tile, ROWS))
-    norms = tl.load(column_norms + columns, mask=columns < end_column, other=0.0)
-    result, by_norm, by_gram = attend_backward(
-        gradients, products, row_members, column_members, gram, norms,
-        temperature, lse_scale, NORMALIZATION, FOCAL, AGGREGATION, PRECISION,
+    result = attend_back_to_inputs(
+        gradients, products, row_members, column_members, row_grams, row_tile, column_norms, columns, end_column,
+        by_row_gram, by_column_norm,
+        temperature, lse_scale, ROWS, NORMALIZATION, FOCAL, AGGREGATION, PRECISION,
     )  # fmt: skip
-    tl.atomic_add(by_column_norm + columns, by_norm, mask=columns < end_column)
-    tl.atomic_add(square_at(by_row_gram, row_tile, ROWS), by_gram)
     if BOTH:
-        gram = tl.load(square_at(column_grams, column_tile, COLUMNS))
-        norms = tl.load(row_norms + rows, mask=rows < end_row, other=0.0)
-        other, by_norm, by_gram = attend_backward(
-            tl.trans(gradients), tl.trans(products), column_members, row_members, gram, norms,
-            temperature, lse_scale, NORMALIZATION, FOCAL, AGGREGATION, PRECISION,
+        other = attend_back_to_inputs(
+            tl.trans(gradients), tl.trans(products), column_members, row_members,
+            column_grams, column_tile, row_norms, rows, end_row,
+            by_column_gram, by_row_norm,
+            temperature, lse_scale, COLUMNS, NORMALIZATION, FOCAL, AGGREGATION, PRECISION,
         )  # fmt: skip
-        tl.atomic_add(by_row_norm + rows, by_norm, mask=rows < end_row)
-        tl.atomic_add(square_at(by_column_gram, column_tile, COLUMNS), by_gram)
         result += tl.trans(other)
     place = (rows - tl.load(row_start + first_tile)).to(tl.int64)[:, None] * column_count + columns[None, :]
     real = (rows < end_row)[:, None] & (columns < end_column)[None, :]
