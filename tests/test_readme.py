@@ -97,8 +97,9 @@ def test_every_recipe_is_a_configuration():
 
     recipes = sorted((ROOT / "scripts" / "recipes").glob("*.yaml"))
     assert recipes
-    for recipe in recipes:
-        config = load_recipe(recipe)
+    for config in map(load_recipe, recipes):
+        if config.task == "retrieval":
+            continue  # these have a test of their own
         head = {key: value for key, value in config.model.head.items() if key != "name"}
         HEADS[config.model.head["name"]](**head)
 
