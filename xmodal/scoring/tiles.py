@@ -22,6 +22,7 @@ import torch
 
 from xmodal.heads import BFAN, SCAN
 from xmodal.heads.attention import EPSILON, NEGATIVE_SLOPE, aggregate
+from xmodal.heads.bfan import TIE
 from xmodal.scoring.packing import BOTH, CONTEXT, QUERY
 
 if TYPE_CHECKING:
@@ -226,8 +227,7 @@ def focus(
 ) -> Float[Tensor, "context_item context query_row"]:
     """Drop the weights that BFAN's focal function does not keep; see `xmodal.heads.bfan.focal_mask`.
 
-    F_i > 0 says that a weight is above a mean of the weights, plain (`equal`) or weighted by their roots (`prob`). A
-    mean that no weight is above, as of equal weights, keeps the greatest.
+    F_i > 0 says that a weight is above a mean of the weights, plain (`equal`) or weighted by their roots (`prob`).
     """
     if contexts.padded:
         weights = weights.mul_(contexts.mask.T[:, :, None])
@@ -238,8 +238,7 @@ def focus(
         confidence = torch.sqrt(weights, out=spare)
         total = confidence.sum(dim=1, keepdim=True)
         mean = confidence.mul_(weights).sum(dim=1, keepdim=True).div_(total)
-    threshold = torch.minimum(mean, weights.amax(dim=1, keepdim=True).mul_(1 - torch.finfo(weights.dtype).eps))
-    return weights.mul_(torch.gt(weights, threshold, out=spare))
+    return weights.mul_(torch.gt(weights, mean.mul_(1 - TIE), out=spare))
 
 
 def attended_cosines(
