@@ -167,7 +167,10 @@ def scoring(repetitions: int) -> None:
             "torch": torch.__version__,
             "load_average": [round(load, 1) for load in os.getloadavg()],
         },
-        "loop over captions / t2i": {small: loop / seconds[small]["t2i"]},
+        f"loop over captions at {small} / t2i, a pair": {
+            label: loop / prod(SMALL) / (some["t2i"] / prod(size))
+            for (label, some), size in zip(seconds.items(), (SMALL, MEDIUM, LARGE), strict=True)
+        },
         f"minutes for 5000 x 25000, extrapolated from {large}": minutes,
         f"minutes for 5000 x 25000, extrapolated from {small}": {
             "loop over captions": by_pair_count(SMALL) * loop / 60
