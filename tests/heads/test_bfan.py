@@ -29,7 +29,7 @@ def oracle_attention(queries, contexts, focal, temperature):
         a = [e / sum(exponentials) for e in exponentials]
         confidence = [1.0 if focal == "equal" else math.sqrt(value) for value in a]
         focus = [sum(g * (mine - other) for g, other in zip(confidence, a, strict=True)) for mine in a]
-        tie = 1e-5 * sum(g * value for g, value in zip(confidence, a, strict=True))
+        tie = 1e-4 * sum(g * value for g, value in zip(confidence, a, strict=True))
         kept = [value > -tie for value in focus]
         total = sum(value for value, keep in zip(a, kept, strict=True) if keep)
         weights.append([value / total if keep else 0.0 for value, keep in zip(a, kept, strict=True)])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Focal = Literal["prob", "equal"]
 
-TIE = 1e-5
+TIE = 1e-4
 """Attention that is less than the mean by this share of it is as good as the mean, and kept."""
 
 

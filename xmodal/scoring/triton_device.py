@@ -25,7 +25,7 @@ NEGATIVE_SLOPE = tl.constexpr(0.1)
 EPSILON = tl.constexpr(1e-8)
 TINY = tl.constexpr(1.1754943508222875e-38)
 """The smallest normal float32; with the two above, the constants of `xmodal.heads.attention`."""
-TIE = tl.constexpr(1e-5)
+TIE = tl.constexpr(1e-4)
 """As in `xmodal.heads.bfan`."""
 
 SETS = tl.constexpr(16)
