@@ -46,7 +46,7 @@ class RetrievalTask:
         check_class_disjoint(self.dataset, self.validation)
         backbone = config.model.backbone
         if isinstance(self.dataset, LabelledFeatures):
-            backbone = {"input_dim": self.dataset.dim, **backbone}
+            backbone = with_input_dim(backbone, self.dataset.dim)
         self.model = Embedder(backbone, config.model.dim, config.model.head, config.model.normalize)
         self.step_module = EmbeddingStep(self.model, build_objective(config.objective, self.model, self.dataset))
 
@@ -114,6 +114,17 @@ def load_split(config: LabelledDataConfig, splits: tuple[str, ...], *, train: bo
     """The images of some splits, preprocessed as for training or for testing."""
     transform = image_transform(train=train, resize=config.resize, crop=config.crop, square=config.square)
     return load_labelled(config.path, splits, transform=transform, seed=seed)
+
+
+def with_input_dim(backbone: dict[str, Any], dim: int) -> dict[str, Any]:
+    """The options of a backbone whose innermost one takes features of a length, which the options may leave out.
+
+    >>> with_input_dim({"name": "projected", "backbone": {"name": "mlp"}}, 1280)
+    {'name': 'projected', 'backbone': {'input_dim': 1280, 'name': 'mlp'}}
+    """
+    if "backbone" in backbone:
+        return {**backbone, "backbone": with_input_dim(backbone["backbone"], dim)}
+    return {"input_dim": dim, **backbone}
 
 
 def build_objective(config: dict[str, Any], embedder: Embedder, images: LabelledSet) -> nn.Module:
