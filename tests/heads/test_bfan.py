@@ -29,8 +29,9 @@ def oracle_attention(queries, contexts, focal, temperature):
         a = [e / sum(exponentials) for e in exponentials]
         confidence = [1.0 if focal == "equal" else math.sqrt(value) for value in a]
         focus = [sum(g * (mine - other) for g, other in zip(confidence, a, strict=True)) for mine in a]
-        tie = 1e-4 * sum(g * value for g, value in zip(confidence, a, strict=True))
-        kept = [value > -tie for value in focus]
+        kept = [value > 0 for value in focus]
+        if not any(kept):
+            kept = [True] * len(a)
         total = sum(value for value, keep in zip(a, kept, strict=True) if keep)
         weights.append([value / total if keep else 0.0 for value, keep in zip(a, kept, strict=True)])
         masks.append(kept)

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 Focal = Literal["prob", "equal"]
 
-TIE = 1e-4
-"""Attention that is less than the mean by this share of it is as good as the mean, and kept."""
-
 
 def bfan_scores(
     regions: Float[Tensor, "image region dim"],
@@ -182,14 +179,14 @@ def focal_mask(
 
     The paper scores item i by F_i = sum_j g_j (a_i - a_j) and keeps it where F_i > 0, with the confidence g = 1
     (`equal`) or g_j = sqrt(a_j) (`prob`). The sum over pairs collapses: F_i = a_i sum_j g_j - sum_j g_j a_j. Only real
-    context items are summed. Ties with the mean are kept, so that rounding does not decide about items of uniform
-    attention, or about a single one.
+    context items are summed. Where no item is above the others (uniform attention, a single item), all are kept.
     """
     real = context_mask[:, :, None, None]
     weights = weights.detach()
     confidence = real.to(weights) if focal == "equal" else weights.sqrt()
     total, average = confidence.sum(dim=1, keepdim=True), (confidence * weights).sum(dim=1, keepdim=True)
-    return real & (weights * total > (1 - TIE) * average)
+    kept = weights * total > average
+    return kept | (real & ~kept.any(dim=1, keepdim=True))
 
 
 def refocus(

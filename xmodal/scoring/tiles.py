@@ -22,7 +22,6 @@ import torch
 
 from xmodal.heads import BFAN, SCAN
 from xmodal.heads.attention import EPSILON, NEGATIVE_SLOPE, aggregate
-from xmodal.heads.bfan import TIE
 from xmodal.scoring.packing import BOTH, CONTEXT, QUERY
 
 if TYPE_CHECKING:
@@ -227,7 +226,8 @@ def focus(
 ) -> Float[Tensor, "context_item context query_row"]:
     """Drop the weights that BFAN's focal function does not keep; see `xmodal.heads.bfan.focal_mask`.
 
-    F_i > 0 says that a weight is above a mean of the weights, plain (`equal`) or weighted by their roots (`prob`).
+    F_i > 0 says that a weight is above a mean of the weights, plain (`equal`) or weighted by their roots (`prob`). A
+    mean that no weight is above, as of equal weights, keeps the greatest.
     """
     if contexts.padded:
         weights = weights.mul_(contexts.mask.T[:, :, None])
@@ -238,7 +238,8 @@ def focus(
         confidence = torch.sqrt(weights, out=spare)
         total = confidence.sum(dim=1, keepdim=True)
         mean = confidence.mul_(weights).sum(dim=1, keepdim=True).div_(total)
-    return weights.mul_(torch.gt(weights, mean.mul_(1 - TIE), out=spare))
+    threshold = torch.minimum(mean, weights.amax(dim=1, keepdim=True).mul_(1 - torch.finfo(weights.dtype).eps))
+    return weights.mul_(torch.gt(weights, threshold, out=spare))
 
 
 def attended_cosines(

@@ -25,8 +25,6 @@ NEGATIVE_SLOPE = tl.constexpr(0.1)
 EPSILON = tl.constexpr(1e-8)
 TINY = tl.constexpr(1.1754943508222875e-38)
 """The smallest normal float32; with the two above, the constants of `xmodal.heads.attention`."""
-TIE = tl.constexpr(1e-4)
-"""As in `xmodal.heads.bfan`."""
 
 SETS = tl.constexpr(16)
 """Sets in one side of a tile, at most: the smallest side that a matrix product on tensor cores takes."""
@@ -71,7 +69,10 @@ def refocus(weights, context_members, FOCAL: tl.constexpr, PRECISION: tl.constex
         confidence = tl.sqrt(weights)
         total = dot(context_members, confidence, PRECISION)
         threshold = dot(context_members, confidence * weights, PRECISION) / tl.maximum(total, TINY)
-    return tl.where(weights > dot(tl.trans(context_members), threshold - TIE * threshold, PRECISION), weights, 0.0)
+    kept = tl.where(weights > dot(tl.trans(context_members), threshold, PRECISION), weights, 0.0)
+    # Where nothing is above the mean (uniform attention), all is kept: every weight is above zero.
+    threshold = tl.where(dot(context_members, kept, PRECISION) > 0.0, threshold, 0.0)
+    return tl.where(weights > dot(tl.trans(context_members), threshold, PRECISION), weights, 0.0)
 
 
 @triton.jit
