@@ -149,7 +149,7 @@ def heads(repetitions: int) -> None:
             print(f"{name:24}{1000 * seconds[name]:9.0f}{faster:11.1f}x{slower:13.2f}x{memory:10.0f}")
 
 
-SUITES = ("heads", "scoring", "data", "gpu")
+SUITES = ("heads", "addr", "scoring", "data", "gpu")
 
 
 def suite(name: str) -> Callable[[int], None]:

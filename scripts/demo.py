@@ -67,7 +67,9 @@ def main(config: Demo) -> None:
     store, captions = RegionStore(data / "test.h5"), load_captions(captions_file, "test")
     sentences = [caption.caption for caption in captions]
     caption_image = caption_image_index(captions, store.image_id)
-    results = evaluate_matchers(matchers, store, sentences, caption_image)
+    results = {}
+    for name, matcher in matchers.items():
+        results |= evaluate_matchers({name: matcher}, store, sentences, caption_image)
     print(f"\n== test split: {len(store)} scenes with things that training never showed\n{format_table(results)}")
 
     scan = matchers["SCAN t-i LSE"]

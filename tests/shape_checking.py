@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import pkgutil
 import sys
 import typing
 
@@ -39,6 +40,14 @@ def import_with_shape_checks(*packages: str) -> None:
     loaded = [name for name in sys.modules if name in packages]
     if loaded:
         raise RuntimeError(f"{', '.join(loaded)} imported before shape checking could be switched on")
+    # Other libraries do not import under TYPE_CHECKING: all that is needed of them is loaded before that is set.
+    roots = {package.split(".")[0] for package in packages}
+    for root in roots:
+        for module in pkgutil.walk_packages(importlib.import_module(root).__path__, f"{root}."):
+            if not module.name.endswith(".__main__"):
+                importlib.import_module(module.name)
+    for name in [name for name in sys.modules if name.split(".")[0] in roots]:
+        del sys.modules[name]
     typing.TYPE_CHECKING = True
     try:
         with install_import_hook(packages, f"{__name__}.typechecked"):

@@ -1,0 +1,81 @@
+"""What ADDR adds to a training step of each head: `python -m scripts.benchmark addr`."""
+
+from __future__ import annotations
+
+from statistics import median
+from time import process_time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from scripts.benchmark import DIM, IMAGES, REGIONS, random_batch
+from xmodal.data import PairBatch
+from xmodal.model import Matcher
+from xmodal.objectives import HingeRanking
+from xmodal.training.adversary import Adversary
+from xmodal.training.step import MatchingStep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FEATURE_DIM, WORDS = 2048, 8000
+
+HEADS: dict[str, dict[str, Any]] = {
+    "SCAN t-i LSE": {"name": "scan"},
+    "BFAN prob": {"name": "bfan"},
+    "VSRN": {"name": "vsrn", "dim": DIM},
+}
+FORMS = ("fast_weights", "ridge", "amortized", "table")
+
+
+def pairs() -> PairBatch:
+    """A batch of 128 pairs of 36 regions with captions of real lengths, before its encoders."""
+    mask = random_batch().word_mask
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(IMAGES, REGIONS, FEATURE_DIM, generator=generator)
+    tokens = torch.randint(4, WORDS, mask.shape, generator=generator) * mask
+    index = torch.arange(IMAGES)
+    return PairBatch(features, torch.ones(IMAGES, REGIONS, dtype=torch.bool), tokens, mask, index, index)
+
+
+def training_step(head: dict[str, Any], form: str | None) -> Callable[[PairBatch], None]:
+    """A whole step, encoders and optimizer included, against discriminators of a form or none."""
+    torch.manual_seed(0)
+    normalize = head["name"] != "vsrn"
+    matcher = Matcher(
+        image={"name": "regions", "input_dim": FEATURE_DIM, "dim": DIM, "normalize": normalize},
+        text={"name": "gru", "dim": DIM, "normalize": normalize},
+        head=head,
+        vocabulary=["<pad>", "<start>", "<end>", "<unk>", *map(str, range(4, WORDS))],
+    )
+    module = MatchingStep(matcher, HingeRanking())
+    optimizer = torch.optim.Adam(module.parameters(), 2e-4)
+    opponents = [Adversary.build({"name": "addr", "form": form}, dim=DIM, pairs=IMAGES)] if form else []
+
+    def step(batch: PairBatch) -> None:
+        module(batch, 0, *opponents)["total"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for opponent in opponents:
+            opponent.gradient_norms()
+
+    return step
+
+
+def addr(repetitions: int) -> None:
+    """Processor time of a step with and without discriminators, taking turns."""
+    print(f"training step, batch {IMAGES}, dim {DIM}, {REGIONS} regions, float32; processor time")
+    batch = pairs()
+    print(f"\n{'seconds':16}{'without':>10}" + "".join(f"{form:>22}" for form in FORMS))
+    for name, head in HEADS.items():
+        steps = {form: training_step(head, form) for form in (None, *FORMS)}
+        seconds: dict[str | None, list[float]] = {form: [] for form in steps}
+        for repetition in tqdm(range(repetitions + 1), desc=name, leave=False):
+            for form, step in steps.items():
+                start = process_time()
+                step(batch)
+                if repetition:  # the first one warms up
+                    seconds[form].append(process_time() - start)
+        without, *others = (median(values) for values in seconds.values())
+        print(f"{name:16}{without:10.2f}" + "".join(f"{t:12.2f} ({t / without - 1:+7.1%})" for t in others))
