@@ -110,7 +110,7 @@ def test_pixels_to_embeddings_end_to_end(pictures, settings, change, capsys, tmp
     settings = change(
         settings,
         data=LabelledDataConfig(path=pictures, images_per_class=4, resize=36, crop=32),
-        model=EmbedderConfig(backbone={"name": "torchvision", "network": "resnet18", "weights": None}, dim=8),
+        model=EmbedderConfig(backbone={"name": "torchvision", "network": "shufflenet_v2_x0_5", "weights": None}, dim=8),
         epochs=2,
         batch_size=8,
     )
@@ -124,12 +124,13 @@ def test_pixels_to_embeddings_end_to_end(pictures, settings, change, capsys, tmp
 
     sheet, plane, numbers = tmp_path / "sheet.png", tmp_path / "map.png", tmp_path / "numbers.json"
     arguments = ["--splits", "dev", "--recall-at", "1", "2", "--resize", "36", "--crop", "32"]
-    drawings = ["--neighbors", str(sheet), "--map", str(plane), "--json", str(numbers)]
+    drawings = ["--neighbors", str(sheet), "--queries", "2", "--map", str(plane), "--json", str(numbers)]
     main(["evaluate-embedder", str(settings.output), "--path", str(pictures), *arguments, *drawings])
     assert {"R@1", "R@2", "mAP@R", "R-precision", "NMI", "F1"} <= json.loads(numbers.read_text()).keys()
     assert "mAP@R" in capsys.readouterr().out
-    assert Image.open(sheet).size[0] > 100
-    assert Image.open(plane).size[0] > 100
+    for drawing in (sheet, plane):
+        with Image.open(drawing) as picture:
+            assert picture.size[0] > 100
 
 
 def test_a_recipe_says_what_is_trained(settings, tmp_path, capsys):
@@ -169,8 +170,8 @@ def test_what_cannot_work_is_refused(settings, change, changes, message):
 
 
 def test_a_criterion_that_is_no_result_is_refused():
-    with pytest.raises(ValueError, match=r"criterion 'map@r' is no result \(did you mean 'mAP@R'\?\)"):
-        RetrievalConfig(criterion="map@r")
+    with pytest.raises(ValueError, match=r"criterion 'mAP@r' is no result \(did you mean 'mAP@R'\?\)"):
+        RetrievalConfig(criterion="mAP@r")
 
 
 def test_rates_hold_from_their_epoch_on(settings, change, read_log):
