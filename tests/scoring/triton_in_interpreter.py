@@ -7,9 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xmodal.data import PairBatch
 from xmodal.heads import BFAN, SCAN, SCAN_PUBLISHED
+from xmodal.model import Matcher
+from xmodal.objectives import HingeRanking
 from xmodal.scoring import score_all
 from xmodal.scoring.triton_kernels import Tile, triton_scores
+from xmodal.training.step import MatchingStep
 
 TILE = Tile(rows=32, columns=32, depth=16)
 """Small, so that a few items already need several tiles."""
@@ -150,4 +154,27 @@ def test_gradients_equal_those_of_the_head(head, masked, monkeypatch):
     )
     expected = torch.autograd.grad((weight * head(regions, words, *masks)).sum(), (regions, words))
     for got, wanted in zip(fused, expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=2e-4, rtol=2e-4)
+
+
+def test_training_with_the_kernel_is_training_with_the_head():
+    """One step's terms and the gradients of all parameters, through the encoders."""
+    generator = torch.Generator().manual_seed(4)
+    features, region_mask = draw_side([5, 9, 2, 7], 9, 12, generator)
+    _, word_mask = draw_side([2, 8, 5, 3], 8, 12, generator)
+    tokens = torch.randint(4, 9, word_mask.shape, generator=generator)
+    order = word_mask.sum(1, keepdim=True) > torch.arange(8)  # a GRU reads from the first word on
+    batch = PairBatch(features.nan_to_num(1.0), region_mask, tokens, order, torch.arange(4), torch.arange(4))
+    torch.manual_seed(0)
+    matcher = Matcher(
+        image={"name": "regions", "input_dim": 12, "dim": 16},
+        text={"name": "gru", "dim": 16, "word_dim": 4},
+        head={"name": "scan"},
+        vocabulary=["<pad>", "<start>", "<end>", "<unk>", *"abcde"],
+    )
+    gradients = []
+    for scoring in ("eager", "triton"):
+        step = MatchingStep(matcher, HingeRanking(), scoring=scoring)
+        gradients.append(torch.autograd.grad(step(batch, 0)["total"], list(matcher.parameters())))
+    for got, wanted in zip(*gradients, strict=True):
         torch.testing.assert_close(got, wanted, atol=2e-4, rtol=2e-4)

@@ -320,6 +320,7 @@ def test_a_validation_image_without_caption_is_refused(config, change, data_fold
             {"optimizer__rates": {"matcher.text": 0.1}},
             "no name .* begins with 'matcher.text'",
         ),
+        ({"scoring": "triton"}, "the Triton kernel needs a CUDA device"),
         ({"protocol": "f30k_1k"}, "did you mean 'f30k-1k'"),
         ({"protocol": "coco-5k"}, "takes 5000 images and 25000 captions, but the scores are 10 x"),
         ({"data__train": "trian"}, "trian.h5"),

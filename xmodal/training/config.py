@@ -161,6 +161,8 @@ class TrainConfig(RunConfig):
     """Ranking objective: `hinge` or `info_nce`, with its options."""
     adversary: dict[str, Any] = field(default_factory=dict)
     """Domain discriminators that the encoders are trained against, `{name: addr, ...}`; empty for none."""
+    scoring: Literal["eager", "triton"] = "eager"
+    """What scores a training batch: the head's own code, or the fused kernel (SCAN and BFAN on a GPU; less memory)."""
     protocol: str = "plain"
     """Evaluation protocol of the validation."""
     task: Literal["matching"] = "matching"

@@ -14,6 +14,7 @@ from xmodal.evaluation import evaluate_protocol
 from xmodal.model import Matcher
 from xmodal.names import build
 from xmodal.objectives import OBJECTIVES
+from xmodal.scoring.triton_kernels import check_triton, kernel_options
 from xmodal.training.augmentation import shrink
 from xmodal.training.sampler import ShuffledBatches
 from xmodal.training.step import MatchingStep
@@ -52,7 +53,10 @@ class MatchingTask:
         self.model = build_matcher(config.model, store, config.data)
         self.dataset = PairDataset(store, captions, self.model.tokenizer)
         objective = build("objective", OBJECTIVES, config.objective)
-        self.step_module = MatchingStep(self.model, objective, config.model.captioning_weight)
+        if config.scoring == "triton":
+            check_triton(torch.float32, device)
+            kernel_options(self.model.head)
+        self.step_module = MatchingStep(self.model, objective, config.model.captioning_weight, config.scoring)
         self.adversary = None
         if config.adversary:
             from xmodal.training.adversary import Adversary

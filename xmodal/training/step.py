@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch import nn
 
 from xmodal.objectives.addr import DomainFeatures
 from xmodal.objectives.captioning import caption_labels
+from xmodal.scoring.triton_kernels import triton_scores
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -29,11 +31,18 @@ class MatchingStep(nn.Module):
     joins the statistics too; torch cannot on CPUs.)
     """
 
-    def __init__(self, matcher: Matcher, objective: nn.Module, captioning_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        matcher: Matcher,
+        objective: nn.Module,
+        captioning_weight: float = 1.0,
+        scoring: Literal["eager", "triton"] = "eager",
+    ) -> None:
         super().__init__()
         self.matcher = matcher
         self.objective = objective
         self.captioning_weight = captioning_weight
+        self.compare = partial(triton_scores, matcher.head) if scoring == "triton" else matcher.head.compare
 
     def forward(self, batch: PairBatch, step: int, adversary: Adversary | None = None) -> dict[str, Float[Tensor, ""]]:
         """Loss terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
@@ -45,7 +54,7 @@ class MatchingStep(nn.Module):
         states, domain, images = head.image_stages(self.matcher.encode_images(batch.region_features), batch.region_mask)
         words = self.matcher.encode_captions(batch.tokens, batch.word_mask)
         captions, word_mask = gather(head.embed_captions(words, batch.word_mask)), gather(batch.word_mask)
-        scores = gather(head.compare(images, captions, batch.region_mask, word_mask))
+        scores = gather(self.compare(images, captions, batch.region_mask, word_mask))
         ranking = self.objective(scores, gather(batch.image), step=step)
         terms = dict(ranking)
         if captioner is not None:
