@@ -106,6 +106,7 @@ METHODS = {
         {
             "no warm-up": {},
             "no warm-up, lambda_2 50": {"objective": {"adv_weight": 50.0}},
+            "no warm-up, split gradients": {"objective": {"gradients": "split"}},
             "warm-up, then the released rates": {
                 "objective": {"warmup_steps": 80},
                 "optimizer": {

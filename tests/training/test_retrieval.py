@@ -106,6 +106,12 @@ def test_training_helps_classes_never_seen(settings, change):
     assert train(change(settings, epochs=20))["mAP@R"] > untrained + 10
 
 
+def test_a_wrapped_backbone_reads_the_length_of_features_from_their_file(settings, change):
+    wrapped = {"name": "projected", "backbone": {"name": "mlp"}, "dim": 6}
+    model = RetrievalTask(change(settings, model__backbone=wrapped), torch.device("cpu")).model
+    assert model(torch.randn(2, 16)).shape == (2, 8)
+
+
 def test_pixels_to_embeddings_end_to_end(pictures, settings, change, capsys, tmp_path):
     settings = change(
         settings,
