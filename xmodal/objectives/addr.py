@@ -1,4 +1,4 @@
-"""ADDR: adversarial, discriminative domain regularization (Wei et al., ICPR 2020, arXiv 2010.12126).
+"""ADDR: adversarial, discriminative domain regularization (Ren et al., ICPR 2020, arXiv 2010.12126).
 
 Each matched pair p of a batch has a linear discriminator f_p = (W_p, b_p) of its own that tells the pair's words from
 its regions. L_p(f_q), the error of q's discriminator on the items of p, is a binary cross entropy, at least 0:
