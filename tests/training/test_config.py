@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from xmodal.training.adversary import Adversary
 from xmodal.training.config import DataConfig, OptimizerConfig, TrainConfig, from_dict, load_recipe, to_dict
 
 
@@ -55,3 +56,42 @@ def test_a_recipe_that_cannot_be_is_refused(tmp_path, text, message):
 def test_a_missing_recipe_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         load_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_a_recipe_says_what_differs_from_its_base(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "base.yaml").write_text("optimizer: {name: adamw, learning_rate: 1e-3}\nepochs: 4\n")
+    (tmp_path / "deep" / "one.yaml").write_text("base: ../base.yaml\noptimizer: {learning_rate: 3e-3}\n")
+    (tmp_path / "two.yaml").write_text("base: deep/one.yaml\nepochs: 5\ndata: {drop_words: 0.2}\n")
+    config = load_recipe(tmp_path / "two.yaml")
+    assert config == TrainConfig(
+        optimizer=OptimizerConfig(name="adamw", learning_rate=3e-3), epochs=5, data=DataConfig(drop_words=0.2)
+    )
+
+
+def test_a_base_that_cannot_be_is_refused(tmp_path):
+    path, other = tmp_path / "recipe.yaml", tmp_path / "other.yaml"
+    path.write_text("base: nowhere.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml does not exist"):
+        load_recipe(path)
+    path.write_text("base: other.yaml\n")
+    other.write_text("base: recipe.yaml\n")
+    with pytest.raises(ValueError, match=r"recipe\.yaml is a base of itself"):
+        load_recipe(path)
+    other.write_text("- a list\n")
+    with pytest.raises(ValueError, match=r"other\.yaml must be a mapping of options"):
+        load_recipe(path)
+
+
+def test_an_ablation_of_addr_changes_one_thing():
+    recipes = Path(__file__).parents[2] / "scripts" / "recipes"
+    whole = to_dict(load_recipe(recipes / "scan_t2i_lse_addr_f30k.yaml"))
+    ablations = sorted((recipes / "ablations").glob("addr_*.yaml"))
+    assert len(ablations) >= 10
+    for path in ablations:
+        options = {
+            key: value for key, value in load_recipe(path).adversary.items() if key not in ("name", "learning_rate")
+        }
+        Adversary.build({"name": "addr", **options}, dim=8, pairs=4)
+        assert to_dict(load_recipe(path)) | {key: whole[key] for key in ("output", "adversary")} == whole
+        assert sum(whole["adversary"][key] != value for key, value in options.items()) == 1, path.name

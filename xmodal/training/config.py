@@ -290,23 +290,42 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "configuration") 
 def load_recipe(path: str | Path) -> Any:
     """Read a YAML recipe; its `task` says what it trains, images with text (`matching`) where it is left out.
 
+    A recipe that names another one as its `base`, by a path that starts at its own folder, says only what is different.
+
     Raises:
-        FileNotFoundError: if it is not there.
+        FileNotFoundError: if it, or its base, is not there.
         ValueError: if it is no YAML, or as for `from_dict`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"recipe {path} does not exist")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {path} is no YAML: {error}") from error
-    task = values.get("task", "matching") if isinstance(values, dict) else "matching"
+    values = _read_recipe(Path(path))
+    task = values.get("task", "matching")
     if task not in CONFIGS:
         raise ValueError(
             f"recipe {path}: unknown task {task!r}{near_miss(str(task), CONFIGS)}; known: {', '.join(CONFIGS)}"
         )
     return from_dict(CONFIGS[task], values, f"recipe {path}")
+
+
+def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe on top of those of its base."""
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe {path} does not exist")
+    if path.resolve() in above:
+        raise ValueError(f"recipe {path} is a base of itself")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path} must be a mapping of options, got {values!r}")
+    base = values.pop("base", None)
+    return values if base is None else _merged(_read_recipe(path.parent / base, (*above, path.resolve())), values)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A mapping with some values changed; mappings inside it are merged alike."""
+    both = base.keys() & changes.keys()
+    inner = {key for key in both if isinstance(base[key], dict) and isinstance(changes[key], dict)}
+    return {**base, **changes, **{key: _merged(base[key], changes[key]) for key in inner}}
 
 
 class _Loader(yaml.SafeLoader):
