@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from scripts.benchmark import DIM, IMAGES, REGIONS, random_batch
+from scripts.benchmark_heads import DIM, IMAGES, REGIONS, random_batch
 from xmodal.data import PairBatch
 from xmodal.model import Matcher
 from xmodal.objectives import HingeRanking

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from scripts.benchmark import loop_over_captions, resident
+from scripts.benchmark_heads import loop_over_captions, resident
 from scripts.benchmark_sets import BareProduct, Sets, random_sets
 from xmodal.evaluation import evaluate_retrieval
 from xmodal.heads import BFAN, SCAN
