@@ -443,8 +443,8 @@ than too wide, and with this many of them a few lie beside zero by chance.
   reason. This is a small test, not a verdict on the whole network and the thousands of steps that were published.
 - **IE** against softmax: `exp-hinge` gains on both data sets, a little less than center loss does; softmax with
   either is no better than the untrained features and far below the best metric losses. `magnet` and `mean-distance` do
-  nothing: at a margin of 1 their hinges rest (`mean-distance` from the first step), as squared distances here are
-  large. Other margins were not tried.
+  nothing: at a margin of 1, and squared distances as large as here, the hinge of `mean-distance` rests from the first
+  step, and that of `magnet` nearly so by the end. Other margins were not tried.
 
 ## How it was done
 
