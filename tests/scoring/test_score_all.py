@@ -15,6 +15,7 @@ from batches import ALL_HEADS, Batch, batches, random_batch
 from xmodal.heads import BFAN, SCAN, VSRN, Cosine, Head
 from xmodal.scoring import score_all, score_pairs
 from xmodal.scoring.backends import choose_backend
+from xmodal.scoring.blocks import make_plan, score_tiles
 from xmodal.scoring.packing import group_by_length
 
 HEADS: list[Head] = [
@@ -205,3 +206,25 @@ def test_a_cuda_device_gets_the_fused_kernel_for_what_that_takes():
 def test_compiled_scores_are_those_of_the_head(head):
     batch = in_float32(random_batch(images=7, captions=9))
     torch.testing.assert_close(score_all(head, *batch, backend="compile"), head(*batch), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head", [SCAN(), BFAN()], ids=str)
+def test_the_number_of_threads_changes_neither_scores_nor_itself(head):
+    """Tiles are computed side by side, in inference mode as well, and a reader may stop half way."""
+    generator = torch.Generator().manual_seed(0)
+    regions, words = torch.randn(150, 9, 16, generator=generator), torch.randn(250, 12, 16, generator=generator)
+    threads = torch.get_num_threads()
+    try:
+        scores = []
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            with torch.inference_mode(number == 3):
+                scores.append(score_all(head, regions, words))
+            assert torch.get_num_threads() == number
+        assert torch.equal(*scores)
+        plan = make_plan(head, regions, words)
+        next(tiles := score_tiles(head, regions, words, None, None, plan))
+        tiles.close()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,9 +29,13 @@ if TYPE_CHECKING:
 
     from xmodal.heads import Head
     from xmodal.scoring.backends import Backend
+    from xmodal.scoring.packing import Block
     from xmodal.scoring.tiles import FastPath
 
 logger = logging.getLogger("xmodal")
+
+AHEAD = 32
+"""Tiles that are begun before the first is waited for: enough that every thread has work."""
 
 
 class Plan(NamedTuple):
@@ -156,11 +164,15 @@ def score_tiles(
         yield from tiles(head, regions, words, region_mask, word_mask, plan, wanted)
         return
     path = FAST_PATHS[type(head)](head)
+    workers = 1
     if plan.backend == "compile":
         path = compile_path(path)
+    elif plan.device.type == "cpu":  # each has its own buffers, about four of the size of a tile
+        workers = min(torch.get_num_threads(), max(1, plan.budget_bytes // (8 * tile_bytes(plan.device))))
     images = Collection(regions, region_mask, plan.dtype, plan.device)
     captions = Collection(words, word_mask, plan.dtype, plan.device)
-    yield from _fast_tiles(path, images, captions, plan.budget_bytes, wanted)
+    tiles = _fast_tiles(path, images, captions, plan.budget_bytes, wanted)
+    yield from _side_by_side(tiles, workers) if workers > 1 else (tile() for tile in tiles)
 
 
 def _fast_tiles(
@@ -169,8 +181,17 @@ def _fast_tiles(
     captions: Collection,
     budget_bytes: int,
     wanted: Callable[[Tensor, Tensor], bool],
-) -> Iterator[Tile]:
-    scratch = Scratch()
+) -> Iterator[Callable[[], Tile]]:
+    """What computes each tile; any of it may run in any thread."""
+    scratch, inference = threading.local(), torch.is_inference_mode_enabled()
+
+    def score(image_block: Block, caption_block: Block) -> Tile:
+        scratch.buffers = getattr(scratch, "buffers", None) or Scratch()
+        with torch.inference_mode(inference), torch.no_grad():  # neither is inherited by a thread
+            products = multiply(image_block, caption_block, path, scratch.buffers)
+            scores = path.score(products, image_block, caption_block, scratch.buffers)
+        return Tile(image_block.sets, caption_block.sets, scores)
+
     item_bytes = result_dtype(images.dtype).itemsize
     tile_elements = max(1, min(tile_bytes(images.device), budget_bytes // 16) // item_bytes)
     caption_parts = captions.divide(torch.arange(len(captions)), int(tile_elements**0.5))
@@ -183,10 +204,24 @@ def _fast_tiles(
             if not chosen:
                 continue
             caption_block = captions.block(parts, path.captions)
-            for image_block in chosen:
-                products = multiply(image_block, caption_block, path, scratch)
-                scores = path.score(products, image_block, caption_block, scratch)
-                yield Tile(image_block.sets, caption_block.sets, scores)
+            yield from (partial(score, image_block, caption_block) for image_block in chosen)
+
+
+def _side_by_side(tiles: Iterator[Callable[[], Tile]], workers: int) -> Iterator[Tile]:
+    """Tiles in their order, each computed by one thread alone: the passes over a tile are too short to be shared."""
+    threads, running = torch.get_num_threads(), deque[Future[Tile]]()
+    # Given within a thread, the number holds for that thread, for later ones, and for products everywhere.
+    alone = partial(torch.set_num_threads, 1)
+    try:
+        with ThreadPoolExecutor(workers, "xmodal-scoring", initializer=alone) as pool:
+            for tile in tiles:
+                running.append(pool.submit(tile))
+                if len(running) > AHEAD:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _compared_tiles(
