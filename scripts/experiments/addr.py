@@ -77,6 +77,8 @@ class Experiment:
     """Where the runs go."""
     page: Path = Path("docs/results/addr.md")
     """Page to write; its picture goes beside it."""
+    heads: tuple[str, ...] = tuple(HEADS)
+    """Which heads."""
     dim: int = 256
     """Dim of the joint space."""
     epochs: int = 3
@@ -89,8 +91,8 @@ class Experiment:
 
 def main(experiment: Experiment) -> None:
     """Choose, compare, and write the page once all is there."""
-    train_all([run for head in HEADS for run in tuning_runs(experiment, head).values()])
-    chosen = {head: choose(experiment, head) for head in HEADS}
+    train_all([run for head in experiment.heads for run in tuning_runs(experiment, head).values()])
+    chosen = {head: choose(experiment, head) for head in experiment.heads}
     arms = {head: comparison(experiment, head, setting) for head, setting in chosen.items()}
     runs = [run for pair in arms.values() for seed in zip(*pair.values(), strict=True) for run in seed]
     train_all(runs)
@@ -182,13 +184,13 @@ def write_page(
         compared.append([f"{head}", *(spread(arm["baseline"], metric) for metric in METRICS)])
         compared.append([f"{head} + ADDR", *(spread(arm["ADDR"], metric) for metric in METRICS)])
         compared.append(["difference", *(gain(arm["baseline"], arm["ADDR"], metric) for metric in METRICS)])
-    tried = [tuning_runs(experiment, head) for head in HEADS]
-    tuned = [["dev rsum", *HEADS]]
+    tried = [tuning_runs(experiment, head) for head in experiment.heads]
+    tuned = [["dev rsum", *experiment.heads]]
     tuned += [
         [name, *(f"{validation(runs[name])['rsum']:.1f}" if name in runs else "" for runs in tried)]
         for name in tried[0]
     ]
-    seconds = [["median seconds a step", *HEADS]]
+    seconds = [["median seconds a step", *experiment.heads]]
     seconds += [
         [arm, *(f"{median(log(pair[arm][0], 'seconds')):.2f}" for pair in arms.values())]
         for arm in ("baseline", "ADDR")
