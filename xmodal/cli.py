@@ -56,6 +56,8 @@ class EvaluateEmbedder:
     """Pixels of the shorter side of an image before it is cropped, as in training."""
     crop: int = 224
     """Side of the square that is cut out of the center."""
+    square: bool = False
+    """Stretch an image to a square before it is cropped."""
     neighbors: Path | None = None
     """Also draw the nearest images of some queries here."""
     queries: int = 8
@@ -159,7 +161,7 @@ def evaluate_embedder(config: EvaluateEmbedder) -> None:
     from xmodal.search.neighbors import draw_map, draw_neighbors
     from xmodal.training.retrieval import load_split
 
-    data = LabelledDataConfig(config.path, resize=config.resize, crop=config.crop)
+    data = LabelledDataConfig(config.path, resize=config.resize, crop=config.crop, square=config.square)
     images, embedder = load_split(data, config.splits, train=False), _load(config.model, Embedder)
     progress = sys.stderr.isatty()
     embeddings = embedder.embed_all(images, progress=progress)

@@ -44,5 +44,6 @@ def build(kind: str, registry: Mapping[str, Callable[..., Any]], options: Mappin
 
 def near_miss(word: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' where something similar exists, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), list(lower), n=1)
+    return f" (did you mean {lower[close[0]]!r}?)" if close else ""

@@ -44,6 +44,7 @@ def test_a_recipe_may_write_numbers_as_people_do(tmp_path, number):
         ("- a list", "must be a mapping of options"),
         ("", "must be a mapping of options, got None"),
         ("a: [", "is no YAML"),
+        ("objective: {on: features}", 'the option name True is no text; .* put it in quotes: "on"'),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(tmp_path, text, message):

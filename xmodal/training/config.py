@@ -317,6 +317,7 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"recipe {path} is no YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must be a mapping of options, got {values!r}")
+    _check_names(values, path)
     base = values.pop("base", None)
     return values if base is None else _merged(_read_recipe(path.parent / base, (*above, path.resolve())), values)
 
@@ -335,6 +336,18 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+
+
+def _check_names(values: dict[Any, Any], path: Path) -> None:
+    """Refuse option names that YAML 1.1 does not take for text."""
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise ValueError(
+                f"recipe {path}: the option name {name!r} is no text; YAML takes a bare on, off, yes or no for a truth "
+                'value, so put it in quotes: "on"'
+            )
+        if isinstance(value, dict):
+            _check_names(value, path)
 
 
 def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
