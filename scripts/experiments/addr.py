@@ -105,7 +105,7 @@ def configure(
     """One run; the recipe of the COCO objects with another head, a smaller joint space and fewer epochs."""
     text = {"name": "gru", "dim": experiment.dim, "word_dim": 300, "bidirectional": True}
     image: dict[str, Any] = {"name": "regions", "dim": experiment.dim}
-    options = dict(HEADS[head])
+    options, folder = dict(HEADS[head]), HEADS[head]["name"]
     if options["name"] == "vsrn":  # which normalizes what it has reasoned
         options, text, image = (
             options | {"dim": experiment.dim},
@@ -113,7 +113,7 @@ def configure(
             image | {"normalize": False},
         )
     return TrainConfig(
-        output=experiment.output / name / options["name"] / f"seed{seed}",
+        output=experiment.output / name / folder / f"seed{seed}",
         data=DataConfig(folder=experiment.data, drop_regions=0.2, drop_words=0.2),
         model=ModelConfig(image=image, text=text, head=options),
         objective={"name": "info_nce", "temperature": 0.05, "learn_temperature": True},
@@ -226,11 +226,12 @@ def draw_curves(runs: Mapping[str, TrainConfig], path: Path) -> None:
         "addr/gradient_ratio": "adversarial / ranking gradient",
     }
     figure = new_figure(12, 3.5)
-    for axes, (name, title) in zip(figure.subplots(1, len(names)), names.items(), strict=True):
+    plots = figure.subplots(1, len(names))
+    for axes, (name, title) in zip(plots, names.items(), strict=True):
         for head, run in runs.items():
             axes.plot(log(run, name), label=head, linewidth=1)
         axes.set(title=title, xlabel="step")
-    axes.legend()
+    plots[0].legend()
     save_figure(figure, path)
 
 

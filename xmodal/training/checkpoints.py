@@ -23,7 +23,7 @@ from xmodal.training.config import flatten
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xmodal.model import Matcher
+    from xmodal.training.task import Model
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -54,18 +54,18 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def save_best(folder: Path, matcher: Matcher) -> None:
-    """Write the best model so far, as `Matcher.from_pretrained` reads it.
+def save_best(folder: Path, model: Model) -> None:
+    """Write the best model so far, as its `from_pretrained` reads it.
 
     Within a run only the weights change. So the first call writes the folder aside and renames it, and later ones
     replace the weights file in it: at every moment `best` is one whole model.
     """
     if (folder / BEST).is_dir():
-        matcher.save_weights(folder / BEST)
+        model.save_weights(folder / BEST)
         return
     aside = folder / f".{BEST}.partial"
     shutil.rmtree(aside, ignore_errors=True)
-    matcher.save_pretrained(aside)
+    model.save_pretrained(aside)
     aside.rename(folder / BEST)
 
 

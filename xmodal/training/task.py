@@ -46,13 +46,32 @@ class Task(Protocol):
     loss terms, of which training minimizes `total`.
     """
 
-    dataset: Dataset[Any]
-    model: Model
-    step_module: nn.Module
-    adversary: Adversary | None
-    workers: int
-
     def __init__(self, config: Any, device: torch.device) -> None: ...
+
+    @property
+    def dataset(self) -> Dataset[Any]:
+        """The training data."""
+        ...
+
+    @property
+    def model(self) -> Model:
+        """What is trained and kept."""
+        ...
+
+    @property
+    def step_module(self) -> nn.Module:
+        """The model and its objective, as one Module that can be distributed."""
+        ...
+
+    @property
+    def adversary(self) -> Adversary | None:
+        """What is trained against the model."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Processes that read the data."""
+        ...
 
     def batches(self, process: int, processes: int) -> Batches:
         """The order of the training data."""
