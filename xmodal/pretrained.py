@@ -58,7 +58,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         if not weights.is_file():
             raise FileNotFoundError(f"{weights} does not exist: the folder has a configuration but no weights")
         model = cls(**cls._options_to_load(folder, options))
-        return cls._load_as_safetensor(model, str(weights), map_location, strict)
+        return cls._load_as_safetensor(model, str(weights), map_location, strict).eval()
 
     @classmethod
     def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
