@@ -16,8 +16,7 @@ import tyro
 from preprocess import emoji_scenes, regions
 from xmodal.data import RegionStore, Vocabulary, load_captions
 from xmodal.data.captions import caption_image_index
-from xmodal.evaluation import format_table
-from xmodal.evaluation.matchers import evaluate_matchers
+from xmodal.evaluation import evaluate_protocol, format_table
 from xmodal.evaluation.pointing import pointing_accuracy
 from xmodal.evaluation.report import plot_learning_curves, write_report
 from xmodal.model import Matcher
@@ -67,9 +66,8 @@ def main(config: Demo) -> None:
     store, captions = RegionStore(data / "test.h5"), load_captions(captions_file, "test")
     sentences = [caption.caption for caption in captions]
     caption_image = caption_image_index(captions, store.image_id)
-    results = {}
-    for name, matcher in matchers.items():
-        results |= evaluate_matchers({name: matcher}, store, sentences, caption_image)
+    scores = {name: matcher.score_all(store, sentences) for name, matcher in matchers.items()}
+    results = {name: evaluate_protocol(matrix, caption_image) for name, matrix in scores.items()}
     print(f"\n== test split: {len(store)} scenes with things that training never showed\n{format_table(results)}")
 
     scan = matchers["SCAN t-i LSE"]

@@ -22,7 +22,7 @@ import tyro
 from scripts.experiments.study import TEST, gain, remembered, spread, train_all, validation
 from xmodal.data import RegionStore, load_captions
 from xmodal.data.captions import caption_image_index
-from xmodal.evaluation.matchers import evaluate_matchers
+from xmodal.evaluation import evaluate_protocol
 from xmodal.evaluation.report import RECALLS, markdown_table
 from xmodal.model import Matcher
 from xmodal.search.pictures import new_figure, save_figure
@@ -165,8 +165,8 @@ def test(experiment: Experiment, run: TrainConfig) -> dict[str, Any]:
     def evaluate() -> dict[str, Any]:
         store = RegionStore(experiment.data / "test.h5")
         captions = load_captions(experiment.data / "captions.jsonl", "test")
-        sentences, image = [caption.caption for caption in captions], caption_image_index(captions, store.image_id)
-        return evaluate_matchers({"": Matcher.from_pretrained(run.output / BEST)}, store, sentences, image)[""]
+        scores = Matcher.from_pretrained(run.output / BEST).score_all(store, [caption.caption for caption in captions])
+        return evaluate_protocol(scores, caption_image_index(captions, store.image_id))
 
     return remembered(run.output / TEST, evaluate)
 

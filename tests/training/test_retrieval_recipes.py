@@ -17,7 +17,7 @@ from xmodal.training.trainer import _parameter_groups
 RECIPES = sorted(
     path
     for path in (Path(__file__).parents[2] / "scripts" / "recipes").glob("*.yaml")
-    if "retrieval" in path.read_text()
+    if isinstance(load_recipe(path), RetrievalConfig)
 )
 LEVELS = {"cub": (1, 2, 4, 8), "cars": (1, 2, 4, 8), "sop": (1, 10, 100, 1000), "in_shop": (1, 10, 20, 30)}
 

@@ -15,6 +15,7 @@ from xmodal.model import Matcher
 from xmodal.names import build
 from xmodal.objectives import OBJECTIVES
 from xmodal.scoring.triton_kernels import check_triton, kernel_options
+from xmodal.training.adversary import Adversary
 from xmodal.training.augmentation import shrink
 from xmodal.training.sampler import ShuffledBatches
 from xmodal.training.step import MatchingStep
@@ -59,8 +60,6 @@ class MatchingTask:
         self.step_module = MatchingStep(self.model, objective, config.model.captioning_weight, config.scoring)
         self.adversary = None
         if config.adversary:
-            from xmodal.training.adversary import Adversary
-
             dim = self.model.image_encoder.dim
             self.adversary = Adversary.build(config.adversary, dim=dim, pairs=len(self.dataset), device=device)
 
