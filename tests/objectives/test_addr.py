@@ -13,7 +13,6 @@ from xmodal.objectives import ADDR, addr_loss
 from xmodal.objectives.addr import (
     FORMS,
     DomainFeatures,
-    Items,
     distinctness_loss,
     hard_negatives,
     pair_errors,
@@ -127,7 +126,7 @@ def test_hard_negatives_pass_over_captions_of_the_same_image():
 def test_error_of_zero_weights_is_log_two(form):
     f = random_features(0)
     addr = ADDR(7, form, pairs=8).double()
-    terms = addr.encoder_terms(f, addr.discriminators(f, random_scores(0)), step=0)
+    terms = addr.encoder_terms(f, addr.discriminators(addr.items(f), random_scores(0)), step=0)
     assert terms["adv"].item() == pytest.approx(math.log(2))
     assert pair_errors(*f[:4], torch.zeros(4, 7).double(), torch.zeros(4).double()).allclose(
         torch.tensor(math.log(2)).double()
@@ -141,10 +140,12 @@ def test_a_separable_pair_is_separated_and_a_shuffled_one_is_not(form):
         addr = ADDR(8, form, pairs=6, lambda_reg=0.0, ridge=0.01)
         optimizer = torch.optim.SGD(addr.parameters(), lr=3.0) if form in ("amortized", "table") else None
         for _ in range(60 if optimizer else 0):
-            addr.discriminator_terms(f, torch.zeros(6, 6), addr.discriminators(f))["total"].backward()
+            addr.discriminator_terms(addr.items(f), torch.zeros(6, 6), addr.discriminators(addr.items(f)))[
+                "total"
+            ].backward()
             optimizer.step()
             optimizer.zero_grad()
-        terms = addr.encoder_terms(f, addr.discriminators(f), step=0)
+        terms = addr.encoder_terms(f, addr.discriminators(addr.items(f)), step=0)
         return terms["adv"].item(), terms["accuracy"].item()
 
     error, accuracy = error_and_accuracy(gap=4.0)
@@ -178,10 +179,10 @@ def test_padding_is_invisible(form, balance, seed, extra):
     gradients = []
     for features in (f, more):
         features = features._replace(words=features.words.clone().requires_grad_())
-        discriminators = addr.discriminators(features, scores)
+        discriminators = addr.discriminators(addr.items(features), scores)
         terms = addr.encoder_terms(features, discriminators, step=0)
         (gradient,) = torch.autograd.grad(terms["total"], features.words)
-        own = addr.discriminator_terms(features, scores, discriminators)
+        own = addr.discriminator_terms(addr.items(features), scores, discriminators)
         gradients.append((gradient, terms["total"], own["total"], own["reg"]))
     assert not gradients[1][0][:, f.words.shape[1] :].any()
     gradients[1] = (gradients[1][0][:, : f.words.shape[1]], *gradients[1][1:])
@@ -194,7 +195,7 @@ def test_permuting_pairs_permutes_the_errors(form):
     addr = small_addr(form)
 
     def errors(features, scores):
-        return pair_errors(*features[:4], *addr.discriminators(features, scores))
+        return pair_errors(*features[:4], *addr.discriminators(addr.items(features), scores))
 
     permuted = f._replace(**{name: value[order] for name, value in f._asdict().items() if value is not None})
     expected = errors(f, scores)[order][:, order]
@@ -205,7 +206,7 @@ def test_permuting_pairs_permutes_the_errors(form):
 def test_a_step_of_the_encoders_raises_the_error(form):
     f = gap_features(1.0)
     addr = small_addr(form, dim=8, beta=0.5).float()
-    discriminators = addr.discriminators(f)
+    discriminators = addr.discriminators(addr.items(f))
     words, regions = f.words.clone().requires_grad_(), f.regions.clone().requires_grad_()
     terms = addr.encoder_terms(f._replace(words=words, regions=regions), discriminators, step=0)
     terms["total"].backward()
@@ -219,8 +220,8 @@ def test_discriminators_and_encoders_learn_apart(form):
     f, scores = random_features(5), random_scores(5)
     f = f._replace(words=f.words.requires_grad_(), regions=f.regions.requires_grad_())
     addr = small_addr(form, alpha=1.0)
-    discriminators = addr.discriminators(f, scores)
-    own = addr.discriminator_terms(f, scores, discriminators)
+    discriminators = addr.discriminators(addr.items(f), scores)
+    own = addr.discriminator_terms(addr.items(f), scores, discriminators)
     if own["total"].requires_grad:
         own["total"].backward()
     assert f.words.grad is f.regions.grad is None
@@ -237,14 +238,14 @@ def test_gradient_goes_through_the_chosen_side_only(through):
     f = random_features(6)
     f = f._replace(words=f.words.requires_grad_(), regions=f.regions.requires_grad_())
     addr = ADDR(7, through=through).double()
-    addr.encoder_terms(f, addr.discriminators(f), step=0)["total"].backward()
+    addr.encoder_terms(f, addr.discriminators(addr.items(f)), step=0)["total"].backward()
     assert [side for side in ("words", "regions") if getattr(f, side).grad is not None] == [through]
 
 
 def test_encoder_gradient_is_right():
     f = random_features(7)
     addr = small_addr()
-    discriminators = addr.discriminators(f, random_scores(7))
+    discriminators = addr.discriminators(addr.items(f), random_scores(7))
 
     def total(words, regions):
         return addr.encoder_terms(f._replace(words=words, regions=regions), discriminators, step=0)["total"]
@@ -265,7 +266,7 @@ def test_gradient_through_the_fit_is_right(form):
             self.addr = addr
 
         def forward(self):
-            return addr.discriminator_terms(f, scores, addr.discriminators(f, scores))["total"]
+            return addr.discriminator_terms(addr.items(f), scores, addr.discriminators(addr.items(f), scores))["total"]
 
     def total(*values):
         named = {f"addr.{name}": value for name, value in zip(names, values, strict=True)}
@@ -277,13 +278,7 @@ def test_gradient_through_the_fit_is_right(form):
 def test_fast_weights_take_plain_gradient_steps():
     """The dual steps against autograd in the weights themselves."""
     f = random_features(9)
-    items = Items(
-        torch.cat([f.words, f.regions], dim=1),
-        torch.arange(11) < 5,
-        torch.cat([m / (2 * m.sum(1, keepdim=True)) for m in (f.word_mask, f.region_mask)], dim=1),
-        torch.zeros(4, 7),
-        None,
-    )
+    items = ADDR(7, center=False).items(f)
     fit = small_addr(steps=4, rate=2.0).form
     found = fit(items)
     for p in range(4):
@@ -300,7 +295,7 @@ def test_fast_weights_take_plain_gradient_steps():
 def test_ridge_solves_its_normal_equations():
     f = random_features(10)
     addr = ADDR(7, "ridge", ridge=0.2, center=False, lambda_reg=0.0).double()
-    weight, bias = addr.discriminators(f)
+    weight, bias = addr.discriminators(addr.items(f))
     for p in range(4):
         words, regions = f.words[p][f.word_mask[p]], f.regions[p][f.region_mask[p]]
         inputs = torch.nn.functional.pad(torch.cat([words, regions]), (0, 1), value=1.0)
@@ -318,7 +313,7 @@ def test_the_step_on_the_regularizer_lowers_it(form):
 
     def reg(lambda_reg):
         addr = ADDR(8, form, lambda_reg=lambda_reg)
-        return addr.discriminator_terms(f, scores, addr.discriminators(f, scores))["reg"].item()
+        return addr.discriminator_terms(addr.items(f), scores, addr.discriminators(addr.items(f), scores))["reg"].item()
 
     assert reg(0.3) < reg(0.0) - 0.01
 
@@ -335,7 +330,7 @@ def test_beta_warms_up_and_zero_leaves_no_gradient():
     f = random_features(12)
     f = f._replace(words=f.words.requires_grad_())
     addr = ADDR(7, beta=0.8, beta_warmup_steps=4).double()
-    fitted = addr.discriminators(f)
+    fitted = addr.discriminators(addr.items(f))
     betas = [addr.encoder_terms(f, fitted, step=step)["beta"].item() for step in (0, 1, 4, 9)]
     assert betas == pytest.approx([0.0, 0.2, 0.8, 0.8])
     assert not addr.encoder_terms(f, fitted, step=0)["total"].requires_grad
@@ -386,8 +381,8 @@ def test_bad_options_are_refused(options, message):
 def test_bad_inputs_are_refused():
     f = random_features(0)
     with pytest.raises(ValueError, match="needs the features' `pair`"):
-        ADDR(7, "table", pairs=3).double().discriminators(f._replace(pair=None))
+        ADDR(7, "table", pairs=3).double().discriminators(ADDR(7).items(f._replace(pair=None)))
     with pytest.raises(ValueError, match=r"got \(4, 3\)"):
-        ADDR(7).double().discriminators(f, torch.zeros(4, 3))
+        ADDR(7).double().discriminators(ADDR(7).items(f), torch.zeros(4, 3))
     with pytest.raises(ValueError, match="fast_weights or ridge, got 'table'"):
         addr_loss(*f[:2], form="table")

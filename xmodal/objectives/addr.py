@@ -50,15 +50,19 @@ class Discriminators(NamedTuple):
 
 
 class Items(NamedTuple):
-    """What a form fits discriminators to: the words, then the regions of every pair, measured from its center.
+    """What discriminators learn from: the words, then the regions of every pair, of length one, seen from its center.
 
-    The weights of a pair's items sum to one, whatever the balance; those of padding are zero.
+    Nothing flows back from here. Padding has no weight and no share.
     """
 
     features: Float[Tensor, "pair item dim"]
+    center: Float[Tensor, "pair dim"]
     is_word: Bool[Tensor, " item"]
     weight: Float[Tensor, "pair item"]
-    center: Float[Tensor, "pair dim"]
+    """In the fit of a pair's discriminator, where words and regions count alike; one in sum."""
+    share: Float[Tensor, "pair item"]
+    """In the error on a pair, as `balance` has it."""
+    image: Int[Tensor, " pair"] | None
     pair: Int[Tensor, " pair"] | None
 
 
@@ -99,11 +103,10 @@ def pair_errors(
         tensor([[0.0181, 4.0182],
                 [0.0181, 4.0182]])
     """
-    word_weight, region_weight = _item_weights(word_mask, region_mask, balance, words.dtype)
-    word_errors = F.softplus(-(words @ weight.T + bias))
-    region_errors = F.softplus(regions @ weight.T + bias)
-    # Each a product of a row and a matrix a pair.
-    return (word_weight[:, None] @ word_errors + region_weight[:, None] @ region_errors)[:, 0]
+    share = torch.cat(_item_weights(word_mask, region_mask, balance, words.dtype), dim=1)
+    logits = torch.cat([words, regions], dim=1) @ weight.T + bias
+    is_word = torch.arange(logits.shape[1], device=logits.device) < words.shape[1]
+    return _errors_from_logits(logits, is_word, share)
 
 
 def hard_negatives(
@@ -350,8 +353,9 @@ class ADDR(nn.Module):
         >>> real = torch.ones(4, 36, dtype=torch.bool)
         >>> features = DomainFeatures(words, regions, real[:, :12], real)
         >>> addr, scores = ADDR(dim=64), torch.randn(4, 4)
-        >>> discriminators = addr.discriminators(features, scores)
-        >>> addr.discriminator_terms(features, scores, discriminators)["total"].backward()  # and their optimizer's step
+        >>> items = addr.items(features)
+        >>> discriminators = addr.discriminators(items, scores)
+        >>> addr.discriminator_terms(items, scores, discriminators)["total"].backward()  # and their optimizer's step
         >>> addr.encoder_terms(features, discriminators, step=0)["total"].backward()  # beside the ranking loss
     """
 
@@ -407,47 +411,59 @@ class ADDR(nn.Module):
         self.reduction: Reduction = reduction
         self.rate = rate
 
-    def discriminators(
-        self, features: DomainFeatures, scores: Float[Tensor, "pair pair"] | None = None
-    ) -> Discriminators:
-        """The discriminators of a batch, for unit features; nothing flows back to the features.
+    def items(self, features: DomainFeatures) -> Items:
+        """What the discriminators see of a batch."""
+        words, regions, word_mask, region_mask = features[:4]
+        with torch.no_grad(), _full_precision(features):
+            dtype = torch.promote_types(words.dtype, torch.float32)
+            # Written once and then changed in place: these are the largest tensors here.
+            joined = torch.cat([words.to(dtype), regions.to(dtype)], dim=1)
+            mask = torch.cat([word_mask, region_mask], dim=1)
+            joined *= (mask / _length(joined))[..., None]
+            weight = torch.cat(_item_weights(word_mask, region_mask, "class", dtype), dim=1)
+            share = torch.cat(_item_weights(word_mask, region_mask, self.balance, dtype), dim=1)
+            center = (weight[:, None] @ joined)[:, 0]
+            if self.center:
+                joined -= center[:, None]
+            else:
+                center = torch.zeros_like(center)
+            is_word = torch.arange(joined.shape[1], device=joined.device) < words.shape[1]
+            return Items(joined, center, is_word, weight, share, features.image, features.pair)
+
+    def discriminators(self, items: Items, scores: Float[Tensor, "pair pair"] | None = None) -> Discriminators:
+        """The discriminators of a batch, for unit features.
 
         Without scores there are no hard negatives, and no step on L_reg.
         """
-        with _full_precision(features):
-            features = _unit(features, detach=True)
-            items = _items(features, center=self.center)
-            weight, bias = self.form(items)
+        with _full_precision(items):
+            fitted = self.form(items)
             if scores is not None and self.lambda_reg and self.form.fits_anew:
-                weight, bias = self._set_apart(Discriminators(weight, bias), items, features, scores)
-            return _uncentered(weight, bias, items)
+                fitted = self._set_apart(fitted, items, scores)
+            return _uncentered(fitted, items)
 
-    def _set_apart(
-        self, fitted: Discriminators, items: Items, features: DomainFeatures, scores: Float[Tensor, "pair pair"]
-    ) -> Discriminators:
+    def _set_apart(self, fitted: Discriminators, items: Items, scores: Float[Tensor, "pair pair"]) -> Discriminators:
         """One gradient step on L_reg in the weights of every pair."""
         with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensor in fitted]
-            reg = self._reg(self._errors(features, _uncentered(leaves[0], leaves[1], items)), features, scores)
+            leaves = Discriminators(*(tensor.detach().requires_grad_() for tensor in fitted))
+            reg = self._reg(_errors(items, _uncentered(leaves, items)), items, scores)
             weight_slope, bias_slope = torch.autograd.grad(len(scores) * self.lambda_reg * reg, leaves)
         # The mean over the terms of those pairs in which a discriminator takes part: early in training one caption is
         # the hardest negative of nearly every image, and the sum would throw its discriminator far off.
-        parts = 1 + torch.cat(hard_negatives(scores, features.image)).bincount(minlength=len(scores))
-        weights = _item_weights(features.word_mask, features.region_mask, self.balance, fitted.bias.dtype)
-        items_per_pair = torch.cat(weights, dim=1).sum(dim=1).mean()
+        parts = 1 + torch.cat(hard_negatives(scores, items.image)).bincount(minlength=len(scores))
+        items_per_pair = items.share.sum(dim=1).mean()
         rate = self.rate / (parts * items_per_pair)  # of the same length whether errors are sums or means over items
         return Discriminators(fitted.weight - rate[:, None] * weight_slope, fitted.bias - rate * bias_slope)
 
     def discriminator_terms(
-        self, features: DomainFeatures, scores: Float[Tensor, "pair pair"], discriminators: Discriminators
+        self, items: Items, scores: Float[Tensor, "pair pair"], discriminators: Discriminators
     ) -> dict[str, Float[Tensor, ""]]:
-        """What the discriminators' parameters minimize: `total` = `adv` + lambda * `reg`; the features are detached.
+        """What the discriminators' parameters minimize: `total` = `adv` + lambda * `reg`.
 
         `adv` is the mean over pairs of L_p(f_p), `reg` is L_reg.
         """
-        with _full_precision(features):
-            errors = self._errors(_unit(features, detach=True), discriminators)
-            adv, reg = errors.diag().mean(), self._reg(errors, features, scores)
+        with _full_precision(items):
+            errors = _errors(items, discriminators)
+            adv, reg = errors.diag().mean(), self._reg(errors, items, scores)
             return {"adv": adv, "reg": reg, "total": adv + self.lambda_reg * reg}
 
     def encoder_terms(
@@ -460,13 +476,12 @@ class ADDR(nn.Module):
         `accuracy` is the share of words and of regions, averaged, on the right side of their pair's discriminator.
         """
         beta = self.beta * (min(1.0, step / self.beta_warmup_steps) if self.beta_warmup_steps else 1.0)
+        words, regions, word_mask, region_mask = features[:4]
+        words = words if beta and self.through != "regions" else words.detach()
+        regions = regions if beta and self.through != "words" else regions.detach()
         with _full_precision(features):
             weight, bias = (tensor.detach() for tensor in discriminators)
-            words, regions, word_mask, region_mask = _unit(features, detach=beta == 0)[:4]
-            words = words.detach() if self.through == "regions" else words
-            regions = regions.detach() if self.through == "words" else regions
-            word_logits = (words @ weight[..., None])[..., 0] + bias[:, None]
-            region_logits = (regions @ weight[..., None])[..., 0] + bias[:, None]
+            word_logits, region_logits = (_unit_logits(side, weight, bias) for side in (words, regions))
 
             def weighted(of_words: Tensor, of_regions: Tensor, balance: Balance) -> Tensor:
                 word_weight, region_weight = _item_weights(word_mask, region_mask, balance, of_words.dtype)
@@ -482,13 +497,10 @@ class ADDR(nn.Module):
                 "total": -beta * (error if self.reduction == "sum" else mean),
             }
 
-    def _errors(self, features: DomainFeatures, discriminators: Discriminators) -> Float[Tensor, "pair pair"]:
-        return pair_errors(*features[:4], *discriminators, balance=self.balance)
-
     def _reg(
-        self, errors: Float[Tensor, "pair pair"], features: DomainFeatures, scores: Float[Tensor, "pair pair"]
+        self, errors: Float[Tensor, "pair pair"], items: Items, scores: Float[Tensor, "pair pair"]
     ) -> Float[Tensor, ""]:
-        hard = hard_negatives(scores, features.image)
+        hard = hard_negatives(scores, items.image)
         return distinctness_loss(errors, *hard, margin=self.alpha, form=self.reg_form)
 
 
@@ -537,16 +549,33 @@ def addr_loss(
     addr = ADDR(words.shape[-1], form, beta=beta, **options)
     addr.to(words.device, torch.promote_types(words.dtype, torch.float32))
     features = DomainFeatures(words, regions, word_mask, region_mask)
-    return addr.encoder_terms(features, addr.discriminators(features, scores), step=0)
+    return addr.encoder_terms(features, addr.discriminators(addr.items(features), scores), step=0)
 
 
-def _items(features: DomainFeatures, *, center: bool) -> Items:
-    words, regions, word_mask, region_mask = features[:4]
-    joined = torch.cat([words, regions], dim=1)
-    weight = torch.cat(_item_weights(word_mask, region_mask, "class", words.dtype), dim=1)
-    middle = (weight[:, None] @ joined)[:, 0] if center else joined.new_zeros(len(joined), joined.shape[2])
-    is_word = torch.arange(joined.shape[1], device=joined.device) < words.shape[1]
-    return Items(joined - middle[:, None], is_word, weight, middle, features.pair)
+def _errors(items: Items, discriminators: Discriminators) -> Float[Tensor, "pair pair"]:
+    """`pair_errors` of items that are seen from their pair's center."""
+    weight, bias = discriminators
+    logits = items.features @ weight.T + (items.center @ weight.T + bias)[:, None]
+    return _errors_from_logits(logits, items.is_word, items.share)
+
+
+def _errors_from_logits(
+    logits: Float[Tensor, "pair item discriminator"], is_word: Bool[Tensor, " item"], share: Float[Tensor, "pair item"]
+) -> Float[Tensor, "pair discriminator"]:
+    errors = F.softplus(torch.where(is_word, -1.0, 1.0).to(logits)[:, None] * logits)
+    return (share[:, None] @ errors)[:, 0]  # a product of a row and a matrix a pair
+
+
+def _unit_logits(
+    items: Float[Tensor, "pair item dim"], weight: Float[Tensor, "pair dim"], bias: Float[Tensor, " pair"]
+) -> Float[Tensor, "pair item"]:
+    """Logits of every pair's discriminator on its own items; these are divided by their lengths, not the items."""
+    items = items.to(torch.promote_types(items.dtype, torch.float32))
+    return (items @ weight[..., None])[..., 0] / _length(items) + bias[:, None]
+
+
+def _length(items: Float[Tensor, "pair item dim"]) -> Float[Tensor, "pair item"]:
+    return torch.linalg.vector_norm(items, dim=-1).clamp_min(1e-8)
 
 
 def _mean(items: Items, which: Bool[Tensor, " item"]) -> Float[Tensor, "pair dim"]:
@@ -562,9 +591,9 @@ def _from_dual(
     return Discriminators(weight + (dual[:, None] @ items.features)[:, 0], bias + dual.sum(dim=1))
 
 
-def _uncentered(weight: Float[Tensor, "pair dim"], bias: Float[Tensor, " pair"], items: Items) -> Discriminators:
-    """Discriminators of the features themselves from those of the features measured from their pair's center."""
-    return Discriminators(weight, bias - (weight * items.center).sum(dim=1))
+def _uncentered(centered: Discriminators, items: Items) -> Discriminators:
+    """For the features themselves, what is for features seen from their pair's center."""
+    return Discriminators(centered.weight, centered.bias - (centered.weight * items.center).sum(dim=1))
 
 
 def _item_weights(
@@ -581,21 +610,8 @@ def _item_weights(
     return words / (2 * word_count), regions / (2 * region_count)
 
 
-def _unit(features: DomainFeatures, *, detach: bool) -> DomainFeatures:
-    """Features of length one, in at least float32; padding is zero."""
-
-    def unit(items: Tensor, mask: Tensor) -> Tensor:
-        items = items.detach() if detach else items
-        items = items.float() if items.dtype in (torch.float16, torch.bfloat16) else items
-        items = items.masked_fill(~mask[..., None], 0.0)
-        return items * items.norm(dim=-1, keepdim=True).clamp_min(1e-8).reciprocal()
-
-    words, regions, word_mask, region_mask = features[:4]
-    return features._replace(words=unit(words, word_mask), regions=unit(regions, region_mask))
-
-
-def _full_precision(features: DomainFeatures) -> torch.autocast:
-    return torch.autocast(features.words.device.type, enabled=False)
+def _full_precision(inputs: DomainFeatures | Items) -> torch.autocast:
+    return torch.autocast(inputs[0].device.type, enabled=False)
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:

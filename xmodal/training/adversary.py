@@ -88,14 +88,15 @@ class Adversary:
             `total`, to be added to the loss, and what is to be logged under `addr/`: the error `adv` and `accuracy` of
             the new discriminators, `beta`, and, from before their step, `reg` and `discriminator`, what they minimize.
         """
-        discriminators = self.addr.discriminators(features, scores)
-        own = self.addr.discriminator_terms(features, scores, discriminators)
+        items = self.addr.items(features)
+        discriminators = self.addr.discriminators(items, scores)
+        own = self.addr.discriminator_terms(items, scores, discriminators)
         if self.optimizer is not None:
             own["total"].backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
         if not self.addr.form.fits_anew:
-            discriminators = self.addr.discriminators(features, scores)
+            discriminators = self.addr.discriminators(items, scores)
         terms = self.addr.encoder_terms(features, discriminators, step=step)
         return {
             "total": terms["total"],
