@@ -99,9 +99,9 @@ def pair_errors(
         >>> from xmodal.objectives.addr import pair_errors
         >>> real = torch.ones(2, 3, dtype=torch.bool)
         >>> words, regions = torch.ones(2, 3, 4), -torch.ones(2, 3, 4)
-        >>> pair_errors(words, regions, real, real, torch.tensor([[1.0] * 4, [-1.0] * 4]), torch.zeros(2))
-        tensor([[0.0181, 4.0182],
-                [0.0181, 4.0182]])
+        >>> pair_errors(words, regions, real, real, torch.tensor([[0.5] * 4, [-0.5] * 4]), torch.zeros(2))
+        tensor([[0.1269, 2.1269],
+                [0.1269, 2.1269]])
     """
     share = torch.cat(_item_weights(word_mask, region_mask, balance, words.dtype), dim=1)
     logits = torch.cat([words, regions], dim=1) @ weight.T + bias
