@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One sentence about one image."""
+    """One sentence about one image.
+
+    >>> Caption(image_id="139", caption_id="372891", caption="A woman at a table.", split="train").split
+    'train'
+    """
 
     image_id: str
     caption_id: str
@@ -44,6 +48,10 @@ def load_captions(path: str | Path, split: str | None = None) -> list[Caption]:
         FileNotFoundError: there is no such file.
         ValueError: a line is not such an object, its caption is empty, its caption id was used before, or no caption is
             in the split. The message names the file and the line.
+
+    >>> save_captions("captions.jsonl", [Caption("7", "0", "A dog.", "train"), Caption("8", "1", "A cat.", "test")])
+    >>> [caption.caption for caption in load_captions("captions.jsonl", split="test")]
+    ['A cat.']
     """
     path = Path(path)
     if not path.exists():

@@ -18,6 +18,11 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not an image, or is damaged.
+
+    >>> from PIL import Image
+    >>> Image.new("L", (4, 3)).save("gray.png")
+    >>> read_image("gray.png").mode, read_image("gray.png").size
+    ('RGB', (4, 3))
     """
     try:
         with Image.open(path) as image:

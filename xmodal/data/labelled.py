@@ -62,6 +62,10 @@ class LabelledSet(Dataset[LabelledBatch]):
         labels: class of each image.
         class_names: name of each class.
         splits: split of each image.
+
+    >>> birds = LabelledSet(["1.jpg", "2.jpg", "3.jpg"], ["wren", "gull", "wren"], ["query", "gallery", "gallery"])
+    >>> birds.class_names, birds.labels, birds.query
+    (['gull', 'wren'], tensor([1, 0, 1]), tensor([ True, False, False]))
     """
 
     def __init__(self, image_id: Sequence[str], class_of: Sequence[str], splits: Sequence[str]) -> None:
@@ -97,6 +101,13 @@ class LabelledImages(LabelledSet):
         images: what an index or a folder lists.
         transform: an image to a uint8 tensor of a size that all images share; see `image_transform`.
         seed: of what a random transform draws.
+
+    >>> from PIL import Image
+    >>> Image.new("RGB", (40, 30), "red").save("1.png")
+    >>> transform = image_transform(train=True, resize=24, crop=16)
+    >>> batch = LabelledImages([LabelledImage(Path("1.png"), "wren", "train")], transform)[0]
+    >>> batch.images.shape, batch.images.dtype, batch.labels
+    (torch.Size([1, 3, 16, 16]), torch.uint8, tensor([0]))
     """
 
     def __init__(
@@ -131,6 +142,11 @@ class LabelledFeatures(LabelledSet):
         image_id: what each image is called.
         class_of: name of each image's class.
         splits: split of each image.
+
+    >>> features = LabelledFeatures(torch.eye(3), ["1.jpg", "2.jpg", "3.jpg"], ["wren", "gull", "wren"], ["train"] * 3)
+    >>> features.__getitems__([2, 0])
+    LabelledBatch(images=tensor([[0., 0., 1.],
+            [1., 0., 0.]]), labels=tensor([1, 1]))
     """
 
     def __init__(
@@ -174,6 +190,12 @@ def load_labelled(
         FileNotFoundError: there is nothing at `path`.
         ValueError: the file is none of these or is damaged, no image is in the split, or image files come without a
             transform.
+
+    >>> birds = LabelledSet(["1.jpg", "2.jpg"], ["wren", "gull"], ["train", "test"])
+    >>> save_features("birds.h5", torch.eye(2), birds, {})
+    >>> test = load_labelled("birds.h5", "test")
+    >>> test.image_id, test.class_names, test[0].images
+    (['2.jpg'], ['gull'], tensor([[0., 1.]]))
     """
     path = Path(path)
     if not path.exists():
@@ -195,6 +217,12 @@ def check_class_disjoint(train: LabelledSet, test: LabelledSet) -> None:
 
     Raises:
         ValueError: some are; the message names them.
+
+    >>> train = LabelledSet(["1.jpg", "2.jpg"], ["wren", "gull"], ["train"] * 2)
+    >>> check_class_disjoint(train, LabelledSet(["3.jpg"], ["gull"], ["test"]))
+    Traceback (most recent call last):
+    ...
+    ValueError: 1 classes are in the training images and in those for evaluation, ...: gull. ...
     """
     leaked = sorted(set(train.class_names) & set(test.class_names))
     if leaked:
@@ -209,6 +237,13 @@ def list_folder(folder: Path, split: str = "all") -> list[LabelledImage]:
 
     Raises:
         ValueError: a class has no image, or there is no class.
+
+    >>> from PIL import Image
+    >>> for name in ("gulls/1.png", "wrens/1.png", "wrens/2.png"):
+    ...     Path("birds", name).parent.mkdir(parents=True, exist_ok=True)
+    ...     Image.new("RGB", (4, 4)).save(Path("birds", name))
+    >>> [(image.path.as_posix(), image.class_name) for image in list_folder(Path("birds"))]
+    [('birds/gulls/1.png', 'gulls'), ('birds/wrens/1.png', 'wrens'), ('birds/wrens/2.png', 'wrens')]
     """
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     images = []
@@ -227,6 +262,11 @@ def load_index(path: str | Path) -> list[LabelledImage]:
 
     Raises:
         ValueError: a line is not such an object, or there is none. The message names the file and the line.
+
+    >>> save_index("birds.jsonl", [LabelledImage(Path("gulls/1.jpg"), "gull", "train")])
+    >>> image = load_index("birds.jsonl")[0]
+    >>> image.path.as_posix(), image.class_name, image.split
+    ('gulls/1.jpg', 'gull', 'train')
     """
     path = Path(path)
     with path.open("rb") as lines:
@@ -265,6 +305,11 @@ def save_features(
         features: one row an image.
         images: the set they were computed from.
         attributes: where they come from.
+
+    >>> birds = LabelledSet(["1.jpg", "2.jpg"], ["wren", "gull"], ["test"] * 2)
+    >>> save_features("birds.h5", torch.eye(2), birds, {"backbone": "resnet50"})
+    >>> load_labelled("birds.h5").dim
+    2
     """
     import h5py
 
@@ -295,6 +340,10 @@ def image_transform(
 
     Raises:
         ValueError: the crop is larger than the image or not positive.
+
+    >>> from PIL import Image
+    >>> image_transform(train=False)(Image.new("RGB", (500, 375))).shape
+    torch.Size([3, 224, 224])
     """
     from torchvision.transforms import v2
 

@@ -83,6 +83,12 @@ def load_checkpoint(path: str | Path) -> LegacyCheckpoint:
         FileNotFoundError: there is no such file.
         ValueError: the file asks for anything but tensors, plain values and `argparse.Namespace`, cannot be read, or
             is not laid out as a checkpoint of SCAN, BFAN or VSRN.
+
+    >>> weights = [{"fc.weight": torch.ones(4, 8)}, {"embed.weight": torch.ones(10, 3)}]
+    >>> torch.save({"model": weights, "opt": argparse.Namespace(lambda_softmax=9.0)}, "model.pth.tar")
+    >>> checkpoint = load_checkpoint("model.pth.tar")
+    >>> checkpoint.weight("image:fc.weight").shape, checkpoint.options
+    (torch.Size([4, 8]), {'lambda_softmax': 9.0})
     """
     path = Path(path)
     if not path.is_file():
@@ -125,6 +131,10 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a pickle asks for another class or holds no vocabulary, or its numbers are not 0, 1, 2, ...
+
+    >>> Vocabulary(["a", "dog"]).save("vocabulary.json")
+    >>> load_vocabulary("vocabulary.json").words
+    ['<pad>', '<start>', '<end>', '<unk>', 'a', 'dog']
     """
     path = Path(path)
     if not path.is_file():
@@ -178,6 +188,16 @@ def matcher_options(
     Raises:
         ValueError: an option is missing, contradicts the one given or has a value that cannot be imported, or the
             weights are not those of such a model.
+
+    >>> weights = {
+    ...     "image:fc.weight": torch.ones(4, 8),
+    ...     "text:embed.weight": torch.ones(10, 3),
+    ...     "text:rnn.weight_ih_l0": torch.ones(12, 3),
+    ...     "text:rnn.weight_hh_l0": torch.ones(12, 4),
+    ... }
+    >>> options = {"focal_type": "prob", "lambda_softmax": 20.0, "no_imgnorm": False, "no_txtnorm": False}
+    >>> matcher_options(LegacyCheckpoint(Path("bfan.pth.tar"), weights, options), "bfan")["head"]
+    {'name': 'bfan', 'focal': 'prob', 'temperature': 20.0}
     """
     weights, options = checkpoint.weights, _Options(checkpoint, given or {})
     weight_norm = "image:fc.weight_v" in weights
@@ -215,6 +235,10 @@ def matcher_weights(checkpoint: LegacyCheckpoint, wanted: Mapping[str, Tensor]) 
 
     Raises:
         ValueError: the checkpoint lacks a weight, holds another one or one of another shape.
+
+    >>> checkpoint = LegacyCheckpoint(Path("scan.pth.tar"), {"image:fc.bias": torch.ones(2)}, {})
+    >>> matcher_weights(checkpoint, {"image_encoder.projection.bias": torch.zeros(2)})
+    {'image_encoder.projection.bias': tensor([1., 1.])}
     """
     names = {ours: _published_name(ours) for ours in wanted}
     missing = [theirs for theirs in names.values() if theirs not in checkpoint.weights]

@@ -51,6 +51,18 @@ class PairDataset(Dataset[PairBatch]):
 
     Raises:
         ValueError: a caption's image is not in the store, or a caption has no words.
+
+    >>> from xmodal.data import Caption, RegionStore, RegionStoreWriter, Vocabulary
+    >>> with RegionStoreWriter("train.h5", dim=2, extractor="by hand") as writer:
+    ...     writer.write("7", [[1, 0], [0, 1]])
+    ...     writer.write("8", [[1, 1]])
+    >>> captions = [Caption("8", "0", "A cat.", "train"), Caption("7", "1", "A big dog.", "train")]
+    >>> pairs = PairDataset(RegionStore("train.h5"), captions, Vocabulary(["a", "big", "dog", "cat", "."]))
+    >>> batch = pairs.__getitems__([0, 1])
+    >>> batch.tokens, batch.region_mask, batch.image
+    (tensor([[1, 4, 7, 8, 2, 0],
+            [1, 4, 5, 6, 8, 2]]), tensor([[ True, False],
+            [ True,  True]]), tensor([1, 0]))
     """
 
     def __init__(
@@ -80,7 +92,14 @@ class PairDataset(Dataset[PairBatch]):
 
 
 def whole_batch(batch: Any) -> Any:
-    """The `collate_fn` of a dataset whose `__getitems__` gives whole batches, as `PairDataset`'s does."""
+    """The `collate_fn` of a dataset whose `__getitems__` gives whole batches, as `PairDataset`'s does.
+
+    >>> from torch.utils.data import DataLoader
+    >>> from xmodal.data.labelled import LabelledFeatures
+    >>> images = LabelledFeatures(torch.eye(3), ["1.jpg", "2.jpg", "3.jpg"], ["wren", "gull", "wren"], ["train"] * 3)
+    >>> [batch.labels for batch in DataLoader(images, batch_size=2, collate_fn=whole_batch)]
+    [tensor([1, 0]), tensor([1])]
+    """
     return batch
 
 

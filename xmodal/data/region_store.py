@@ -247,6 +247,12 @@ class RegionStore:
     Raises:
         FileNotFoundError: there is no such file, or one of the files that it is joined of is missing.
         ValueError: the file is damaged, or is not a region store of a version that can be read.
+
+    >>> with RegionStoreWriter("train.h5", dim=3, extractor="by hand") as writer:
+    ...     writer.write("cat", [[1, 0, 0], [0, 1, 0]], boxes=[[0, 0, 9, 9], [3, 3, 5, 5]], image_size=(10, 10))
+    >>> store = RegionStore("train.h5")
+    >>> store[store.index("cat")].shape, store.boxes(0)[1], store.image_size(0), store.validate()
+    (torch.Size([2, 3]), tensor([3., 3., 5., 5.]), (10, 10), [])
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -26,6 +26,14 @@ class StoreFile:
     Raises:
         FileNotFoundError: there is no such file, or one that it is joined of is missing.
         ValueError: the file or one that it is joined of is damaged or no region store, or they do not belong together.
+
+    >>> from pathlib import Path
+    >>> from xmodal.data import RegionStoreWriter
+    >>> with RegionStoreWriter("train.h5", dim=2, max_regions=3, extractor="by hand") as writer:
+    ...     writer.write("cat", [[1, 0], [0, 1]])
+    >>> file = StoreFile(Path("train.h5"))
+    >>> file.image_id, file.num_regions, file.image(0).shape
+    (['cat'], array([2], dtype=int32), (3, 2))
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +60,15 @@ class StoreFile:
 
 
 def open_checked(path: Path) -> Any:
-    """Open a file and make sure that it is a region store."""
+    """Open a file and make sure that it is a region store.
+
+    >>> from pathlib import Path
+    >>> _ = Path("train.h5").write_bytes(b"\\x89HDF")
+    >>> open_checked(Path("train.h5"))
+    Traceback (most recent call last):
+    ...
+    ValueError: train.h5 is not an HDF5 file, or was cut off while it was copied (Unable to synchronously ...
+    """
     import h5py
 
     if not path.exists():

@@ -24,6 +24,14 @@ def find_problems(store: StoreFile, name: str) -> Iterator[str]:
     Args:
         store: the open store.
         name: what the progress bar calls it.
+
+    >>> from pathlib import Path
+    >>> from xmodal.data import RegionStoreWriter
+    >>> from xmodal.data.store_file import StoreFile
+    >>> with RegionStoreWriter("train.h5", dim=2, extractor="by hand") as writer:
+    ...     writer.write("cat", [[1, 0], [0, 0]])
+    >>> list(find_problems(StoreFile(Path("train.h5")), "train.h5"))
+    ["1 image ('cat') with a region whose features are all zero"]
     """
     features, num_regions = store.features, store.num_regions
     _, max_regions, dim = features.shape
