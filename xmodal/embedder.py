@@ -92,7 +92,16 @@ def embed_all(
     workers: int = 0,
     progress: bool = False,
 ) -> Float[Tensor, "image dim"]:
-    """What a module, an embedder or a backbone alone, makes of all images of a set; see `Embedder.embed_all`."""
+    """What a module, an embedder or a backbone alone, makes of all images of a set; see `Embedder.embed_all`.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.embedder import embed_all
+        >>> from xmodal.data.labelled import LabelledFeatures
+        >>> images = LabelledFeatures(torch.eye(3), ["1.jpg", "2.jpg", "3.jpg"], ["wren", "gull", "wren"], ["test"] * 3)
+        >>> embed_all(torch.nn.Linear(3, 2), images, batch_size=2).shape
+        torch.Size([3, 2])
+    """
     training = module.training
     module.eval()
     # An own generator: embedding must not move the global one, or validating would change how training goes on.
@@ -106,7 +115,14 @@ def embed_all(
 
 
 def metric_head(input_dim: int, dim: int) -> nn.Sequential:
-    """DAML's metric (Duan et al., CVPR 2018): linear, ReLU, linear, both layers identity at first."""
+    """DAML's metric (Duan et al., CVPR 2018): linear, ReLU, linear, both layers identity at first.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.embedder import metric_head
+        >>> metric_head(3, 2)(torch.tensor([[1.0, -2.0, 3.0]])).tolist()
+        [[1.0, 0.0]]
+    """
     layers = nn.Linear(input_dim, dim), nn.Linear(dim, dim)
     for layer in layers:
         nn.init.eye_(layer.weight)
@@ -115,7 +131,13 @@ def metric_head(input_dim: int, dim: int) -> nn.Sequential:
 
 
 def linear_head(input_dim: int, dim: int) -> nn.Linear:
-    """The linear layer that nearly all of metric learning puts on a backbone."""
+    """The linear layer that nearly all of metric learning puts on a backbone.
+
+    Example:
+        >>> from xmodal.embedder import linear_head
+        >>> linear_head(1280, 512)
+        Linear(in_features=1280, out_features=512, bias=True)
+    """
     return nn.Linear(input_dim, dim)
 
 

@@ -43,7 +43,13 @@ def build(kind: str, registry: Mapping[str, Callable[..., Any]], options: Mappin
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' where something similar exists, else nothing."""
+    """' (did you mean ...?)' where something similar exists, else nothing.
+
+    Example:
+        >>> from xmodal.names import near_miss
+        >>> near_miss("scam", ["scan", "bfan"]), near_miss("bert", ["scan", "bfan"])
+        (" (did you mean 'scan'?)", '')
+    """
     lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), list(lower), n=1)
     return f" (did you mean {lower[close[0]]!r}?)" if close else ""

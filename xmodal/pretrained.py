@@ -20,7 +20,17 @@ WEIGHTS = "model.safetensors"
 
 
 class Pretrained(nn.Module, PyTorchModelHubMixin):
-    """A model whose arguments are kept in `config.json` and whose weights are kept in `model.safetensors`."""
+    """A model whose arguments are kept in `config.json` and whose weights are kept in `model.safetensors`.
+
+    >>> import torch
+    >>> class Scale(Pretrained):
+    ...     def __init__(self, factor: float = 1.0) -> None:
+    ...         super().__init__()
+    ...         self.factor = nn.Parameter(torch.tensor(factor))
+    >>> Scale(factor=2.0).save_pretrained("scale")
+    >>> Scale.from_pretrained("scale").factor.item()
+    2.0
+    """
 
     @property
     def device(self) -> torch.device:

@@ -57,6 +57,11 @@ class TorchvisionBackbone(nn.Module):
         FileNotFoundError: the weights are not on this machine; the message says what to download.
         ValueError: torchvision has no such network, the network no such weights or level, or the file holds other
             weights.
+
+    >>> backbone = TorchvisionBackbone("mobilenet_v3_small", weights=None, levels=["features.8"]).eval()
+    >>> images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    >>> backbone.feature_dim, backbone(images).shape, backbone.maps(images)[0].shape
+    (1024, torch.Size([2, 1024]), torch.Size([2, 48, 4, 4]))
     """
 
     def __init__(
@@ -122,6 +127,10 @@ class EfficientNetBackbone(nn.Module):
 
     Raises:
         ModuleNotFoundError: the network or its weights are not installed; the message says what to install.
+
+    >>> images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    >>> EfficientNetBackbone()(images).shape
+    torch.Size([2, 1280])
     """
 
     feature_dim = 1280
@@ -188,6 +197,11 @@ class AttentionPool(nn.Module):
 
     Args:
         dim: channels of the map.
+
+    >>> pool = AttentionPool(dim=2)
+    >>> fmap = torch.arange(8.0).view(1, 2, 2, 2)
+    >>> pool(fmap).tolist(), pool.attention(fmap).tolist()
+    ([[1.5, 5.5]], [[[0.25, 0.25], [0.25, 0.25]]])
     """
 
     def __init__(self, dim: int) -> None:
@@ -217,6 +231,11 @@ class AttendedBackbone(nn.Module):
 
     Raises:
         ValueError: the backbone has no maps, or none were chosen.
+
+    >>> network = {"name": "torchvision", "network": "mobilenet_v3_small", "weights": None}
+    >>> backbone = AttendedBackbone({**network, "levels": ["features.3", "features.8"]})
+    >>> backbone.eval()(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape, backbone.feature_dim
+    (torch.Size([2, 72]), 72)
     """
 
     def __init__(self, backbone: dict[str, Any]) -> None:
@@ -242,6 +261,10 @@ class ProjectedBackbone(nn.Module):
     Args:
         backbone: options of the backbone.
         dim: length of the features.
+
+    >>> backbone = ProjectedBackbone({"name": "mlp", "input_dim": 1280}, dim=64)
+    >>> backbone(torch.randn(4, 1280)).norm(dim=1).allclose(torch.ones(4))
+    True
     """
 
     def __init__(self, backbone: dict[str, Any], dim: int = 512) -> None:
@@ -282,6 +305,9 @@ def unit_pixels(images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "i
 
     Raises:
         ValueError: these are not three color channels.
+
+    >>> unit_pixels(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
+    tensor([0.0000, 0.2000, 1.0000])
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
@@ -292,7 +318,12 @@ def unit_pixels(images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "i
 
 
 def imagenet_pixels(images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height width"]:
-    """Pixels as the networks of torchvision were trained to see them."""
+    """Pixels as the networks of torchvision were trained to see them.
+
+    >>> mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    >>> imagenet_pixels(mean).flatten()
+    tensor([0., 0., 0.])
+    """
     pixels = unit_pixels(images)
     mean, std = (pixels.new_tensor(channel).view(3, 1, 1) for channel in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels - mean) / std

@@ -27,6 +27,15 @@ class BERTEncoder(nn.Module):
         normalize: L2-normalize every state.
         load_weights: False builds the architecture only, for weights that are loaded afterwards.
         frozen: keep the transformer as it is and train the linear layer alone.
+
+    >>> from pathlib import Path
+    >>> from transformers import BertConfig, BertModel, BertTokenizer
+    >>> _ = Path("vocab.txt").write_text("\\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"]))
+    >>> _ = BertTokenizer("vocab.txt").save_pretrained("bert")
+    >>> _ = BertModel(BertConfig(hidden_size=12, num_hidden_layers=1, vocab_size=7)).save_pretrained("bert")
+    >>> encoder = BERTEncoder("bert", dim=8)
+    >>> encoder(*encoder.tokenizer(["a dog", "dog"])).shape
+    torch.Size([2, 4, 8])
     """
 
     def __init__(
@@ -67,7 +76,17 @@ class BERTEncoder(nn.Module):
 
 
 class SubwordTokenizer:
-    """The tokenizer that belongs to a transformer, with the call of `xmodal.data.Vocabulary`."""
+    """The tokenizer that belongs to a transformer, with the call of `xmodal.data.Vocabulary`.
+
+    >>> from pathlib import Path
+    >>> from transformers import BertTokenizer
+    >>> _ = Path("vocab.txt").write_text("\\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"]))
+    >>> _ = BertTokenizer("vocab.txt").save_pretrained("bert")
+    >>> SubwordTokenizer("bert")(["a dog", "dog"])
+    TokenBatch(tokens=tensor([[2, 5, 6, 3],
+            [2, 6, 3, 0]]), word_mask=tensor([[ True,  True,  True,  True],
+            [ True,  True,  True, False]]))
+    """
 
     def __init__(self, model: str) -> None:
         from transformers import AutoTokenizer

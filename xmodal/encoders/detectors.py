@@ -122,6 +122,17 @@ class DETR(nn.Module):
 
     Raises:
         FileNotFoundError: the weights are not on this machine; the message says what to download.
+
+    >>> from PIL import Image
+    >>> from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, ResNetConfig
+    >>> backbone = ResNetConfig(hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic", out_features=["stage4"])
+    >>> whole = {"backbone_config": backbone, "use_timm_backbone": False, "use_pretrained_backbone": False}
+    >>> config = DetrConfig(**whole, d_model=32, encoder_layers=1, decoder_layers=1, num_queries=12)
+    >>> DetrForObjectDetection(config).save_pretrained("detr")
+    >>> _ = DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained("detr")
+    >>> (regions,) = DETR("detr", max_regions=3)([Image.new("RGB", (80, 60), "red")])
+    >>> len(regions.boxes) <= 3, regions.features.shape[1]
+    (True, 32)
     """
 
     name = "detr"

@@ -76,6 +76,11 @@ class EfficientNetLite0(nn.Module):
     Raises:
         ModuleNotFoundError: the network or its weights are not installed; the message says what to install.
         ValueError: the network cannot see squares of this size.
+
+    >>> network = EfficientNetLite0(input_size=64)
+    >>> maps = network.look([Image.new("RGB", (80, 60), "red")])
+    >>> maps.parts.shape, maps.wholes.shape
+    (torch.Size([1, 112, 4, 4]), torch.Size([1, 320, 2, 2]))
     """
 
     def __init__(self, input_size: int) -> None:
@@ -84,13 +89,13 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         self.input_size = input_size
         weights = package_file(*EFFICIENTNET_WEIGHTS)
-        network = import_package(EFFICIENTNET_PACKAGE).EfficientNet.from_name("efficientnet-lite0")
+        network = _import_package(EFFICIENTNET_PACKAGE).EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         network.eval()
         self.weights_hash = sha256(weights)
         self.stem = nn.Sequential(fuse_conv_bn_eval(network._conv_stem, network._bn0), nn.ReLU6())
         self.head = nn.Sequential(fuse_conv_bn_eval(network._conv_head, network._bn1), nn.ReLU6())
-        blocks = [fuse_block(block) for block in network._blocks]
+        blocks = [_fuse_block(block) for block in network._blocks]
         self.until_parts, self.until_wholes = nn.Sequential(*blocks[:11]), nn.Sequential(*blocks[11:])
         self.to(memory_format=torch.channels_last)
 
@@ -121,6 +126,11 @@ class EfficientNetGrid:
         input_size: side of the square that the network sees, in pixels, a multiple of 32.
         grid: boxes along each side.
         box_size: side of a box, as a fraction of the image's side.
+
+    >>> extractor = EfficientNetGrid(input_size=64, grid=2)
+    >>> (regions,) = extractor([Image.new("RGB", (80, 60), "red")])
+    >>> regions.features.shape, regions.boxes[0]
+    (torch.Size([4, 432]), tensor([ 0.0000,  0.0000, 25.0000, 18.7500]))
     """
 
     name = "efficientnet-lite0-grid"
@@ -161,6 +171,11 @@ class SSDMobileNet:
 
     Raises:
         ModuleNotFoundError: OpenCV, the detector or EfficientNet is not installed; the message says what to install.
+
+    >>> extractor = SSDMobileNet(input_size=64, max_regions=3)
+    >>> (regions,) = extractor([Image.new("RGB", (80, 60), "red")])
+    >>> regions.features.shape[1], len(regions.boxes) <= 3, extractor.class_names[18]
+    (1280, True, 'dog')
     """
 
     name = "ssd-mobilenet"
@@ -168,7 +183,7 @@ class SSDMobileNet:
 
     def __init__(self, input_size: int = 256, max_regions: int = 36, nms_iou: float = 0.5) -> None:
         self.network = EfficientNetLite0(input_size)
-        self.cv2 = import_package("cv2")
+        self.cv2 = _import_package("cv2")
         graph = package_file(*SSD_GRAPH)
         self.detector = self.cv2.dnn.readNetFromTensorflow(str(graph), str(package_file(*SSD_CONFIG)))
         self.weights_hash = f"{sha256(graph)} {self.network.weights_hash}"
@@ -236,7 +251,13 @@ def grid_boxes(grid: int, box_size: float) -> Float[Tensor, "region 4"]:
 
 
 def pool_boxes(fmap: Float[Tensor, "image dim height width"], boxes: list[Tensor]) -> Float[Tensor, "box dim"]:
-    """The mean of 4 x 4 samples of each image's map inside each of its boxes, which are fractions of the image."""
+    """The mean of 4 x 4 samples of each image's map inside each of its boxes, which are fractions of the image.
+
+    >>> fmap = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
+    >>> pool_boxes(fmap, [torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]])])
+    tensor([[4.0000],
+            [1.7500]])
+    """
     height, width = fmap.shape[-2:]
     scale = torch.tensor([width, height, width, height], dtype=fmap.dtype)
     pooled = roi_align(fmap.contiguous(), [b * scale for b in boxes], output_size=1, sampling_ratio=4, aligned=True)
@@ -244,23 +265,35 @@ def pool_boxes(fmap: Float[Tensor, "image dim height width"], boxes: list[Tensor
 
 
 def unit_rms(features: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-    """Features scaled so that the mean of their squares is one."""
+    """Features scaled so that the mean of their squares is one.
+
+    >>> unit_rms(torch.tensor([1.0, 7.0]))
+    tensor([0.2000, 1.4000])
+    """
     return nn.functional.rms_norm(features, features.shape[-1:], eps=1e-12)
 
 
 def box_scale(image: Image.Image) -> Float[Tensor, "4"]:
-    """What turns a box in fractions of the image into one in pixels."""
+    """What turns a box in fractions of the image into one in pixels.
+
+    >>> torch.tensor([0.0, 0.5, 0.25, 1.0]) * box_scale(Image.new("RGB", (80, 60)))
+    tensor([ 0., 30., 20., 60.])
+    """
     return torch.tensor([image.width, image.height, image.width, image.height], dtype=torch.float32)
 
 
 def to_pixels(images: Sequence[Image.Image], size: int) -> Float[Tensor, "image 3 size size"]:
-    """Images stretched to squares, as EfficientNet-lite0 was trained to see them: (value - 127) / 128."""
+    """Images stretched to squares, as EfficientNet-lite0 was trained to see them: (value - 127) / 128.
+
+    >>> to_pixels([Image.new("RGB", (80, 60), (127, 255, 0))], size=64)[0, :, 0, 0]
+    tensor([ 0.0000,  1.0000, -0.9922])
+    """
     squares = [np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)) for image in images]
     pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).to(torch.float32)
     return ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
 
 
-def fuse_block(block: Any) -> nn.Module:
+def _fuse_block(block: Any) -> nn.Module:
     """An EfficientNet block with each batch normalization folded into the convolution before it."""
     # The first block expands nothing and has no such layers.
     if hasattr(block, "_expand_conv"):
@@ -270,7 +303,7 @@ def fuse_block(block: Any) -> nn.Module:
     return block
 
 
-def import_package(package: str) -> Any:
+def _import_package(package: str) -> Any:
     """Import an optional package.
 
     Raises:
@@ -288,6 +321,9 @@ def package_file(package: str, path: str) -> Path:
     Raises:
         ModuleNotFoundError: the package is not installed; the message says what to install.
         FileNotFoundError: the package is installed but lacks the file.
+
+    >>> package_file("torchvision", "version.py").name
+    'version.py'
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

@@ -46,7 +46,19 @@ def pool_cells(
 
 
 class GridExtractor(nn.Module):
-    """What grid extractors share: subclasses turn a batch of images into one map. Boxes cover the image evenly."""
+    """What grid extractors share: subclasses turn a batch of images into one map. Boxes cover the image evenly.
+
+    >>> class Colors(GridExtractor):
+    ...     name, dim = "colors", 3
+    ...
+    ...     def feature_map(self, images):
+    ...         size = [self.input_size, self.input_size]
+    ...         return torch.stack([transforms.resize(transforms.pil_to_tensor(image), size) for image in images])
+    >>> from PIL import Image
+    >>> (regions,) = Colors(grid=2, input_size=8)([Image.new("RGB", (80, 60), "red")])
+    >>> regions.features[0], regions.boxes[0]
+    (tensor([255.,   0.,   0.]), tensor([ 0.,  0., 40., 30.]))
+    """
 
     name: str
     dim: int
@@ -163,6 +175,15 @@ class ViTGrid(GridExtractor):
     Raises:
         FileNotFoundError: the weights are not on this machine; the message says what to download.
         ValueError: input_size is no multiple of the patch size.
+
+    >>> from PIL import Image
+    >>> from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+    >>> config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56)
+    >>> Dinov2Model(config).save_pretrained("dinov2")
+    >>> _ = BitImageProcessor().save_pretrained("dinov2")
+    >>> (regions,) = ViTGrid("dinov2", grid=2, input_size=56)([Image.new("RGB", (80, 60), "red")])
+    >>> regions.features.shape, regions.boxes[3]
+    (torch.Size([4, 32]), tensor([40., 30., 80., 60.]))
     """
 
     name = "dinov2-grid"
@@ -198,7 +219,17 @@ class ViTGrid(GridExtractor):
 
 
 class SigLIPGrid(ViTGrid):
-    """SigLIP's image tower (Zhai et al., ICCV 2023): as `ViTGrid`."""
+    """SigLIP's image tower (Zhai et al., ICCV 2023): as `ViTGrid`.
+
+    >>> from PIL import Image
+    >>> from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+    >>> config = SiglipVisionConfig(hidden_size=12, intermediate_size=8, num_hidden_layers=1, image_size=32)
+    >>> SiglipVisionModel(config).save_pretrained("siglip")
+    >>> _ = SiglipImageProcessor().save_pretrained("siglip")
+    >>> (regions,) = SigLIPGrid("siglip", grid=2, input_size=32)([Image.new("RGB", (80, 60), "red")])
+    >>> regions.features.shape
+    torch.Size([4, 12])
+    """
 
     name = "siglip-grid"
     usual_weights = "google/siglip-base-patch16-224"

@@ -18,6 +18,11 @@ def torchvision_weights(weights: Any, given: str | Path | None) -> dict[str, tor
 
     Raises:
         FileNotFoundError: the file is not there; the message says what to download and where to put it.
+
+    >>> from torchvision.models import ResNet50_Weights
+    >>> torch.save({"fc.bias": torch.zeros(2)}, "mine.pth")
+    >>> torchvision_weights(ResNet50_Weights.IMAGENET1K_V2, "mine.pth")
+    {'fc.bias': tensor([0., 0.])}
     """
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
     path = cached if given is None else Path(given)
@@ -38,6 +43,11 @@ def load_pretrained(kind: Any, weights: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: it is in neither place; the message says what to download and where to put it.
+
+    >>> from transformers import AutoConfig, BertConfig
+    >>> BertConfig(hidden_size=12).save_pretrained("bert")
+    >>> load_pretrained(AutoConfig, "bert").hidden_size
+    12
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
