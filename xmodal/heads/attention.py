@@ -55,6 +55,12 @@ def prepare_side(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set i
 
     Norms and Gram matrices are kept in at least float32, also under autocast: they are cheap, and the square root of a
     quadratic form would lose what half precision leaves of it.
+
+    >>> words = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
+    >>> side = prepare_side(words, torch.tensor([[True, False]]))
+    >>> side.norms[:, :1], side.gram
+    (tensor([[5.]]), tensor([[[25.,  0.],
+             [ 0.,  0.]]]))
     """
     if mask is None:
         mask = torch.ones(items.shape[:2], dtype=torch.bool, device=items.device)
@@ -62,11 +68,17 @@ def prepare_side(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set i
         items = items.masked_fill(~mask[:, :, None], 0.0)
     with torch.autocast(items.device.type, enabled=False):
         exact = at_least_float32(items)
-        return Side(items, mask, safe_sqrt(exact.square().sum(-1)), exact @ exact.transpose(1, 2))
+        return Side(items, mask, _safe_sqrt(exact.square().sum(-1)), exact @ exact.transpose(1, 2))
 
 
 def contexts_and_queries(direction: Direction, images: Side, captions: Side) -> tuple[Side, Side]:
-    """Words attend over regions in t2i, regions over words in i2t."""
+    """Words attend over regions in t2i, regions over words in i2t.
+
+    >>> images, captions = (prepare_side(torch.randn(2, size, 8), None) for size in (36, 12))
+    >>> contexts, queries = contexts_and_queries("t2i", images, captions)
+    >>> contexts is images, queries is captions
+    (True, True)
+    """
     return (images, captions) if direction == "t2i" else (captions, images)
 
 
@@ -81,13 +93,19 @@ def attention_weights(
     """Softmax over the context of the normalized products (SCAN eq. 2-4 and 6-8); padding gets weight zero.
 
     The normalization runs over the *queries* for each context item: that is what the paper and the released code do.
+
+    >>> products = torch.tensor([2.0, 0.0, 5.0]).view(1, 3, 1, 1)
+    >>> real = torch.tensor([[True, True, False]])
+    >>> one_query = torch.ones(1, 1, 1, dtype=torch.bool)
+    >>> attention_weights(products, real, one_query, normalization="none", temperature=1.0).flatten()
+    tensor([0.8808, 0.1192, 0.0000])
     """
     logits = F.leaky_relu(products, NEGATIVE_SLOPE) if normalization.startswith("clipped") else products
     if normalization == "softmax":
         logits = logits.masked_fill(~query_mask[:, None], float("-inf")).softmax(dim=2)
     scale = temperature
     if normalization.endswith("l2"):
-        scale = temperature / (safe_sqrt(logits.square().sum(dim=2, keepdim=True)) + EPSILON)
+        scale = temperature / (_safe_sqrt(logits.square().sum(dim=2, keepdim=True)) + EPSILON)
     elif normalization.endswith("l1"):
         scale = temperature / (logits.abs().sum(dim=2, keepdim=True) + EPSILON)
     padding = logits.new_zeros(context_mask.shape).masked_fill(~context_mask, float("-inf"))[:, :, None, None]
@@ -100,11 +118,20 @@ def attended_cosine(
     context_gram: Float[Tensor, "context_item context context"],
     query_norms: Float[Tensor, "#context_item query query_item"],
 ) -> Float[Tensor, "context_item query query_item"]:
-    """Cosine of every query with its attended context, which is never formed (see the head of this file)."""
+    """Cosine of every query with its attended context, which is never formed (see the head of this file).
+
+    >>> context, query = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([3.0, 4.0])
+    >>> weights = torch.tensor([0.25, 0.5])
+    >>> layout = (1, 2, 1, 1)
+    >>> attended_cosine((context @ query).view(layout), weights.view(layout), context @ context.T, query.norm())
+    tensor([[[0.9899]]])
+    >>> torch.cosine_similarity(weights @ context, query, dim=0)
+    tensor(0.9899)
+    """
     dot = (weights * products).sum(dim=1)
     with torch.autocast(products.device.type, enabled=False):
         spread = (context_gram @ weights.flatten(2)).view_as(weights)
-    context_norms = safe_sqrt((weights * spread).sum(dim=1))
+    context_norms = _safe_sqrt((weights * spread).sum(dim=1))
     norms = query_norms * context_norms
     # A query or context of length zero has no direction: cosine and gradient zero, where dividing by the floor would
     # give a gradient of 1e8.
@@ -118,7 +145,13 @@ def aggregate(
     aggregation: Aggregation,
     lse_scale: float,
 ) -> Float[Tensor, "context_item query_item"]:
-    """Reduce the similarities of an item's real queries to one score (SCAN eq. 5, 9 and the pooled variants)."""
+    """Reduce the similarities of an item's real queries to one score (SCAN eq. 5, 9 and the pooled variants).
+
+    >>> similarities = torch.tensor([0.5, 0.25, 0.9]).view(1, 3, 1)
+    >>> real = torch.tensor([True, True, False]).view(1, 3, 1)
+    >>> aggregate(similarities, real, aggregation="mean", lse_scale=6.0)
+    tensor([[0.3750]])
+    """
     if aggregation == "logsumexp":
         # Not divided by the number of queries, as published. torch.logsumexp subtracts the maximum first, so that
         # exp(lse_scale) cannot overflow in half precision.
@@ -142,7 +175,14 @@ def stacked_attention(
     lse_scale: float = 1.0,
     focus: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "context_item query_item"]:
-    """Scores of one tile of products: attend, optionally refocus the weights (BFAN), compare, aggregate."""
+    """Scores of one tile of products: attend, optionally refocus the weights (BFAN), compare, aggregate.
+
+    >>> from functools import partial
+    >>> images, captions = prepare_side(torch.randn(4, 36, 8), None), prepare_side(torch.randn(6, 12, 8), None)
+    >>> score_tile = partial(stacked_attention, normalization="clipped_l2", temperature=9.0, aggregation="mean")
+    >>> all_pairs(images, captions, score_tile).shape
+    torch.Size([4, 6])
+    """
     weights = attention_weights(
         products, contexts.mask, query_mask, normalization=normalization, temperature=temperature
     )
@@ -168,21 +208,27 @@ def all_pairs(
         queries: the side that attends.
         score_tile: maps (products, contexts, query_norms, query_mask) of a tile to its scores.
         both_directions: also let the contexts attend over the queries, and add the two scores (BFAN).
+
+    >>> from functools import partial
+    >>> images, captions = prepare_side(torch.randn(4, 36, 8), None), prepare_side(torch.randn(6, 12, 8), None)
+    >>> score_tile = partial(stacked_attention, normalization="clipped_l2", temperature=9.0, aggregation="mean")
+    >>> all_pairs(images, captions, score_tile, both_directions=True).shape
+    torch.Size([4, 6])
     """
     if torch.compiler.is_compiling():  # a compiler tiles the whole computation itself, and cannot read lengths
-        return score_product(contexts, queries, score_tile, both_directions)
-    contexts, context_rank = sort_by_length(contexts)
-    queries, query_rank = sort_by_length(queries)
-    size = tile_size(contexts, queries)
-    query_tiles = split_and_crop(queries, size)
+        return _score_product(contexts, queries, score_tile, both_directions)
+    contexts, context_rank = _sort_by_length(contexts)
+    queries, query_rank = _sort_by_length(queries)
+    size = _tile_size(contexts, queries)
+    query_tiles = _split_and_crop(queries, size)
     rows = [
-        torch.cat([score_product(context_tile, tile, score_tile, both_directions) for tile in query_tiles], dim=1)
-        for context_tile in split_and_crop(contexts, size)
+        torch.cat([_score_product(context_tile, tile, score_tile, both_directions) for tile in query_tiles], dim=1)
+        for context_tile in _split_and_crop(contexts, size)
     ]
     return torch.cat(rows)[context_rank[:, None], query_rank]
 
 
-def score_product(
+def _score_product(
     contexts: Side, queries: Side, score_tile: Callable[[Tensor, Side, Tensor, Tensor], Tensor], both_directions: bool
 ) -> Float[Tensor, "context_item query_item"]:
     """One tile of `all_pairs`: one matrix product in the kernel's layout, then its scores."""
@@ -199,32 +245,37 @@ def score_product(
     return scores
 
 
-def sort_by_length(side: Side) -> tuple[Side, Int[Tensor, " set"]]:
+def _sort_by_length(side: Side) -> tuple[Side, Int[Tensor, " set"]]:
     """The sets from short to long, and where each of them went."""
-    lengths = real_lengths(side.mask)
+    lengths = _real_lengths(side.mask)
     if bool((lengths[1:] >= lengths[:-1]).all()):
         return side, torch.arange(len(lengths), device=lengths.device)
     order = lengths.argsort(stable=True)
     return Side(*(field[order] for field in side)), order.argsort()
 
 
-def split_and_crop(side: Side, size: int) -> list[Side]:
+def _split_and_crop(side: Side, size: int) -> list[Side]:
     """Tiles of at most `size` sets, each without the padding that all its sets share."""
     tiles = []
     # split, not slices: the gradient of a slice is a whole tensor of zeros a tile
     for items, mask, norms, gram in zip(*(field.split(size) for field in side), strict=True):
-        longest = int(real_lengths(mask).max())
+        longest = int(_real_lengths(mask).max())
         tiles.append(Side(items[:, :longest], mask[:, :longest], norms[:, :longest], gram[:, :longest, :longest]))
     return tiles
 
 
-def real_lengths(mask: Bool[Tensor, "set item"]) -> Int[Tensor, " set"]:
+def _real_lengths(mask: Bool[Tensor, "set item"]) -> Int[Tensor, " set"]:
     """One past the last real item of every set; real items may have gaps between them."""
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
 
 
 def aligned_products(contexts: Side, queries: Side) -> Float[Tensor, "pair context query 1"]:
-    """Products of aligned pairs in the kernel's layout; each pair is a context item with a single query item."""
+    """Products of aligned pairs in the kernel's layout; each pair is a context item with a single query item.
+
+    >>> images, captions = prepare_side(torch.randn(4, 36, 8), None), prepare_side(torch.randn(4, 12, 8), None)
+    >>> aligned_products(images, captions).shape
+    torch.Size([4, 36, 12, 1])
+    """
     return at_least_float32(contexts.items @ queries.items.transpose(1, 2))[..., None]
 
 
@@ -235,7 +286,15 @@ def aligned_pairs(
     *,
     both_directions: bool = False,
 ) -> Float[Tensor, " pair"]:
-    """Context i against query i only, through the same tile function as `all_pairs`."""
+    """Context i against query i only, through the same tile function as `all_pairs`.
+
+    >>> from functools import partial
+    >>> images, captions = prepare_side(torch.randn(4, 36, 8), None), prepare_side(torch.randn(4, 12, 8), None)
+    >>> score_tile = partial(stacked_attention, normalization="clipped_l2", temperature=9.0, aggregation="mean")
+    >>> aligned, every = (score(images, captions, score_tile) for score in (aligned_pairs, all_pairs))
+    >>> torch.allclose(aligned, every.diag(), atol=1e-5)
+    True
+    """
     products = aligned_products(contexts, queries)
     scores = score_tile(products, contexts, queries.norms[..., None], queries.mask[..., None])
     if both_directions:
@@ -244,22 +303,30 @@ def aligned_pairs(
     return scores[:, 0]
 
 
-def tile_size(contexts: Side, queries: Side) -> int:
+def _tile_size(contexts: Side, queries: Side) -> int:
     """How many sets of either side make a tile."""
     bytes_each = contexts.items.shape[1] * queries.items.shape[1] * queries.norms.element_size()
     return max(1, math.isqrt(tile_bytes(queries.norms.device) // bytes_each))
 
 
 def tile_bytes(device: torch.device) -> int:
-    """`TILE_BYTES` of a device; other accelerators are treated as GPUs."""
+    """`TILE_BYTES` of a device; other accelerators are treated as GPUs.
+
+    >>> tile_bytes(torch.device("cpu")) == TILE_BYTES["cpu"]
+    True
+    """
     return TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
+    """Half precision to float32; float32 and float64 as they are.
+
+    >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype, at_least_float32(torch.ones(1).double()).dtype
+    (torch.float32, torch.float64)
+    """
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def safe_sqrt(tensor: Tensor) -> Tensor:
+def _safe_sqrt(tensor: Tensor) -> Tensor:
     """Square root whose gradient at zero is zero, not infinite: a zero row must not turn training into NaN."""
     return tensor.clamp_min(torch.finfo(tensor.dtype).tiny).sqrt()

@@ -41,6 +41,12 @@ class Head(nn.Module):
     A subclass gives `compare`, `pairs` and `attention`. What needs doing once an item rather than once a pair (VSRN's
     graph reasoning, pooling) goes into `embed_images` and `embed_captions`, whose results `compare` takes; scoring all
     pairs in blocks then runs it once an item.
+
+    >>> class Mean(Head):
+    ...     def compare(self, images, captions, region_mask=None, word_mask=None):
+    ...         return images.mean(dim=1) @ captions.mean(dim=1).T
+    >>> Mean()(torch.ones(2, 36, 8), torch.ones(3, 12, 8)).shape
+    torch.Size([2, 3])
     """
 
     def embed_images(
@@ -126,6 +132,11 @@ def check_inputs(
     Raises:
         ValueError: for a wrong rank, unequal dim, a mask that is not boolean or does not fit, an image or caption
             without a single real item, and, under `validate`, a value that is not finite.
+
+    >>> check_inputs(torch.ones(2, 36, 8), torch.ones(3, 12, 16), None, None)
+    Traceback (most recent call last):
+    ...
+    ValueError: regions have dim 8 and words have dim 16; both must live in one joint space of the same dim
     """
     check_items(regions, region_mask, "regions", "region_mask", "image region dim", validate=validate)
     check_items(words, word_mask, "words", "word_mask", "caption word dim", validate=validate)
@@ -141,7 +152,13 @@ def check_inputs(
 def check_items(
     items: Tensor, mask: Tensor | None, name: str, mask_name: str, axes: str, *, validate: bool = False
 ) -> None:
-    """The checks of `check_inputs` for one side."""
+    """The checks of `check_inputs` for one side.
+
+    >>> check_items(torch.ones(2, 12, 8), torch.ones(2, 12), "words", "word_mask", "caption word dim")
+    Traceback (most recent call last):
+    ...
+    ValueError: word_mask must be boolean with True = real, got torch.float32; pass mask.bool()
+    """
     if items.ndim != 3:
         raise ValueError(f"{name} must be ({axes.replace(' ', ', ')}), got shape {tuple(items.shape)}")
     if items.shape[1] == 0:
@@ -168,6 +185,11 @@ def check_items(
 
 
 def unit_length(vectors: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
-    """Divide by the L2 norm along an axis. A zero vector stays zero and has a finite gradient."""
+    """Divide by the L2 norm along an axis. A zero vector stays zero and has a finite gradient.
+
+    >>> unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
     squares = vectors.square().sum(dim=dim, keepdim=True)
     return vectors / squares.masked_fill(squares == 0, 1.0).sqrt()

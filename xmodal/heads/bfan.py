@@ -120,7 +120,7 @@ def bfan_attention(
         (torch.Size([3, 12, 36]), True)
     """
     check_inputs(regions, words, region_mask, word_mask, aligned=True)
-    check_options(focal, temperature)
+    _check_options(focal, temperature)
     if direction not in get_args(Direction):
         raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}; got {direction!r}")
     images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
@@ -152,7 +152,7 @@ class BFAN(Head):
 
     def __init__(self, focal: Focal = "prob", temperature: float = 20.0) -> None:
         super().__init__()
-        check_options(focal, temperature)
+        _check_options(focal, temperature)
         self.options: dict[str, Any] = {"focal": focal, "temperature": temperature}
 
     def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
@@ -180,6 +180,14 @@ def focal_mask(
     The paper scores item i by F_i = sum_j g_j (a_i - a_j) and keeps it where F_i > 0, with the confidence g = 1
     (`equal`) or g_j = sqrt(a_j) (`prob`). The sum over pairs collapses: F_i = a_i sum_j g_j - sum_j g_j a_j. Only real
     context items are summed. Where no item is above the others (uniform attention, a single item), all are kept.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads.bfan import focal_mask
+        >>> weights = torch.tensor([0.6, 0.3, 0.1]).view(1, 3, 1, 1)
+        >>> real = torch.ones(1, 3, dtype=torch.bool)
+        >>> focal_mask(weights, real, focal="equal").flatten()
+        tensor([ True, False, False])
     """
     real = context_mask[:, :, None, None]
     weights = weights.detach()
@@ -195,12 +203,21 @@ def refocus(
     *,
     focal: Focal,
 ) -> Float[Tensor, "context_item context query query_item"]:
-    """Drop the attention that the focal mask does not keep and let the rest sum to one again."""
+    """Drop the attention that the focal mask does not keep and let the rest sum to one again.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads.bfan import refocus
+        >>> weights = torch.tensor([0.45, 0.45, 0.1]).view(1, 3, 1, 1)
+        >>> real = torch.ones(1, 3, dtype=torch.bool)
+        >>> refocus(weights, real, focal="prob").flatten()
+        tensor([0.5000, 0.5000, 0.0000])
+    """
     kept = weights.masked_fill(~focal_mask(weights, context_mask, focal=focal), 0.0)
     return kept / kept.sum(dim=1, keepdim=True)
 
 
-def check_options(focal: str, temperature: float) -> None:
+def _check_options(focal: str, temperature: float) -> None:
     """Refuse an unknown option by name, with the ones that exist."""
     if focal not in get_args(Focal):
         raise ValueError(f"focal must be one of {', '.join(get_args(Focal))}; got {focal!r}")
@@ -209,7 +226,7 @@ def check_options(focal: str, temperature: float) -> None:
 
 
 def _focal_attention(focal: Focal, temperature: float) -> Callable[..., Tensor]:
-    check_options(focal, temperature)
+    _check_options(focal, temperature)
     return partial(
         stacked_attention,
         normalization="clipped_l2",

@@ -138,7 +138,7 @@ def scan_attention(
         (torch.Size([3, 12, 36]), True)
     """
     check_inputs(regions, words, region_mask, word_mask, aligned=True)
-    check_options(direction, normalization, "mean", temperature, 1.0)
+    _check_options(direction, normalization, "mean", temperature, 1.0)
     contexts, queries = contexts_and_queries(
         direction, prepare_side(regions, region_mask), prepare_side(words, word_mask)
     )
@@ -175,7 +175,7 @@ class SCAN(Head):
         lse_scale: float = 6.0,
     ) -> None:
         super().__init__()
-        check_options(direction, normalization, aggregation, temperature, lse_scale)
+        _check_options(direction, normalization, aggregation, temperature, lse_scale)
         self.attention_options: dict[str, Any] = {
             "direction": direction,
             "normalization": normalization,
@@ -198,7 +198,7 @@ class SCAN(Head):
         return ", ".join(f"{k}={v!r}" for k, v in {**self.attention_options, **self.aggregation_options}.items())
 
 
-def check_options(direction: str, normalization: str, aggregation: str, temperature: float, lse_scale: float) -> None:
+def _check_options(direction: str, normalization: str, aggregation: str, temperature: float, lse_scale: float) -> None:
     """Refuse an unknown option by name, with the ones that exist."""
     for name, value, known in (
         ("direction", direction, get_args(Direction)),
@@ -215,7 +215,7 @@ def check_options(direction: str, normalization: str, aggregation: str, temperat
 def _score_tile(
     direction: Direction, normalization: Normalization, aggregation: Aggregation, temperature: float, lse_scale: float
 ) -> Callable[..., Tensor]:
-    check_options(direction, normalization, aggregation, temperature, lse_scale)
+    _check_options(direction, normalization, aggregation, temperature, lse_scale)
     return partial(
         stacked_attention,
         normalization=normalization,

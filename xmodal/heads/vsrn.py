@@ -57,6 +57,14 @@ def normalize_regions(
     `region` is what the released code does: every channel gets norm one over the regions of its image. Its authors
     later called `dim`, every region of norm one, more reasonable. What is all zero stays zero, in the released code it
     becomes NaN.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads.vsrn import normalize_regions
+        >>> regions, real = torch.tensor([[[3.0, 0.0], [4.0, 1.0]]]), torch.ones(1, 2, dtype=torch.bool)
+        >>> normalize_regions(regions, real, axis="region")
+        tensor([[[0.6000, 0.0000],
+                 [0.8000, 1.0000]]])
     """
     exact = at_least_float32(regions).masked_fill(~region_mask[..., None], 0.0)
     return unit_length(exact, dim=1 if axis == "region" else 2).to(regions.dtype)
@@ -81,6 +89,13 @@ class RegionGraph(nn.Module):
     """One layer of region relationship reasoning: a residual graph convolution over an image's regions (VSRN eq. 3).
 
     The scale and offset of its batch norm start at zero, so that a new layer is the identity.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads.vsrn import RegionGraph
+        >>> layer, regions = RegionGraph(dim=8), torch.randn(2, 36, 8)
+        >>> bool((layer(regions, torch.ones(2, 36, dtype=torch.bool)) == regions).all())
+        True
     """
 
     def __init__(self, dim: int) -> None:
@@ -177,7 +192,7 @@ class VSRN(Head):
     def embed_captions(self, words, word_mask=None):
         """Unit caption embeddings `(caption, dim)`: the state of the sentence GRU at the last real word."""
         word_mask = self._check(words, word_mask, "words", "word_mask", "caption word dim")
-        return unit_length(at_least_float32(last_real(words, word_mask)))
+        return unit_length(at_least_float32(_last_real(words, word_mask)))
 
     def compare(self, images, captions, region_mask=None, word_mask=None):
         """`vsrn_scores`; padding was dealt with in the embeddings."""
@@ -212,7 +227,7 @@ class VSRN(Head):
     def _pool(
         self, memory: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"]
     ) -> Float[Tensor, "image dim"]:
-        return unit_length(at_least_float32(self.pooled_norm(last_real(memory, region_mask))))
+        return unit_length(at_least_float32(self.pooled_norm(_last_real(memory, region_mask))))
 
     def _check(self, items: Tensor, mask: Tensor | None, name: str, mask_name: str, axes: str) -> Tensor:
         """The mask, all True where None, once items and mask fit this head."""
@@ -226,6 +241,6 @@ class VSRN(Head):
         return mask
 
 
-def last_real(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"]) -> Float[Tensor, "set dim"]:
+def _last_real(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"]) -> Float[Tensor, "set dim"]:
     """The last real item of every set."""
     return items[torch.arange(len(items), device=items.device), mask.sum(dim=1) - 1]
