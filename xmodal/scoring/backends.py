@@ -34,6 +34,11 @@ def choose_backend(
         ValueError: for a backend that does not exist, or cannot score this head or on this device.
         RuntimeError: no C++ compiler for `compile` on a CPU.
         ModuleNotFoundError: no triton where it is needed.
+
+    >>> import torch
+    >>> from xmodal.heads import SCAN
+    >>> choose_backend(None, SCAN(), torch.float32, torch.device("cpu"), widths=(36, 12))
+    'eager'
     """
     if backend is None:
         return "triton" if device.type == "cuda" and _takes(head, dtype, widths) else "eager"
@@ -46,7 +51,7 @@ def choose_backend(
         if type(head) not in FAST_PATHS:
             known = ", ".join(sorted(path.__name__ for path in FAST_PATHS))
             raise ValueError(f"backend='compile' scores {known}, got {type(head).__name__}; use backend='eager'")
-        check_compiler(device)
+        _check_compiler(device)
     return backend
 
 
@@ -60,7 +65,7 @@ def _takes(head: Head, dtype: torch.dtype, widths: tuple[int, int]) -> bool:
     return fit and dtype in PRECISION and find_spec("triton") is not None
 
 
-def check_compiler(device: torch.device) -> None:
+def _check_compiler(device: torch.device) -> None:
     """Refuse to compile where torch would find nothing to compile with."""
     if device.type != "cpu":
         if find_spec("triton") is None:

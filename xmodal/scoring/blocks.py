@@ -118,7 +118,7 @@ def score_all(
     plan = make_plan(head, regions, words, budget_bytes=budget_bytes, dtype=dtype, device=device, backend=backend)
 
     def fill(scores: Tensor) -> None:
-        with pair_bar(scores.numel(), progress) as bar:
+        with _pair_bar(scores.numel(), progress) as bar:
             for tile in score_tiles(head, regions, words, region_mask, word_mask, plan):
                 scores[tile.images[:, None], tile.captions] = tile.scores.to(scores)
                 bar.update(tile.scores.numel())
@@ -136,7 +136,16 @@ def make_plan(
     device: torch.device | str | None = None,
     backend: Backend | None = None,
 ) -> Plan:
-    """How to score, with all that was left to `score_all` to choose, whose arguments these are."""
+    """How to score, with all that was left to `score_all` to choose, whose arguments these are.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import SCAN
+        >>> from xmodal.scoring.blocks import make_plan
+        >>> plan = make_plan(SCAN(), torch.randn(4, 36, 64), torch.randn(6, 12, 64), dtype=torch.bfloat16, device="cpu")
+        >>> plan.dtype, plan.backend
+        (torch.bfloat16, 'eager')
+    """
     device, dtype = torch.device(device or regions.device), dtype or regions.dtype
     backend = choose_backend(backend, head, dtype, device, (regions.shape[1], words.shape[1]))
     logger.info("scoring %s in %s on %s, backend %s", type(head).__name__, dtype, device, backend)
@@ -158,6 +167,15 @@ def score_tiles(
 
     Args:
         wanted: tiles for whose (images, captions) it is False are left out.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import SCAN
+        >>> from xmodal.scoring.blocks import make_plan, score_tiles
+        >>> regions, words = torch.randn(4, 36, 64), torch.randn(6, 12, 64)
+        >>> plan = make_plan(SCAN(), regions, words)
+        >>> sum(tile.scores.numel() for tile in score_tiles(SCAN(), regions, words, None, None, plan))
+        24
     """
     if plan.backend == "triton" or type(head) not in FAST_PATHS:
         tiles = _fused_tiles if plan.backend == "triton" else _compared_tiles
@@ -281,17 +299,30 @@ def _fused_tiles(
 
 
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Scores are at least float32."""
+    """Scores are at least float32.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.scoring.blocks import result_dtype
+        >>> result_dtype(torch.bfloat16), result_dtype(torch.float64)
+        (torch.float32, torch.float64)
+    """
     return torch.promote_types(dtype, torch.float32)
 
 
-def pair_bar(pairs: int, progress: bool) -> tqdm:
+def _pair_bar(pairs: int, progress: bool) -> tqdm:
     """A bar that counts pairs."""
     return tqdm(total=pairs, unit="pair", unit_scale=True, desc="scoring", **bar_options(progress))
 
 
 def bar_options(progress: bool) -> dict[str, Any]:
-    """How progress bars of scoring behave: they appear after two seconds and leave nothing behind."""
+    """How progress bars of scoring behave: they appear after two seconds and leave nothing behind.
+
+    Example:
+        >>> from xmodal.scoring.blocks import bar_options
+        >>> bar_options(progress=True)
+        {'disable': False, 'delay': 2, 'leave': False}
+    """
     return {"disable": not progress, "delay": 2, "leave": False}
 
 

@@ -28,6 +28,9 @@ def check_budget(budget_bytes: int | None, device: torch.device) -> int:
 
     Raises:
         ValueError: for a budget that is not positive.
+
+    >>> check_budget(1 << 20, torch.device("cpu")), check_budget(None, torch.device("cpu")) <= LARGEST_DEFAULT
+    (1048576, True)
     """
     if budget_bytes is None:
         if device.type == "cuda":
@@ -53,6 +56,10 @@ def fill_matrix(
     Raises:
         FileExistsError: `out` exists and `overwrite` is False.
         ValueError: `out` is not named `*.npy`.
+
+    >>> scores = fill_matrix((2, 3), torch.float32, "scores.npy", False, lambda matrix: matrix.fill_(0.5))
+    >>> scores.shape, np.load("scores.npy").mean()
+    (torch.Size([2, 3]), np.float32(0.5))
     """
     if out is None:
         result = torch.empty(shape, dtype=dtype)

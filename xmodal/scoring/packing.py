@@ -84,6 +84,13 @@ class Collection:
         mask: True = real, anywhere in a row; None means that all are real.
         dtype: of the items in a pack, and so of the products.
         device: of the packs.
+
+    >>> words, real = torch.randn(3, 4, 8), torch.tensor([[True] * 4, [True] * 2 + [False] * 2, [True] * 4])
+    >>> captions = Collection(words, real, torch.float32, torch.device("cpu"))
+    >>> ((short, long),) = captions.divide(torch.arange(3), max_rows=16, pack_cost=0)
+    >>> block = captions.block([short, long], QUERY)
+    >>> [(pack.sets.tolist(), pack.rows) for pack in block.packs]
+    [([1], slice(0, 2, None)), ([0, 2], slice(2, 10, None))]
     """
 
     def __init__(

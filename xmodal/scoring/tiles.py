@@ -43,7 +43,12 @@ SAFE_EXPONENT = 20.0
 
 
 class Scratch:
-    """Buffers that are taken again and again for tiles of different shapes."""
+    """Buffers that are taken again and again for tiles of different shapes.
+
+    >>> scratch, like = Scratch(), torch.ones(1)
+    >>> scratch.take("spare", (4, 6), like).data_ptr() == scratch.take("spare", (3, 2), like).data_ptr()
+    True
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -67,24 +72,29 @@ class FastPath(NamedTuple):
     score: Callable[[Tensor, Block, Block, Scratch], Tensor]
 
 
-def scan_path(head: SCAN) -> FastPath:
+def _scan_path(head: SCAN) -> FastPath:
     """SCAN: words look at regions (t2i), or regions at words (i2t)."""
     options = {**head.attention_options, **head.aggregation_options}
     uses = (CONTEXT, QUERY) if options["direction"] == "t2i" else (QUERY, CONTEXT)
-    return FastPath(*uses, partial(scan_tile, **options))
+    return FastPath(*uses, partial(_scan_tile, **options))
 
 
-def bfan_path(head: BFAN) -> FastPath:
+def _bfan_path(head: BFAN) -> FastPath:
     """BFAN: both directions from one product."""
-    return FastPath(BOTH, BOTH, partial(bfan_tile, **head.options))
+    return FastPath(BOTH, BOTH, partial(_bfan_tile, **head.options))
 
 
-FAST_PATHS: dict[type[Head], Callable[[Any], FastPath]] = {SCAN: scan_path, BFAN: bfan_path}
+FAST_PATHS: dict[type[Head], Callable[[Any], FastPath]] = {SCAN: _scan_path, BFAN: _bfan_path}
 """Heads with a fast path. Others compare through `Head.compare`, which for pooled heads is one product already."""
 
 
 def compile_path(path: FastPath) -> FastPath:
-    """The same, with the passes over a tile fused by a compiler; pack by pack, to compile for one structure only."""
+    """The same, with the passes over a tile fused by a compiler; pack by pack, to compile for one structure only.
+
+    >>> path = FAST_PATHS[SCAN](SCAN())
+    >>> compile_path(path).captions  # nothing is compiled before the first tile
+    Use(query=True, context=False)
+    """
     score_packs = torch.compile(path.score, dynamic=True)
 
     def score(products: Tensor, images: Block, captions: Block, scratch: Scratch) -> Tensor:
@@ -103,7 +113,16 @@ def compile_path(path: FastPath) -> FastPath:
 def multiply(
     images: Block, captions: Block, path: FastPath, scratch: Scratch
 ) -> Float[Tensor, "context_row query_row"]:
-    """The products of two blocks, in at least float32 whatever they are multiplied in."""
+    """The products of two blocks, in at least float32 whatever they are multiplied in.
+
+    >>> from xmodal.scoring.packing import Collection
+    >>> path, cpu = FAST_PATHS[SCAN](SCAN()), torch.device("cpu")
+    >>> images, captions = (Collection(torch.randn(2, size, 8), None, torch.float32, cpu) for size in (36, 12))
+    >>> both = [torch.arange(2)]
+    >>> products = multiply(images.block(both, path.images), captions.block(both, path.captions), path, Scratch())
+    >>> products.shape
+    torch.Size([72, 32])
+    """
     rows, columns = (images, captions) if path.images.context else (captions, images)
     shape = (len(rows.items), len(columns.items))
     products = torch.mm(rows.items, columns.items.T, out=scratch.take("products", shape, rows.items))
@@ -111,7 +130,7 @@ def multiply(
     return products if products.dtype == exact else scratch.take("widened", shape, products, exact).copy_(products)
 
 
-def scan_tile(
+def _scan_tile(
     products: Float[Tensor, "context_row query_row"],
     images: Block,
     captions: Block,
@@ -126,12 +145,12 @@ def scan_tile(
     """SCAN's scores of a tile."""
     contexts, queries = (images, captions) if direction == "t2i" else (captions, images)
     parts = [products[pack.rows].view(*pack.mask.T.shape, -1) for pack in contexts.packs]
-    cosines = attend(parts, contexts, queries, scratch, normalization, temperature)
-    scores = pool(cosines, queries, aggregation, lse_scale)
+    cosines = _attend(parts, contexts, queries, scratch, normalization, temperature)
+    scores = _pool(cosines, queries, aggregation, lse_scale)
     return scores if direction == "t2i" else scores.T
 
 
-def bfan_tile(
+def _bfan_tile(
     products: Float[Tensor, "context_row query_row"],
     images: Block,
     captions: Block,
@@ -144,13 +163,13 @@ def bfan_tile(
 
     def attended(products: Tensor, contexts: Block, queries: Block) -> Tensor:
         parts = [products[pack.rows].view(*pack.mask.shape, -1).transpose(0, 1) for pack in contexts.packs]
-        return pool(attend(parts, contexts, queries, scratch, "clipped_l2", temperature, focal), queries, "mean", 1.0)
+        return _pool(_attend(parts, contexts, queries, scratch, "clipped_l2", temperature, focal), queries, "mean", 1.0)
 
     exchanged = scratch.take("exchanged", products.T.shape, products).copy_(products.T)
     return attended(products, images, captions) + attended(exchanged, captions, images).T
 
 
-def attend(
+def _attend(
     products: Sequence[Float[Tensor, "context_item context query_row"]],
     contexts: Block,
     queries: Block,
@@ -163,14 +182,14 @@ def attend(
     assert queries.norms is not None, "a block of queries has norms"
     cosines = []
     for part, pack in zip(products, contexts.packs, strict=True):
-        weights = attention_weights(part, pack, queries, scratch, normalization, temperature)
+        weights = _attention_weights(part, pack, queries, scratch, normalization, temperature)
         if focal is not None:
-            weights = focus(weights, pack, scratch, focal)
-        cosines.append(attended_cosines(part, weights, pack, queries.norms, scratch))
+            weights = _focus(weights, pack, scratch, focal)
+        cosines.append(_attended_cosines(part, weights, pack, queries.norms, scratch))
     return torch.cat(cosines)
 
 
-def attention_weights(
+def _attention_weights(
     products: Float[Tensor, "context_item context query_row"],
     contexts: Pack,
     queries: Block,
@@ -189,19 +208,19 @@ def attention_weights(
     rate = temperature * log2(e)
     if normalization == "softmax":
         for pack in queries.packs:
-            each = places(logits, pack)
+            each = _places(logits, pack)
             each.copy_(each.masked_fill(~pack.mask, float("-inf")).softmax(dim=-2))
         logits *= rate
     elif normalization.endswith(("l1", "l2")):
         # torch.linalg.vector_norm over an outer axis takes forty times as long as a product and a sum.
         if normalization.endswith("l2"):
-            norms = sum_over_places(torch.mul(logits, logits, out=spare), queries).sqrt_()
+            norms = _sum_over_places(torch.mul(logits, logits, out=spare), queries).sqrt_()
         else:
-            norms = sum_over_places(torch.abs(logits, out=spare), queries)
+            norms = _sum_over_places(torch.abs(logits, out=spare), queries)
         scales = norms.add_(EPSILON).reciprocal_().mul_(rate)
         scales = scales.split([len(pack.sets) for pack in queries.packs], dim=-1)
         for pack, scale in zip(queries.packs, scales, strict=True):
-            places(logits, pack).mul_(scale[..., None, :])
+            _places(logits, pack).mul_(scale[..., None, :])
     else:
         logits *= rate
     if normalization in ("clipped", "none") or temperature > SAFE_EXPONENT:
@@ -211,17 +230,17 @@ def attention_weights(
     return logits.exp2_()  # a third of the time of exp on a CPU
 
 
-def places(rows: Float[Tensor, "*axes row"], pack: Pack) -> Float[Tensor, "*axes place set"]:
+def _places(rows: Float[Tensor, "*axes row"], pack: Pack) -> Float[Tensor, "*axes place set"]:
     """The rows of a pack of queries, by their places and sets."""
     return rows[..., pack.rows].unflatten(-1, pack.mask.shape)
 
 
-def sum_over_places(rows: Float[Tensor, "*axes row"], queries: Block) -> Float[Tensor, "*axes set"]:
+def _sum_over_places(rows: Float[Tensor, "*axes row"], queries: Block) -> Float[Tensor, "*axes set"]:
     """Sums over the rows of every set, padding included."""
-    return torch.cat([places(rows, pack).sum(dim=-2) for pack in queries.packs], dim=-1)
+    return torch.cat([_places(rows, pack).sum(dim=-2) for pack in queries.packs], dim=-1)
 
 
-def focus(
+def _focus(
     weights: Float[Tensor, "context_item context query_row"], contexts: Pack, scratch: Scratch, focal: Focal
 ) -> Float[Tensor, "context_item context query_row"]:
     """Drop the weights that BFAN's focal function does not keep; see `xmodal.heads.bfan.focal_mask`.
@@ -242,7 +261,7 @@ def focus(
     return weights.mul_(torch.gt(weights, threshold, out=spare))
 
 
-def attended_cosines(
+def _attended_cosines(
     products: Float[Tensor, "context_item context query_row"],
     weights: Float[Tensor, "context_item context query_row"],
     contexts: Pack,
@@ -259,16 +278,16 @@ def attended_cosines(
     return cosines.clamp_(-1.0, 1.0)
 
 
-def pool(
+def _pool(
     cosines: Float[Tensor, "context_item query_row"], queries: Block, aggregation: Aggregation, lse_scale: float
 ) -> Float[Tensor, "context_item query_item"]:
     """One score a set of queries; see `xmodal.heads.attention.aggregate`."""
     if aggregation != "logsumexp" or lse_scale > SAFE_EXPONENT:
         options = {"aggregation": aggregation, "lse_scale": lse_scale}
-        return torch.cat([aggregate(places(cosines, pack), pack.mask[None], **options) for pack in queries.packs], 1)
+        return torch.cat([aggregate(_places(cosines, pack), pack.mask[None], **options) for pack in queries.packs], 1)
     rate = lse_scale * log2(e)
     exponentials = cosines.mul_(rate).exp2_()
     for pack in queries.packs:
         if pack.padded:
-            places(exponentials, pack).mul_(pack.mask)
-    return sum_over_places(exponentials, queries).log2_().div_(rate)
+            _places(exponentials, pack).mul_(pack.mask)
+    return _sum_over_places(exponentials, queries).log2_().div_(rate)

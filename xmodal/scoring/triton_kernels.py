@@ -119,6 +119,14 @@ def triton_scores(
             a head other than SCAN and BFAN, a normalization that does not bound the logits (softmax, clipped, none), a
             temperature or lse_scale above 32, and images and captions too long for a tile (see `choose_tile`).
         ModuleNotFoundError: where triton is not installed.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import SCAN
+        >>> from xmodal.scoring.triton_kernels import triton_scores
+        >>> regions, words = torch.randn(4, 36, 64), torch.randn(6, 12, 64)
+        >>> triton_scores(SCAN(), regions.cuda(), words.cuda()).shape  # doctest: +SKIP
+        torch.Size([4, 6])
     """
     check_inputs(regions, words, region_mask, word_mask)
     options = kernel_options(head)
@@ -135,7 +143,15 @@ def triton_scores(
 
 
 def kernel_options(head: Head) -> dict[str, Any]:
-    """What the kernel must know of a head, and whether images are its rows (`direction`); refuses what it cannot do."""
+    """What the kernel must know of a head, and whether images are its rows (`direction`); refuses what it cannot do.
+
+    Example:
+        >>> from xmodal.heads import BFAN, SCAN
+        >>> from xmodal.scoring.triton_kernels import kernel_options
+        >>> options = kernel_options(SCAN(temperature=9.0))
+        >>> options["direction"], options["normalization"], options["both"], kernel_options(BFAN())["both"]
+        ('t2i', 'clipped_l2', False, True)
+    """
     if isinstance(head, SCAN):
         options = {**head.attention_options, **head.aggregation_options, "focal": "none", "both": False}
     elif isinstance(head, BFAN):
@@ -158,13 +174,26 @@ def kernel_options(head: Head) -> dict[str, Any]:
 
 
 def choose_tile(rows: int, columns: int) -> Tile:
-    """The tile for images and captions of at most so many items, see `LONGEST_SETS`."""
+    """The tile for images and captions of at most so many items, see `LONGEST_SETS`.
+
+    Example:
+        >>> from xmodal.scoring.triton_kernels import choose_tile
+        >>> choose_tile(rows=36, columns=100)
+        Tile(rows=64, columns=128, depth=64, warps=8, stages=3)
+    """
     short, long = LONGEST_SETS
     return Tile(rows=short, columns=long) if columns > short >= rows else Tile()
 
 
 def longest(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None) -> int:
-    """Real items of the longest set; 0 where there is none."""
+    """Real items of the longest set; 0 where there is none.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.scoring.triton_kernels import longest
+        >>> longest(torch.ones(2, 3, 8), torch.tensor([[True, False, False], [True, True, False]]))
+        2
+    """
     return items.shape[1] if mask is None else int(mask.sum(dim=1).max().item() if len(mask) else 0)
 
 
@@ -180,6 +209,14 @@ def pack(
 
     The dim is filled up with zeros to a multiple of `depth`, which changes no product. `with_grams=False` leaves the
     Gram matrices out, for a side that only attends.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.scoring.triton_kernels import pack
+        >>> words, real = torch.ones(2, 3, 8), torch.tensor([[True, False, False], [True, True, False]])
+        >>> side = pack(words, real, size=4, depth=16)
+        >>> side.items.shape, side.sets, side.norms
+        (torch.Size([3, 16]), tensor([[ 0,  1,  1, -1]], dtype=torch.int32), tensor([2.8284, 2.8284, 2.8284]))
     """
     mask = _mask_or_ones(items, mask)
     lengths = mask.sum(dim=1).cpu()
@@ -197,12 +234,12 @@ def pack(
     grams = torch.empty(len(sets) if with_grams else 0, size, size, device=items.device)
     side = Packed(packed, sets, start, first_set, norms, grams)
     if with_grams:
-        for tiles, _, members, together in tile_items(side):
+        for tiles, _, members, together in _tile_items(side):
             grams[tiles] = (members @ members.transpose(1, 2)).masked_fill_(~together, 0.0)
     return side
 
 
-def tile_items(side: Packed) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+def _tile_items(side: Packed) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Some tiles at a time: which, the places of their items among all, the items, and who shares a set with whom.
 
     Places after a tile's last item repeat another item and share a set with nobody.
@@ -315,7 +352,7 @@ def _pack_sides(
     tile: Tile,
 ) -> tuple[Packed, Packed]:
     """Rows and columns of the product: the side that is attended over, and the one that attends."""
-    if interpreting() and regions.dtype == torch.bfloat16:
+    if _interpreting() and regions.dtype == torch.bfloat16:
         # Triton 3.9's interpreter multiplies the bits of bfloat16 as if they were integers. In float32 the products of
         # such numbers are exact, as they are on a GPU.
         regions, words = regions.float(), words.float()
@@ -351,7 +388,7 @@ def _add_norm_and_gram_gradients(side: Packed, by_items: Tensor, by_norms: Tenso
     by_items += side.items.float() * (by_norms / side.norms.clamp_min(torch.finfo(torch.float32).tiny))[:, None]
     if not len(by_grams):
         return
-    for tiles, places, items, together in tile_items(side):
+    for tiles, places, items, together in _tile_items(side):
         by_members = 2.0 * by_grams[tiles].masked_fill(~together, 0.0) @ items
         by_items.index_add_(0, places.flatten(), by_members.flatten(0, 1))  # zero where a place repeats
 
@@ -369,20 +406,29 @@ def _mask_or_ones(items: Tensor, mask: Tensor | None) -> Tensor:
     return mask.to(items.device)
 
 
-def interpreting() -> bool:
+def _interpreting() -> bool:
     """Whether kernels run in Triton's interpreter on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 def check_triton(dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse what the kernel cannot compute, or cannot compute here; says what to use instead."""
+    """Refuse what the kernel cannot compute, or cannot compute here; says what to use instead.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.scoring.triton_kernels import check_triton
+        >>> check_triton(torch.float64, torch.device("cuda"))
+        Traceback (most recent call last):
+        ...
+        ValueError: the Triton kernel takes torch.float32, torch.float16, torch.bfloat16; got torch.float64; ...
+    """
     if find_spec("triton") is None:
         raise ModuleNotFoundError(
             "the Triton kernel needs triton, which torch brings along on Linux with CUDA; use another backend"
         )
     if dtype not in PRECISION:
         raise ValueError(f"the Triton kernel takes {', '.join(map(str, PRECISION))}; got {dtype}; use another backend")
-    if device.type != "cuda" and not interpreting():
+    if device.type != "cuda" and not _interpreting():
         raise ValueError(
             f"the Triton kernel needs a CUDA device, got {device}; use device='cuda' or another backend "
             "(on a CPU the kernel runs only in Triton's interpreter, with TRITON_INTERPRET=1)"
