@@ -110,6 +110,12 @@ def nearest_neighbors(
         gallery: which images to look among.
         count: how many neighbors, fewer than there are images in the gallery.
         progress: show a bar.
+
+    >>> points, labels = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([0, 1, 0])
+    >>> everything = torch.arange(3)
+    >>> (found,) = nearest_neighbors(points, labels, everything, everything, count=1)
+    >>> found.neighbor.flatten(), found.correct.flatten()
+    (tensor([1, 0, 1]), tensor([False, False, False]))
     """
     # Nearer means a larger <q, x> - |x|^2 / 2, whatever the query.
     items = embeddings[gallery]
@@ -128,7 +134,12 @@ def nearest_neighbors(
 
 
 def kmeans_clusters(embeddings: Float[Tensor, "image dim"], clusters: int, seed: int = 0) -> Int[Tensor, "image"]:
-    """The cluster of each image by k-means of faiss, 20 iterations from randomly drawn images."""
+    """The cluster of each image by k-means of faiss, 20 iterations from randomly drawn images.
+
+    >>> clusters = kmeans_clusters(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), clusters=2)
+    >>> bool(clusters[0] == clusters[1] != clusters[2] == clusters[3])
+    True
+    """
     import faiss
 
     points = embeddings.float().cpu().contiguous().numpy()

@@ -34,6 +34,19 @@ def evaluate_matchers(
 
     Returns:
         Name to the dict of `evaluate_protocol`; the ensemble is named "ensemble".
+
+    >>> import torch
+    >>> from xmodal.data import RegionStore, RegionStoreWriter
+    >>> from xmodal.model import Matcher
+    >>> with RegionStoreWriter("test.h5", dim=8, extractor="by hand") as writer:
+    ...     writer.write("dog", torch.eye(8)[:3])
+    ...     writer.write("cat", torch.eye(8)[4:])
+    >>> image, text = {"name": "regions", "input_dim": 8, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
+    >>> heads = [{"name": "scan"}, {"name": "bfan"}]
+    >>> both = {head["name"]: Matcher(image, text, head, vocabulary=["a", "dog", "cat"]) for head in heads}
+    >>> results = evaluate_matchers(both, RegionStore("test.h5"), ["a dog", "a cat"], torch.tensor([0, 1]))
+    >>> list(results), results["ensemble"]["t2i"]["R@5"]
+    (['scan', 'bfan', 'ensemble'], 100.0)
     """
     results, total = {}, None
     for name, matcher in matchers.items():

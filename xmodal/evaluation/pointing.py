@@ -71,6 +71,20 @@ def pointing_accuracy(matcher: Matcher, store: RegionStore, mentions: Iterable[M
 
     Raises:
         ValueError: if there is no mention.
+
+    Example:
+        >>> from xmodal.evaluation.pointing import Mention, pointing_accuracy
+        >>> import torch
+        >>> from xmodal.data import RegionStore, RegionStoreWriter
+        >>> from xmodal.model import Matcher
+        >>> boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [20.0, 20.0, 30.0, 30.0]])
+        >>> with RegionStoreWriter("test.h5", dim=8, extractor="by hand") as writer:
+        ...     writer.write("7", torch.eye(8)[:2], boxes)
+        >>> image, text = {"name": "regions", "input_dim": 8, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
+        >>> matcher = Matcher(image, text, {"name": "scan"}, vocabulary=["a", "dog"])
+        >>> mention = Mention("7", "a dog", start=2, end=5, boxes=boxes[:1])
+        >>> pointing_accuracy(matcher, RegionStore("test.h5"), [mention])["chance"]
+        50.0
     """
     rounds = []
     for mention in mentions:

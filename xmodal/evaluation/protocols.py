@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A test set's size, `None` where any will do, and the number of folds its images are cut into."""
+    """A test set's size, `None` where any will do, and the number of folds its images are cut into.
+
+    >>> Protocol("f30k-1k", images=1000, captions=5000).fits(1000, 4999)
+    False
+    """
 
     name: str
     images: int | None = None
@@ -142,6 +146,11 @@ def evaluate_fold(scores: Float[Tensor, "image caption"], fold: Fold) -> dict[st
 
     Raises:
         ValueError: its scores cannot be ranked; the fold is named, since indices are counted within it.
+
+    >>> import torch
+    >>> first, second = cut_folds(torch.tensor([0, 1, 2, 3]), folds=2)
+    >>> evaluate_fold(torch.eye(4), second)["rsum"]
+    600.0
     """
     try:
         return evaluate_retrieval(scores[fold.images][:, fold.captions], fold.caption_image)

@@ -128,6 +128,11 @@ def check_relevance(
 
     Raises:
         ValueError: see `retrieval_ranks`.
+
+    >>> check_relevance(torch.eye(2), torch.tensor([0, 2]))
+    Traceback (most recent call last):
+    ...
+    ValueError: caption_image[1] is 2; expected an image index from 0 to 1
     """
     scores = torch.as_tensor(scores)
     caption_image = torch.as_tensor(caption_image, device=scores.device)

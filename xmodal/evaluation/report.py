@@ -31,13 +31,22 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     ----------------------------------------------------------------------
     perfect    100.0    100.0     100.0    100.0    100.0     100.0  600.0
     """
-    header, *lines = ("  ".join(row) for row in align(table_rows(results, RECALLS)))
+    header, *lines = ("  ".join(row) for row in _align(_table_rows(results, RECALLS)))
     return "\n".join([header, "-" * len(header), *lines])
 
 
 def format_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay out recalls in percent as a Markdown table; arguments as in `format_table`."""
-    return markdown_table(table_rows(results, RECALLS))
+    """Lay out recalls in percent as a Markdown table; arguments as in `format_table`.
+
+    >>> import torch
+    >>> from xmodal.evaluation import evaluate_retrieval
+    >>> result = evaluate_retrieval(torch.eye(2), torch.tensor([0, 1]))
+    >>> print(format_markdown({"perfect": result}))
+    | model   | i2t R@1 | i2t R@5 | i2t R@10 | t2i R@1 | t2i R@5 | t2i R@10 |  rsum |
+    | ------- | ------: | ------: | -------: | ------: | ------: | -------: | ----: |
+    | perfect |   100.0 |   100.0 |    100.0 |   100.0 |   100.0 |    100.0 | 600.0 |
+    """
+    return markdown_table(_table_rows(results, RECALLS))
 
 
 def write_report(
@@ -60,9 +69,16 @@ def write_report(
     Raises:
         FileNotFoundError: a picture is not there.
         OSError: the report cannot be written.
+
+    >>> import torch
+    >>> from xmodal.evaluation import evaluate_retrieval
+    >>> result = evaluate_retrieval(torch.eye(2), torch.tensor([0, 1]))
+    >>> write_report("report.md", {"perfect": result}, details={"seed": 0})
+    >>> print(Path("report.md").read_text().splitlines()[0])
+    # Retrieval results
     """
     path = Path(path)
-    sections = [f"# {title}", format_markdown(results), "## Ranks", markdown_table(table_rows(results, RANKS))]
+    sections = [f"# {title}", format_markdown(results), "## Ranks", markdown_table(_table_rows(results, RANKS))]
     protocols = [f"- {model}: `{result['protocol']}`" for model, result in results.items() if "protocol" in result]
     if protocols:
         sections += ["## Protocols", "\n".join(protocols)]
@@ -75,7 +91,7 @@ def write_report(
     if folds:
         sections += ["## Folds", format_markdown(folds)]
     if pictures:
-        sections += ["## Pictures", *(link_picture(caption, Path(file), path) for caption, file in pictures.items())]
+        sections += ["## Pictures", *(_link_picture(caption, Path(file), path) for caption, file in pictures.items())]
     if details:
         sections += ["## Details", f"```json\n{json.dumps(details, indent=2, default=str)}\n```"]
     with written_whole(path) as whole:
@@ -95,12 +111,19 @@ def plot_learning_curves(log_path: str | Path, output_png: str | Path) -> None:
         FileNotFoundError: no such log.
         ValueError: the log is empty, or a line is no JSON object with a step.
         OSError: the picture cannot be written.
+
+    >>> validation = {"i2t": {"R@1": 20.0}, "t2i": {"R@1": 15.0}, "rsum": 180.0}
+    >>> lines = [{"step": 1, "loss/total": 9.0}, {"step": 2, "loss/total": 7.0}, {"step": 2, "validation": validation}]
+    >>> _ = Path("log.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+    >>> plot_learning_curves("log.jsonl", "curves.png")
+    >>> Path("curves.png").exists()
+    True
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     losses: dict[str, dict[int, float]] = {}
     validations: dict[int, dict[str, Any]] = {}
-    for entry in read_log(Path(log_path)):
+    for entry in _read_log(Path(log_path)):
         for name, value in entry.items():
             if name.startswith("loss/"):
                 losses.setdefault(name.removeprefix("loss/"), {})[entry["step"]] = value
@@ -134,7 +157,7 @@ def plot_learning_curves(log_path: str | Path, output_png: str | Path) -> None:
         figure.savefig(whole, format="png", dpi=150)
 
 
-def table_rows(results: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
+def _table_rows(results: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
     """Return the header and a row of cells for each model; the column `i2t R@1` shows `result["i2t"]["R@1"]`."""
 
     def cell(result: Any, column: str) -> str:
@@ -146,7 +169,7 @@ def table_rows(results: Mapping[str, Mapping[str, Any]], columns: Sequence[str])
     return [["model", *columns], *rows]
 
 
-def align(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+def _align(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Pad the cells of each column to one width: names to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -156,13 +179,19 @@ def align(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows, the header first, as a Markdown table that also reads well as plain text."""
-    header, *lines = align([[cell.replace("|", "\\|") for cell in row] for row in rows])
+    """Return rows, the header first, as a Markdown table that also reads well as plain text.
+
+    >>> print(markdown_table([["model", "rsum"], ["SCAN", "465.0"]]))
+    | model |  rsum |
+    | ----- | ----: |
+    | SCAN  | 465.0 |
+    """
+    header, *lines = _align([[cell.replace("|", "\\|") for cell in row] for row in rows])
     rule = ["-" * len(header[0]), *("-" * (len(cell) - 1) + ":" for cell in header[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *lines))
 
 
-def link_picture(caption: str, picture: Path, report: Path) -> str:
+def _link_picture(caption: str, picture: Path, report: Path) -> str:
     """Return the Markdown that shows a picture in a report, with its path relative to the report.
 
     Raises:
@@ -173,7 +202,7 @@ def link_picture(caption: str, picture: Path, report: Path) -> str:
     return f"![{caption}]({Path(os.path.relpath(picture, report.parent)).as_posix()})"
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def _read_log(path: Path) -> list[dict[str, Any]]:
     """Return the entries of a training log.
 
     Raises:
