@@ -45,6 +45,16 @@ def draw_neighbors(
     Raises:
         FileNotFoundError: the file of an image is not there.
         ValueError: there is no query, or one is no image.
+
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> files = [f"{number}.png" for number in range(3)]
+    >>> for file in files:
+    ...     Image.new("RGB", (20, 20), "red").save(file)
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    >>> draw_neighbors(embeddings, torch.tensor([0, 0, 1]), files, queries=[0], output=Path("neighbors.png"))
+    >>> Path("neighbors.png").exists()
+    True
     """
     if not queries or min(queries) < 0 or max(queries) >= len(labels):
         raise ValueError(f"queries are {list(queries)}; wanted some of the images 0 to {len(labels) - 1}")
@@ -99,6 +109,12 @@ def draw_map(
         FileNotFoundError: the file of an image is not there.
         ModuleNotFoundError: t-SNE without scikit-learn.
         ValueError: an unknown method.
+
+    >>> from pathlib import Path
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    >>> draw_map(embeddings, torch.tensor([0, 0, 1]), Path("map.png"), class_names=["gull", "wren"])
+    >>> Path("map.png").exists()
+    True
     """
     places = plane(embeddings, method, seed)
     figure = new_figure(9, 9)
@@ -115,7 +131,12 @@ def draw_map(
 
 
 def plane(embeddings: Float[Tensor, "image dim"], method: str = "pca", seed: int = 0) -> Float[Tensor, "image 2"]:
-    """Where each image is on a map; see `draw_map`."""
+    """Where each image is on a map; see `draw_map`.
+
+    >>> places = plane(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]))
+    >>> places.shape, bool((places[0] - places[1]).norm() < (places[0] - places[2]).norm())
+    (torch.Size([3, 2]), True)
+    """
     points = torch.nn.functional.normalize(embeddings.float())
     if method == "pca":
         centered = points - points.mean(dim=0)

@@ -37,6 +37,16 @@ def describe_scores(matcher: Matcher, regions: Regions, sentences: Sequence[str]
 
     Raises:
         ValueError: a sentence is empty, or the matcher takes features of another dim.
+
+    >>> import torch
+    >>> from xmodal.encoders.region_extractor import Regions
+    >>> from xmodal.model import Matcher
+    >>> image, text = {"name": "regions", "input_dim": 8, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
+    >>> matcher = Matcher(image, text, {"name": "scan"}, vocabulary=["a", "dog", "cat"])
+    >>> regions = Regions(torch.randn(3, 8), torch.rand(3, 4))
+    >>> lines = describe_scores(matcher, regions, ["a dog", "a cat"])
+    >>> sorted(line.split(maxsplit=1)[1] for line in lines)
+    ['a cat', 'a dog']
     """
     scores = matcher.score(regions.features, list(sentences))[0].tolist()
     ranked = sorted(zip(scores, sentences, strict=True), reverse=True)

@@ -39,6 +39,12 @@ def find_image(folder: Path, image_id: str) -> Path:
 
     Raises:
         FileNotFoundError: if the folder has no file of that name with a known suffix.
+
+    >>> from pathlib import Path
+    >>> Path("photos").mkdir()
+    >>> Path("photos", "7.png").touch()
+    >>> find_image(Path("photos"), "7").name
+    '7.png'
     """
     for suffix in IMAGE_SUFFIXES:
         if (path := folder / f"{image_id}{suffix}").is_file():
@@ -51,6 +57,15 @@ def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> Non
 
     Raises:
         FileNotFoundError: if an image is not in the folder.
+
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> for name in ("7.png", "8.png"):
+    ...     Image.new("RGB", (40, 30), "red").save(name)
+    >>> row = Retrieved("a red wall", ["7", "8"], [0.9, 0.2], correct="7")
+    >>> draw_retrieved([row], images=Path(), output=Path("found.png"))
+    >>> Path("found.png").exists()
+    True
     """
     from PIL import Image
 
@@ -95,6 +110,15 @@ def draw_attention(
         weights: attention of each word over the regions.
         output: picture to write.
         score: score of the pair, for the title.
+
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> Image.new("RGB", (40, 30), "red").save("7.png")
+    >>> boxes = torch.tensor([[0.0, 0.0, 20.0, 30.0], [20.0, 0.0, 40.0, 30.0]])
+    >>> weights = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
+    >>> draw_attention(Path("7.png"), boxes, ["red", "wall"], weights, Path("attention.png"), score=0.8)
+    >>> Path("attention.png").exists()
+    True
     """
     from matplotlib.patches import Rectangle
     from PIL import Image
@@ -128,6 +152,15 @@ def draw_regions(
         names: what class ids stand for; regions less sure than `WORTH_NAMING` go by their number alone.
         output: picture to write.
         notes: lines to write below.
+
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from xmodal.encoders.region_extractor import Regions
+    >>> box, confidence, class_id = torch.tensor([[5.0, 5.0, 30.0, 20.0]]), torch.tensor([0.9]), torch.tensor([18])
+    >>> found = Regions(torch.ones(1, 2), box, confidence, class_id)
+    >>> draw_regions(Image.new("RGB", (40, 30), "red"), found, {18: "dog"}, Path("regions.png"), notes=["0.8  a dog"])
+    >>> Path("regions.png").exists()
+    True
     """
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
@@ -170,13 +203,25 @@ def _array(image: Any) -> Any:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure without a window system: pyplot's global state is never touched."""
+    """A figure without a window system: pyplot's global state is never touched.
+
+    >>> new_figure(4, 3).get_size_inches()
+    array([4., 3.])
+    """
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Figure, output: Path) -> None:
-    """Write a figure; the suffix of the file says in which format."""
+    """Write a figure; the suffix of the file says in which format.
+
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> save_figure(new_figure(1, 1), Path("empty.png"))
+    >>> with Image.open("empty.png") as picture:
+    ...     picture.size
+    (120, 120)
+    """
     with written_whole(output) as temporary:
         figure.savefig(temporary, format=output.suffix.lstrip(".") or "png", dpi=120)
