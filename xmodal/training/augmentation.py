@@ -34,7 +34,18 @@ def drop_at_random(
 
 
 def shrink(batch: PairBatch, drop_regions: float, drop_words: float) -> PairBatch:
-    """A batch without a share of its regions and words."""
+    """A batch without a share of its regions and words.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.data import PairBatch
+        >>> from xmodal.training.augmentation import shrink
+        >>> real, tokens = torch.ones(2, 36, dtype=torch.bool), torch.ones(2, 12, dtype=torch.long)
+        >>> batch = PairBatch(torch.randn(2, 36, 8), real, tokens, real[:, :12], torch.arange(2), torch.arange(2))
+        >>> smaller = shrink(batch, drop_regions=0.5, drop_words=0.0)
+        >>> bool(smaller.region_mask.sum() < real.sum()), smaller.tokens.shape
+        (True, torch.Size([2, 12]))
+    """
     if drop_regions > 0:
         features, mask = drop_at_random(batch.region_features, batch.region_mask, drop_regions)
         batch = batch._replace(region_features=features, region_mask=mask)

@@ -31,7 +31,12 @@ BEST = "best"
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write the run's state beside the old one and rename it into place: a kill leaves one of the two whole."""
+    """Write the run's state beside the old one and rename it into place: a kill leaves one of the two whole.
+
+    >>> save_checkpoint(Path("."), {"step": 100})
+    >>> [path.name for path in Path(".").iterdir()]
+    ['checkpoint.pt']
+    """
     with written_whole(folder / CHECKPOINT) as temporary:
         torch.save(dict(state), temporary)
 
@@ -42,6 +47,10 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if the file is damaged.
+
+    >>> save_checkpoint(Path("."), {"step": 100, "weight": torch.ones(2)})
+    >>> load_checkpoint(Path("."))
+    {'step': 100, 'weight': tensor([1., 1.])}
     """
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -59,6 +68,12 @@ def save_best(folder: Path, model: Model) -> None:
 
     Within a run only the weights change. So the first call writes the folder aside and renames it, and later ones
     replace the weights file in it: at every moment `best` is one whole model.
+
+    >>> from xmodal.embedder import Embedder
+    >>> embedder = Embedder({"name": "mlp", "input_dim": 8}, dim=4)
+    >>> save_best(Path("."), embedder)
+    >>> Embedder.from_pretrained("best").dim
+    4
     """
     if (folder / BEST).is_dir():
         model.save_weights(folder / BEST)
@@ -70,7 +85,11 @@ def save_best(folder: Path, model: Model) -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """The states of every global random generator."""
+    """The states of every global random generator.
+
+    >>> sorted(random_states())
+    ['cuda', 'numpy', 'python', 'torch']
+    """
     name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),
@@ -81,7 +100,14 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """The inverse of `random_states`."""
+    """The inverse of `random_states`.
+
+    >>> states = random_states()
+    >>> drawn = torch.rand(3)
+    >>> restore_random_states(states)
+    >>> bool((torch.rand(3) == drawn).all())
+    True
+    """
     torch.set_rng_state(states["torch"])
     if states["cuda"]:
         torch.cuda.set_rng_state_all(states["cuda"])
@@ -93,7 +119,11 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
 
 @cache
 def environment() -> dict[str, Any]:
-    """Versions, machine, command and git commit: what it takes to run this again."""
+    """Versions, machine, command and git commit: what it takes to run this again.
+
+    >>> sorted(environment())
+    ['command', 'device', 'git_commit', 'machine', 'packages', 'python', 'threads']
+    """
     packages = ("xmodal", "torch", "transformers", "accelerate", "h5py", "numpy", "nltk")
     return {
         "command": sys.argv,
@@ -107,7 +137,12 @@ def environment() -> dict[str, Any]:
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """The resolved configuration and the environment of a run."""
+    """The resolved configuration and the environment of a run.
+
+    >>> write_config(Path("."), {"epochs": 30})
+    >>> Path("config.yaml").read_text()
+    'epochs: 30\\n'
+    """
     with written_whole(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
     with written_whole(folder / "environment.json") as temporary:
@@ -120,6 +155,11 @@ class Log:
     Args:
         folder: run folder.
         step: keep the lines of an earlier run up to this step; later ones come again after a resume.
+
+    >>> with Log(Path(".")) as log:
+    ...     log.write(100, **{"loss/total": 7.5})
+    >>> Path("log.jsonl").read_text()
+    '{"step": 100, "loss/total": 7.5}\\n'
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:

@@ -295,6 +295,11 @@ def load_recipe(path: str | Path) -> Any:
     Raises:
         FileNotFoundError: if it, or its base, is not there.
         ValueError: if it is no YAML, or as for `from_dict`.
+
+    >>> _ = Path("mine.yaml").write_text("task: retrieval\\nepochs: 5\\nmodel: {dim: 64}\\n")
+    >>> recipe = load_recipe("mine.yaml")
+    >>> type(recipe).__name__, recipe.epochs, recipe.model.dim, recipe.batch_size
+    ('RetrievalConfig', 5, 64, 128)
     """
     values = _read_recipe(Path(path))
     task = values.get("task", "matching")

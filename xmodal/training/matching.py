@@ -34,6 +34,22 @@ class MatchingTask:
     Raises:
         FileNotFoundError: for data that is not there.
         ValueError: for a configuration or data that cannot work.
+
+    >>> from pathlib import Path
+    >>> from xmodal.data import Caption, RegionStoreWriter, save_captions
+    >>> from xmodal.training.config import DataConfig, ModelConfig, TrainConfig
+    >>> captions = []
+    >>> for split in ("train", "dev"):
+    ...     with RegionStoreWriter(f"{split}.h5", dim=4, extractor="by hand") as writer:
+    ...         for number, word in enumerate(("dog", "cat")):
+    ...             writer.write(word, torch.eye(4)[number : number + 2])
+    ...             captions.append(Caption(word, f"{split} {word}", f"a {word}", split))
+    >>> save_captions("captions.jsonl", captions)
+    >>> Vocabulary(["a", "dog", "cat"]).save("vocabulary.json")
+    >>> model = ModelConfig({"name": "regions", "dim": 8}, {"name": "gru", "dim": 8, "word_dim": 4})
+    >>> task = MatchingTask(TrainConfig(data=DataConfig(Path(".")), model=model), torch.device("cpu"))
+    >>> len(task.dataset), task.validate()["t2i"]["R@5"]
+    (2, 100.0)
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
@@ -51,7 +67,7 @@ class MatchingTask:
         # A protocol that does not fit is refused now and not after the first epoch.
         self.validation.evaluate(torch.zeros(1, 1).expand(self.validation.shape), config.protocol)
         captions = load_captions(config.data.folder / "captions.jsonl", config.data.train)
-        self.model = build_matcher(config.model, store, config.data)
+        self.model = _build_matcher(config.model, store, config.data)
         self.dataset = PairDataset(store, captions, self.model.tokenizer)
         objective = build("objective", OBJECTIVES, config.objective)
         if config.scoring == "triton":
@@ -91,7 +107,19 @@ class MatchingTask:
 
 
 class ValidationSplit:
-    """The images that pick the best checkpoint, and the captions about them."""
+    """The images that pick the best checkpoint, and the captions about them.
+
+    >>> from pathlib import Path
+    >>> from xmodal.data import Caption, RegionStoreWriter, save_captions
+    >>> from xmodal.training.config import DataConfig
+    >>> with RegionStoreWriter("dev.h5", dim=2, extractor="by hand") as writer:
+    ...     writer.write("7", [[1, 0], [0, 1]])
+    ...     writer.write("8", [[1, 1]])
+    >>> save_captions("captions.jsonl", [Caption("7", "0", "a dog", "dev"), Caption("8", "1", "a cat", "dev")])
+    >>> split = ValidationSplit(RegionStore("dev.h5"), DataConfig(Path("."), validation_images=1))
+    >>> split.shape, split.sentences
+    ((1, 1), ['a dog'])
+    """
 
     images: range
     sentences: list[str]
@@ -116,7 +144,7 @@ class ValidationSplit:
         return evaluate_protocol(scores, self.caption_image, protocol)
 
 
-def build_matcher(config: ModelConfig, store: RegionStore, data: DataConfig) -> Matcher:
+def _build_matcher(config: ModelConfig, store: RegionStore, data: DataConfig) -> Matcher:
     """The matcher of a configuration; what the data decides (dim, vocabulary, extractor) is read from the data."""
     vocabulary = None
     if config.text.get("name") != "bert":

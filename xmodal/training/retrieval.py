@@ -30,6 +30,20 @@ class RetrievalTask:
     Raises:
         FileNotFoundError: for data that is not there.
         ValueError: for a configuration or data that cannot work, such as a class in both splits.
+
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from xmodal.data.labelled import LabelledSet, save_features
+    >>> from xmodal.training.config import EmbedderConfig, LabelledDataConfig, RetrievalConfig
+    >>> names, classes = [f"{number}.jpg" for number in range(8)], ["gull", "wren", "tern", "owl"] * 2
+    >>> birds = LabelledSet(names, classes, ["train", "train", "dev", "dev"] * 2)
+    >>> save_features("birds.h5", torch.randn(8, 16), birds, {})
+    >>> data = LabelledDataConfig(Path("birds.h5"), images_per_class=2)
+    >>> model = EmbedderConfig({"name": "mlp"}, dim=4)
+    >>> config = RetrievalConfig(data=data, model=model, batch_size=4, recall_at=(1, 3))
+    >>> task = RetrievalTask(config, torch.device("cpu"))
+    >>> len(task.dataset), task.validate()["R@3"]
+    (4, 100.0)
     """
 
     adversary = None
@@ -97,6 +111,14 @@ class EmbeddingStep(nn.Module):
 
     Every process computes the loss of the images of all, so that averaging the gradients over processes gives that of
     one process on the joined batch.
+
+    >>> import torch
+    >>> from xmodal.data.labelled import LabelledBatch
+    >>> from xmodal.objectives import MetricObjective
+    >>> embedder = Embedder({"name": "mlp", "input_dim": 8}, dim=4)
+    >>> step = EmbeddingStep(embedder, MetricObjective({"name": "binomial"}))
+    >>> step(LabelledBatch(torch.randn(4, 8), torch.tensor([0, 0, 1, 1])), step=0)["total"].requires_grad
+    True
     """
 
     def __init__(self, embedder: Embedder, objective: nn.Module) -> None:
@@ -111,7 +133,17 @@ class EmbeddingStep(nn.Module):
 
 
 def load_split(config: LabelledDataConfig, splits: tuple[str, ...], *, train: bool, seed: int = 0) -> LabelledSet:
-    """The images of some splits, preprocessed as for training or for testing."""
+    """The images of some splits, preprocessed as for training or for testing.
+
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from xmodal.data.labelled import LabelledSet, save_features
+    >>> from xmodal.training.config import LabelledDataConfig
+    >>> birds = LabelledSet(["1.jpg", "2.jpg"], ["wren", "gull"], ["train", "dev"])
+    >>> save_features("birds.h5", torch.eye(2), birds, {})
+    >>> load_split(LabelledDataConfig(Path("birds.h5")), ("dev",), train=False).image_id
+    ['2.jpg']
+    """
     transform = image_transform(train=train, resize=config.resize, crop=config.crop, square=config.square)
     return load_labelled(config.path, splits, transform=transform, seed=seed)
 
@@ -128,7 +160,14 @@ def with_input_dim(backbone: dict[str, Any], dim: int) -> dict[str, Any]:
 
 
 def build_objective(config: dict[str, Any], embedder: Embedder, images: LabelledSet) -> nn.Module:
-    """The objective of a configuration; what the model and the data decide (dims, classes) is filled in."""
+    """The objective of a configuration; what the model and the data decide (dims, classes) is filled in.
+
+    >>> from xmodal.data.labelled import LabelledSet
+    >>> embedder = Embedder({"name": "mlp", "input_dim": 8}, dim=4)
+    >>> birds = LabelledSet(["1.jpg", "2.jpg"], ["wren", "gull"], ["train"] * 2)
+    >>> type(build_objective({"name": "metric", "metric": {"name": "binomial"}}, embedder, birds)).__name__
+    'MetricObjective'
+    """
     kind = METRIC_OBJECTIVES.get(str(config.get("name")))
     known = inspect.signature(kind).parameters if kind else {}
     sizes = {"feature_dim": embedder.backbone.feature_dim, "dim": embedder.dim, "classes": len(images.class_names)}

@@ -29,6 +29,16 @@ class MatchingStep(nn.Module):
     the loss of the joined batch; averaging the gradients over processes, as DistributedDataParallel does, then gives
     exactly the gradient of one process on the joined batch. (A head with batch norm does so on GPUs, where the trainer
     joins the statistics too; torch cannot on CPUs.)
+
+    >>> from xmodal.data import PairBatch
+    >>> from xmodal.model import Matcher
+    >>> from xmodal.objectives import HingeRanking
+    >>> image, text = {"name": "regions", "input_dim": 8, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
+    >>> step = MatchingStep(Matcher(image, text, {"name": "scan"}, vocabulary=["a", "dog"]), HingeRanking())
+    >>> real, tokens, pair = torch.ones(2, 36, dtype=torch.bool), torch.ones(2, 5, dtype=torch.long), torch.arange(2)
+    >>> batch = PairBatch(torch.randn(2, 36, 8), real, tokens, real[:, :5], image=pair, caption=pair)
+    >>> step(batch, step=0)["total"].requires_grad
+    True
     """
 
     def __init__(
@@ -79,6 +89,9 @@ def gather(tensor: Tensor) -> Tensor:
     Every process must bring equally many rows.
 
     Rows may be padded to different lengths: they are padded with zeros to the longest.
+
+    >>> gather(torch.arange(3))  # a process that trains alone
+    tensor([0, 1, 2])
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return tensor

@@ -56,6 +56,20 @@ def train(config: RunConfig) -> dict[str, Any]:
         ValueError: for a configuration or data that cannot work.
         FloatingPointError: if the loss or its gradient stops being finite, naming the batch; the last checkpoint stays.
         Interrupted: on SIGINT or SIGTERM, after saving.
+
+    >>> from pathlib import Path
+    >>> from xmodal.data.labelled import LabelledSet, save_features
+    >>> from xmodal.training.config import EmbedderConfig, LabelledDataConfig
+    >>> names, classes = [f"{number}.jpg" for number in range(8)], ["gull", "wren", "tern", "owl"] * 2
+    >>> birds = LabelledSet(names, classes, ["train", "train", "dev", "dev"] * 2)
+    >>> save_features("birds.h5", torch.randn(8, 16), birds, {})
+    >>> data = LabelledDataConfig(Path("birds.h5"), images_per_class=2)
+    >>> model, objective = EmbedderConfig({"name": "mlp"}, dim=4), {"name": "metric", "metric": {"name": "binomial"}}
+    >>> run = {"output": Path("run"), "epochs": 2, "batch_size": 4, "recall_at": (1, 3), "progress": False}
+    >>> train(RetrievalConfig(data=data, model=model, objective=objective, **run))["R@3"]
+    100.0
+    >>> sorted(path.name for path in Path("run").glob("*.*"))
+    ['checkpoint.pt', 'config.yaml', 'environment.json', 'log.jsonl']
     """
     saved = _last_state(config)
     with _accelerated(config) as accelerator:
