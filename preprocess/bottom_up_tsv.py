@@ -54,11 +54,11 @@ class Config(StoreConfig):
 
 def main(config: Config) -> None:
     """Convert, and say what was left out."""
-    num_images, skipped = convert(config, read_rows(config.input, config.dim))
+    num_images, skipped = convert(config, _read_rows(config.input, config.dim))
     report(config.output, num_images, skipped, skip_bad=config.skip_bad)
 
 
-def read_rows(paths: tuple[Path, ...], dim: int) -> Iterator[tuple[str, str, Callable[[], Record]]]:
+def _read_rows(paths: tuple[Path, ...], dim: int) -> Iterator[tuple[str, str, Callable[[], Record]]]:
     """Every row of some TSV files: where it is, the image's name, and a function that decodes the rest.
 
     Raises:
@@ -74,11 +74,11 @@ def read_rows(paths: tuple[Path, ...], dim: int) -> Iterator[tuple[str, str, Cal
                 for number, line in enumerate(lines, start=1):
                     columns = line.rstrip(b"\r\n").split(b"\t")
                     name = columns[0].decode("utf-8", errors="backslashreplace")
-                    yield f"{path}, row {number}", name, partial(decode_row, columns, dim)
+                    yield f"{path}, row {number}", name, partial(_decode_row, columns, dim)
                     progress.update(len(line))
 
 
-def decode_row(columns: list[bytes], dim: int) -> Record:
+def _decode_row(columns: list[bytes], dim: int) -> Record:
     """The arrays of a row.
 
     Raises:

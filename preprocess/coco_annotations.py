@@ -90,11 +90,11 @@ class AnnotatedImage:
 
 def main(config: Official | Compact) -> None:
     """Read the annotations and write stores, captions and vocabulary."""
-    images, num_classes = read_official(config) if isinstance(config, Official) else read_compact(config.input)
+    images, num_classes = _read_official(config) if isinstance(config, Official) else _read_compact(config.input)
     write(images, num_classes, config)
 
 
-def read_official(config: Official) -> tuple[list[AnnotatedImage], int]:
+def _read_official(config: Official) -> tuple[list[AnnotatedImage], int]:
     """Join instances and captions by image id, and draw the splits."""
     instances = [_read_json(path, ("images", "annotations", "categories")) for path in config.instances]
     categories = sorted({category["id"] for file in instances for category in file["categories"]})
@@ -137,7 +137,7 @@ def _relative(box: list[float], size: tuple[int, int]) -> list[float]:
     return [x / width, y / height, (x + w) / width, (y + h) / height]
 
 
-def read_compact(folder: Path) -> tuple[list[AnnotatedImage], int]:
+def _read_compact(folder: Path) -> tuple[list[AnnotatedImage], int]:
     """Read images.jsonl and classes.json."""
     classes = _read_json(folder / "classes.json")
     path = folder / "images.jsonl"
@@ -157,7 +157,15 @@ def _parse_compact(line: str, where: str) -> AnnotatedImage:
 
 
 def write(images: list[AnnotatedImage], num_classes: int, config: Output) -> None:
-    """Write one store a split, then captions and vocabulary of the images that have an object."""
+    """Write one store a split, then captions and vocabulary of the images that have an object.
+
+    >>> captions = [Caption("7", str(number), "a dog", "train") for number in range(4)]
+    >>> image = AnnotatedImage("7", "train", captions, class_id=[1], boxes=[[0.0, 0.5, 0.25, 1.0]])
+    >>> write([image], num_classes=3, config=Output(output=Path(".")))
+    train.h5: 1 images; left out for want of an object: 0 images with 0 captions
+    captions.jsonl: 4 captions
+    vocabulary.json: 6 words
+    """
     output = config.output
     seen = [image for image in images if image.boxes]
     for split in sorted({image.split for image in images}):
@@ -190,7 +198,7 @@ def _write_store(images: Iterable[AnnotatedImage], num_classes: int, path: Path,
             area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
             largest = np.argsort(-area, kind="stable")[: config.max_regions]
             boxes, area, class_id = boxes[largest], area[largest], class_id[largest]
-            features = region_features(boxes, area, class_id, num_classes)
+            features = _region_features(boxes, area, class_id, num_classes)
             if config.whole_image:
                 counts = features[:, :num_classes].sum(axis=0)
                 features = np.concatenate([[[*np.log1p(counts), 0, 0, 1, 1, 1]], features])
@@ -198,7 +206,7 @@ def _write_store(images: Iterable[AnnotatedImage], num_classes: int, path: Path,
             writer.write(image.image_id, features, boxes, class_id=class_id)
 
 
-def region_features(boxes: np.ndarray, area: np.ndarray, class_id: np.ndarray, num_classes: int) -> np.ndarray:
+def _region_features(boxes: np.ndarray, area: np.ndarray, class_id: np.ndarray, num_classes: int) -> np.ndarray:
     """(region, num_classes + 5): class one-hot, then x1 y1 x2 y2 area."""
     one_hot = np.eye(num_classes, dtype=np.float32)[class_id]
     return np.concatenate([one_hot, boxes, area[:, None]], axis=1)

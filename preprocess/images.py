@@ -21,6 +21,12 @@ def find_images(folder: Path, *, coco_ids: bool = False) -> dict[str, Path]:
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
         ValueError: two images have the same id.
+
+    >>> from pathlib import Path
+    >>> Path("val2014").mkdir()
+    >>> Path("val2014", "COCO_val2014_000000391895.jpg").touch()
+    >>> find_images(Path("val2014"), coco_ids=True)["391895"].name
+    'COCO_val2014_000000391895.jpg'
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of images at {folder}")

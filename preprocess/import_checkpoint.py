@@ -66,7 +66,7 @@ def main(config: Config) -> None:
     """
     if config.output.exists():
         raise ValueError(f"{config.output} is there; remove it or choose another folder")
-    matcher = import_matcher(config)
+    matcher = _import_matcher(config)
     config.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.output.parent, prefix=f".{config.output.name}.") as temporary:
         matcher.save_pretrained(Path(temporary) / "model")
@@ -74,7 +74,7 @@ def main(config: Config) -> None:
     print(f"{config.output}: {config.architecture}, {sum(p.numel() for p in matcher.parameters())} parameters")
 
 
-def import_matcher(config: Config) -> Matcher:
+def _import_matcher(config: Config) -> Matcher:
     """The model that the checkpoint holds, in evaluation mode."""
     checkpoint, vocabulary = load_checkpoint(config.checkpoint), load_vocabulary(config.vocabulary)
     words = checkpoint.weight("text:embed.weight").shape[0]

@@ -143,22 +143,22 @@ def main(config: Source | Features) -> None:
     if not config.input.exists():
         raise FileNotFoundError(f"there is nothing at {config.input}")
     if isinstance(config, Features):
-        write_features(config)
+        _write_features(config)
     else:
-        write_index(config)
+        _write_index(config)
 
 
-def write_index(config: Source) -> None:
+def _write_index(config: Source) -> None:
     """Read a data set's lists, make sure that its images are there, and write the index."""
     folder = config.input if config.input.is_dir() else unpack(config.input, config.output.with_suffix(""))
-    images = set_dev_aside(READERS[type(config)](folder, config), config.dev_classes, config.seed)
+    images = _set_dev_aside(READERS[type(config)](folder, config), config.dev_classes, config.seed)
     check_files(images)
     save_index(config.output, images)
     for split, (count, classes) in count_splits(images).items():
         print(f"{config.output}: {split}, {count} images of {classes} classes")
 
 
-def write_features(config: Features) -> None:
+def _write_features(config: Features) -> None:
     """Look at every image once, whatever its split."""
     import torch
 
@@ -186,25 +186,25 @@ def write_features(config: Features) -> None:
 
 def read_cub(folder: Path, config: Source) -> list[LabelledImage]:
     """The first 100 classes are for training."""
-    root = root_with(folder, "images.txt", "image_class_labels.txt")
-    classes = {number: int(label) for number, label in rows(root / "image_class_labels.txt", 2)}
+    root = _root_with(folder, "images.txt", "image_class_labels.txt")
+    classes = {number: int(label) for number, label in _rows(root / "image_class_labels.txt", 2)}
     images = []
-    for number, path in rows(root / "images.txt", 2):
+    for number, path in _rows(root / "images.txt", 2):
         if number not in classes:
             raise ValueError(f"{root / 'image_class_labels.txt'} has no line for image {number}; is the file cut off?")
         name = Path(path).parent.name
         split = "train" if classes[number] <= 100 else "test"
         images.append(LabelledImage(root / "images" / path, name, split))
-    return check_counts(root / "images.txt", images, CUB_COUNTS)
+    return _check_counts(root / "images.txt", images, CUB_COUNTS)
 
 
 def read_cars(folder: Path, config: Source) -> list[LabelledImage]:
     """The first 98 classes are for training, whichever layout."""
     try:
-        root = root_with(folder, "cars_annos.mat", beside=config.input)
+        root = _root_with(folder, "cars_annos.mat", beside=config.input)
     except FileNotFoundError as error:
         try:
-            root = root_with(folder, "devkit")
+            root = _root_with(folder, "devkit")
         except FileNotFoundError:
             raise FileNotFoundError(f"{error}; nor the folder devkit of the other layout") from None
         files = [
@@ -214,14 +214,14 @@ def read_cars(folder: Path, config: Source) -> list[LabelledImage]:
         listed = [
             (images / car["fname"], int(car["class"]))
             for file, images in files
-            for car in read_mat(file)["annotations"]
+            for car in _read_mat(file)["annotations"]
         ]
         source = root / "devkit"
     else:
         source = root / "cars_annos.mat"
         images = folder if (folder / "car_ims").is_dir() else root
-        listed = [(images / car["relative_im_path"], int(car["class"])) for car in read_mat(source)["annotations"]]
-    return check_counts(
+        listed = [(images / car["relative_im_path"], int(car["class"])) for car in _read_mat(source)["annotations"]]
+    return _check_counts(
         source,
         [LabelledImage(path, f"{label:03}", "train" if label <= 98 else "test") for path, label in listed],
         CARS_COUNTS,
@@ -230,12 +230,12 @@ def read_cars(folder: Path, config: Source) -> list[LabelledImage]:
 
 def read_sop(folder: Path, config: Source) -> list[LabelledImage]:
     """Each split has a list of its own."""
-    root = root_with(folder, "Ebay_train.txt", "Ebay_test.txt")
+    root = _root_with(folder, "Ebay_train.txt", "Ebay_test.txt")
     images = []
     for split in ("train", "test"):
-        listed = list(rows(root / f"Ebay_{split}.txt", 4, heading="image_id class_id super_class_id path"))
+        listed = list(_rows(root / f"Ebay_{split}.txt", 4, heading="image_id class_id super_class_id path"))
         images += [LabelledImage(root / path, f"{int(label):05}", split) for _, label, _, path in listed]
-    return check_counts(root, images, SOP_COUNTS)
+    return _check_counts(root, images, SOP_COUNTS)
 
 
 def read_in_shop(folder: Path, config: Source) -> list[LabelledImage]:
@@ -247,13 +247,21 @@ def read_in_shop(folder: Path, config: Source) -> list[LabelledImage]:
         raise FileNotFoundError(f"{folder} has no {name}, nor has Eval in it; it comes with the In-Shop benchmark")
     top = source.parent.parent if source.parent.name == "Eval" else source.parent
     root = top / "Img" if (top / "Img").is_dir() else top
-    listed = list(rows(source, 3, heading="image_name item_id evaluation_status"))
+    listed = list(_rows(source, 3, heading="image_name item_id evaluation_status"))
     images = [LabelledImage(root / path, item, split) for path, item, split in listed]
-    return check_counts(source, images, IN_SHOP_COUNTS)
+    return _check_counts(source, images, IN_SHOP_COUNTS)
 
 
 def read_folder(folder: Path, config: Source) -> list[LabelledImage]:
-    """Classes are split in the order of their names."""
+    """Classes are split in the order of their names.
+
+    >>> for name in ("gull/1.jpg", "wren/1.jpg"):
+    ...     Path("birds", name).parent.mkdir(parents=True, exist_ok=True)
+    ...     Path("birds", name).touch()
+    >>> config = Folder(input=Path("birds"), output=Path("birds.jsonl"), train_classes=1)
+    >>> [(image.class_name, image.split) for image in read_folder(config.input, config)]
+    [('gull', 'train'), ('wren', 'test')]
+    """
     assert isinstance(config, Folder)
     images = list_folder(folder)
     classes = sorted({image.class_name for image in images})
@@ -269,7 +277,7 @@ def read_folder(folder: Path, config: Source) -> list[LabelledImage]:
 READERS = {CUB: read_cub, Cars: read_cars, SOP: read_sop, InShop: read_in_shop, Folder: read_folder}
 
 
-def set_dev_aside(images: list[LabelledImage], dev_classes: int, seed: int) -> list[LabelledImage]:
+def _set_dev_aside(images: list[LabelledImage], dev_classes: int, seed: int) -> list[LabelledImage]:
     """Move some classes of the training split, drawn at random, to a split of their own."""
     classes = sorted({image.class_name for image in images if image.split == "train"})
     if not 0 <= dev_classes < len(classes):
@@ -279,14 +287,18 @@ def set_dev_aside(images: list[LabelledImage], dev_classes: int, seed: int) -> l
 
 
 def count_splits(images: Iterable[LabelledImage]) -> dict[str, Count]:
-    """How many images and classes each split has."""
+    """How many images and classes each split has.
+
+    >>> count_splits([LabelledImage(Path("1.jpg"), "gull", "train"), LabelledImage(Path("2.jpg"), "gull", "train")])
+    {'train': Count(images=2, classes=1)}
+    """
     images = list(images)
     counted = Counter(image.split for image in images)
     classes = Counter(split for split, _ in {(image.split, image.class_name) for image in images})
     return {split: Count(count, classes[split]) for split, count in counted.items()}
 
 
-def check_counts(source: Path, images: list[LabelledImage], wanted: dict[str, Count]) -> list[LabelledImage]:
+def _check_counts(source: Path, images: list[LabelledImage], wanted: dict[str, Count]) -> list[LabelledImage]:
     """The images, if they are as many as were published.
 
     Raises:
@@ -310,6 +322,11 @@ def check_files(images: Sequence[LabelledImage]) -> None:
 
     Raises:
         FileNotFoundError: some are not; the message says how many and names the first.
+
+    >>> check_files([LabelledImage(Path("1.jpg"), "gull", "train")])
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: 1 of 1 images are not there, the first one 1.jpg. Was the archive unpacked to its ...
     """
     wanted: defaultdict[Path, list[Path]] = defaultdict(list)
     for image in images:
@@ -325,7 +342,7 @@ def check_files(images: Sequence[LabelledImage]) -> None:
         )
 
 
-def root_with(folder: Path, *names: str, beside: Path | None = None) -> Path:
+def _root_with(folder: Path, *names: str, beside: Path | None = None) -> Path:
     """The folder that has files of these names: this one, one in it, or the one that holds an archive.
 
     Raises:
@@ -338,7 +355,7 @@ def root_with(folder: Path, *names: str, beside: Path | None = None) -> Path:
     raise FileNotFoundError(f"{folder} has no {' and '.join(names)}, nor has a folder in it")
 
 
-def rows(path: Path, columns: int, heading: str | None = None) -> Iterable[list[str]]:
+def _rows(path: Path, columns: int, heading: str | None = None) -> Iterable[list[str]]:
     """The lines of a list, split at spaces; with a heading, those after it.
 
     Raises:
@@ -357,7 +374,7 @@ def rows(path: Path, columns: int, heading: str | None = None) -> Iterable[list[
         yield cells
 
 
-def read_mat(path: Path) -> dict[str, Any]:
+def _read_mat(path: Path) -> dict[str, Any]:
     """A MATLAB file.
 
     Raises:
@@ -387,6 +404,11 @@ def unpack(archive: Path, folder: Path) -> Path:
     Raises:
         FileExistsError: the folder is there already.
         ValueError: the file is no archive, or is cut off.
+
+    >>> with zipfile.ZipFile("birds.zip", "w") as archive:
+    ...     archive.writestr("images/1.jpg", b"")
+    >>> sorted(path.as_posix() for path in unpack(Path("birds.zip"), Path("birds")).rglob("*"))
+    ['birds/images', 'birds/images/1.jpg']
     """
     if folder.exists():
         raise FileExistsError(f"{folder}, where {archive} would be unpacked, exists; give it as --input, or remove it")

@@ -61,11 +61,11 @@ class Config(StoreConfig):
 
 def main(config: Config) -> None:
     """Convert, and say what was left out."""
-    num_images, skipped = convert(config, read_files(config.input, config.dim))
+    num_images, skipped = convert(config, _read_files(config.input, config.dim))
     report(config.output, num_images, skipped, skip_bad=config.skip_bad)
 
 
-def read_files(folder: Path, dim: int) -> Iterator[tuple[str, str, Callable[[], Record]]]:
+def _read_files(folder: Path, dim: int) -> Iterator[tuple[str, str, Callable[[], Record]]]:
     """Every file below a folder: where it is, the image's name, and a function that reads it.
 
     Raises:
@@ -77,10 +77,10 @@ def read_files(folder: Path, dim: int) -> Iterator[tuple[str, str, Callable[[], 
     if not paths:
         raise FileNotFoundError(f"{folder} holds no .npz or .npy file")
     for path in tqdm(paths, desc=folder.name, unit="image", delay=2):
-        yield str(path), path.stem.removesuffix(".jpg"), partial(read_file, path, dim)
+        yield str(path), path.stem.removesuffix(".jpg"), partial(_read_file, path, dim)
 
 
-def read_file(path: Path, dim: int) -> Record:
+def _read_file(path: Path, dim: int) -> Record:
     """The arrays of one image.
 
     Raises:

@@ -42,6 +42,17 @@ class Parts:
 
     Raises:
         ValueError: parts that were made with other settings are there.
+
+    >>> from pathlib import Path
+    >>> from xmodal.data import RegionStore
+    >>> options = {"dim": 2, "max_regions": 3, "extractor": "by hand"}
+    >>> parts = Parts(Path("train.h5"), count=2, settings=options, writer_options=options)
+    >>> parts.write(0, [("7", {"features": [[1, 0], [0, 1]]}), ("8", "cut off")])
+    >>> parts.todo(process=0, num_processes=1)
+    [1]
+    >>> parts.write(1, [("9", {"features": [[1, 1]]})])
+    >>> parts.join(overwrite=False), RegionStore("train.h5").image_id
+    ({'8': 'cut off'}, ['7', '9'])
     """
 
     def __init__(self, output: Path, count: int, settings: Any, writer_options: Mapping[str, Any]) -> None:

@@ -83,6 +83,11 @@ def convert(
     Raises:
         FileExistsError: the output exists and may not be replaced.
         ValueError: no record is good.
+
+    >>> import numpy as np
+    >>> records = [("row 1", "7", lambda: Record(np.ones((2, 3)))), ("row 2", "7", lambda: Record(np.ones((2, 3))))]
+    >>> convert(StoreConfig(output=Path("train.h5"), dim=3), records)
+    (1, {'row 2': "image '7' came before, in row 1"})
     """
     wanted = config.wanted()
     skipped: dict[str, str] = {}

@@ -86,7 +86,7 @@ class RegionsConfig:
     """Replace the output if it exists."""
 
 
-def choose_images(config: RegionsConfig) -> dict[str, Path | None]:
+def _choose_images(config: RegionsConfig) -> dict[str, Path | None]:
     """The images to extract by id, in order; the path is None where the captions name an image that is not there.
 
     Raises:
@@ -120,13 +120,23 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
 
     Raises:
         FileExistsError: the output exists and may not be replaced.
-        ValueError: see `choose_images` and `Parts`; or not one image could be read.
+        ValueError: see `Parts`; --split without --captions, none of the named images is there, or none could be read.
+
+    >>> from PIL import Image
+    >>> from xmodal.data import RegionStore
+    >>> from xmodal.encoders.extractors import EfficientNetGrid
+    >>> Path("photos").mkdir()
+    >>> Image.new("RGB", (80, 60), "red").save("photos/7.png")
+    >>> config, options = RegionsConfig(images=Path("photos"), output=Path("train.h5")), {"input_size": 64, "grid": 2}
+    >>> skipped = extract(config, EfficientNetGrid(**options), options)
+    >>> skipped, RegionStore("train.h5")
+    ({}, RegionStore('train.h5'): 1 images, up to 4 regions, dim 432)
     """
     if config.batch_size < 1:
         raise ValueError(f"batch_size is {config.batch_size}, wanted at least 1")
     if config.output.exists() and not config.overwrite:
         raise FileExistsError(f"{config.output} exists. Pass --overwrite to replace it, or choose another name.")
-    images = choose_images(config)
+    images = _choose_images(config)
     work = divide(images, config.batch_size)
     # Without an accelerator this must be said, or processes that were launched together do not know of each other.
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -153,7 +163,7 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
         disable=not state.is_main_process,
     ) as progress:
         for number in todo:
-            parts.write(number, outcomes(work[number], extractor, device, config, progress))
+            parts.write(number, _outcomes(work[number], extractor, device, config, progress))
     state.wait_for_everyone()
     return parts.join(config.join, overwrite=config.overwrite) if state.is_main_process else {}
 
@@ -170,7 +180,7 @@ def divide(images: Mapping[str, Path | None], batch_size: int) -> list[list[dict
     return [batches[start : start + length] for start in range(0, len(batches), length)]
 
 
-def outcomes(
+def _outcomes(
     batches: list[dict[str, Path | None]],
     extractor: RegionExtractor,
     device: torch.device,

@@ -46,12 +46,12 @@ def main(config: Config) -> None:
         raise FileNotFoundError(f"{config.input} holds none of {[f'{split}_ims.npy' for split in SPLITS]}")
     captions = []
     for split in splits:
-        captions += convert_split(config, split)
+        captions += _convert_split(config, split)
     save_captions(config.output / "captions.jsonl", captions)
     print(f"{config.output / 'captions.jsonl'}: {len(captions)} captions")
 
 
-def convert_split(config: Config, split: str) -> list[Caption]:
+def _convert_split(config: Config, split: str) -> list[Caption]:
     """Write one split's store; return its captions.
 
     Raises:

@@ -135,7 +135,13 @@ def with_article(noun_phrase: str) -> str:
 
 
 def group_objects(objects: Sequence[SceneObject], canvas: int) -> list[Group]:
-    """Gather the objects of each name, in order of first appearance."""
+    """Gather the objects of each name, in order of first appearance.
+
+    >>> dogs = [SceneObject("dog", box=(0, 0, 40, 40)), SceneObject("dog", box=(60, 0, 100, 40))]
+    >>> (group,) = group_objects(dogs, canvas=100)
+    >>> group.noun, group.extent, group.size
+    ('dogs', (0.2, 0.2, 0.8, 0.2), 0.4)
+    """
     members: dict[str, list[int]] = {}
     for index, thing in enumerate(objects):
         members.setdefault(thing.name, []).append(index)
@@ -168,6 +174,11 @@ def relation(first: Group, second: Group, rng: random.Random) -> str | None:
 
     A direction is named only where it is true of every object and plain to see: a gap of 0.15 of the canvas between
     the middles of the two groups, and little shift across it.
+
+    >>> import random
+    >>> objects = [SceneObject("dog", box=(0, 0, 40, 40)), SceneObject("owl", box=(60, 0, 100, 40))]
+    >>> relation(*group_objects(objects, canvas=100), random.Random(0))
+    'on the left of'
     """
     dx, dy = first.center[0] - second.center[0], first.center[1] - second.center[1]
     gap_x = max(first.extent[0] - second.extent[2], second.extent[0] - first.extent[2])
@@ -182,7 +193,7 @@ def relation(first: Group, second: Group, rng: random.Random) -> str | None:
     return None
 
 
-def noun_phrase(group: Group, rng: random.Random) -> list[Piece]:
+def _noun_phrase(group: Group, rng: random.Random) -> list[Piece]:
     """Count or article, perhaps a size, and the noun, which alone is the mention."""
     count = len(group.objects)
     size = ""
@@ -200,7 +211,7 @@ def noun_phrase(group: Group, rng: random.Random) -> list[Piece]:
     return [" ".join(filter(None, [determiner, size])), (group.noun, group.objects)]
 
 
-def enumerate_phrases(phrases: Sequence[list[Piece]]) -> list[Piece]:
+def _enumerate_phrases(phrases: Sequence[list[Piece]]) -> list[Piece]:
     """Phrases joined by commas and a final "and"."""
     pieces = list(phrases[0])
     for phrase in phrases[1:-1]:
@@ -210,33 +221,33 @@ def enumerate_phrases(phrases: Sequence[list[Piece]]) -> list[Piece]:
     return pieces
 
 
-def say_list(groups: Sequence[Group], rng: random.Random) -> list[Piece]:
+def _say_list(groups: Sequence[Group], rng: random.Random) -> list[Piece]:
     """What is there: "there are two dogs, a pizza and a tree"."""
     singular = len(groups[0].objects) == 1
     opener = rng.choice(["", "", "there is" if singular else "there are", "a picture of", "we see", "a drawing with"])
-    pieces = enumerate_phrases([noun_phrase(group, rng) for group in groups])
+    pieces = _enumerate_phrases([_noun_phrase(group, rng) for group in groups])
     return [opener, *pieces] if opener else pieces
 
 
-def say_places(groups: Sequence[Group], rng: random.Random) -> list[Piece]:
+def _say_places(groups: Sequence[Group], rng: random.Random) -> list[Piece]:
     """What is where: "a dog in the top right corner and a pizza on the left"."""
     # Objects far apart have no common place, so only single things and some companions get one.
-    placed = [[*noun_phrase(g, rng), *([place(g.center)] if len(g.objects) == 1 else [])] for g in groups]
-    return enumerate_phrases(placed)
+    placed = [[*_noun_phrase(g, rng), *([place(g.center)] if len(g.objects) == 1 else [])] for g in groups]
+    return _enumerate_phrases(placed)
 
 
-def say_relation(groups: Sequence[Group], rng: random.Random) -> list[Piece]:
+def _say_relation(groups: Sequence[Group], rng: random.Random) -> list[Piece]:
     """How the first two stand to each other: "a dog to the left of a pizza, with a tree"."""
     words = relation(groups[0], groups[1], rng) if len(groups) > 1 else None
     if words is None:
-        return say_list(groups, rng)
-    pieces = [*noun_phrase(groups[0], rng), words, *noun_phrase(groups[1], rng)]
+        return _say_list(groups, rng)
+    pieces = [*_noun_phrase(groups[0], rng), words, *_noun_phrase(groups[1], rng)]
     if len(groups) > 2:
-        pieces += [",", "with", *enumerate_phrases([noun_phrase(group, rng) for group in groups[2:]])]
+        pieces += [",", "with", *_enumerate_phrases([_noun_phrase(group, rng) for group in groups[2:]])]
     return pieces
 
 
-SAYINGS = (say_list, say_places, say_relation)
+SAYINGS = (_say_list, _say_places, _say_relation)
 
 
 def write_caption(objects: Sequence[SceneObject], *, canvas: int, background: str, rng: random.Random) -> SceneCaption:

@@ -40,6 +40,10 @@ def report(output: Path, num_images: int, skipped: Mapping[str, str], *, skip_ba
 
     Raises:
         SystemExit: something was left out and `skip_bad` does not allow it.
+
+    >>> from pathlib import Path
+    >>> report(Path("train.h5"), 5, {"photo_7": "cut off"}, skip_bad=True)
+    train.h5: 5 images; 1 left out, listed in train.h5.skipped.txt; the first one is photo_7: cut off
     """
     told = f"{output}: {num_images} images; {write_skipped(output, skipped)}"
     if skipped and not skip_bad:

@@ -65,6 +65,14 @@ def verify(config: Config) -> Iterator[Finding]:
     Raises:
         FileNotFoundError: there is no such folder or no captions file.
         ValueError: the captions file is damaged; the message names the line.
+
+    >>> from xmodal.data import Caption, RegionStoreWriter, save_captions
+    >>> with RegionStoreWriter("test.h5", dim=2, extractor="by hand") as writer:
+    ...     writer.write("7", [[1, 0], [0, 1]])
+    ...     writer.write("8", [[1, 1]])
+    >>> save_captions("captions.jsonl", [Caption("7", "0", "A dog.", "test")])
+    >>> [(finding.level, finding.message) for finding in verify(Config(Path(".")))][1:]
+    [('ERROR', "1 image ('8') of the store without a caption")]
     """
     if not config.folder.is_dir():
         raise FileNotFoundError(f"no folder at {config.folder}")
@@ -83,13 +91,13 @@ def verify(config: Config) -> Iterator[Finding]:
         stores[split] = store
         yield Finding(split, "ok", f"{store!r}; {len(captions[split])} captions")
         yield from (Finding(split, "ERROR", problem) for problem in store.validate())
-        yield from compare(split, store.image_id, captions[split])
-    yield from find_differences(stores)
-    yield from find_leaks({split: set(store.image_id) for split, store in stores.items()}, "the stores")
-    yield from find_leaks({s: {caption.image_id for caption in captions[s]} for s in splits}, "the captions")
+        yield from _compare(split, store.image_id, captions[split])
+    yield from _find_differences(stores)
+    yield from _find_leaks({split: set(store.image_id) for split, store in stores.items()}, "the stores")
+    yield from _find_leaks({s: {caption.image_id for caption in captions[s]} for s in splits}, "the captions")
 
 
-def compare(split: str, image_ids: Sequence[str], captions: Sequence[Caption]) -> Iterator[Finding]:
+def _compare(split: str, image_ids: Sequence[str], captions: Sequence[Caption]) -> Iterator[Finding]:
     """Ids that are missing on either side."""
     described = Counter(caption.image_id for caption in captions)
     strangers = described.keys() - set(image_ids)
@@ -101,7 +109,7 @@ def compare(split: str, image_ids: Sequence[str], captions: Sequence[Caption]) -
         yield Finding(split, "note" if split == "train" else "ERROR", f"{_some(silent)} of the store without a caption")
 
 
-def find_differences(stores: Mapping[str, RegionStore]) -> Iterator[Finding]:
+def _find_differences(stores: Mapping[str, RegionStore]) -> Iterator[Finding]:
     """Splits whose features are not like those of the first one."""
     for split, store in stores.items():
         first, reference = next(iter(stores.items()))
@@ -112,7 +120,7 @@ def find_differences(stores: Mapping[str, RegionStore]) -> Iterator[Finding]:
             yield Finding(split, "note", f"features were made by {made}, those of {first} by {wanted}")
 
 
-def find_leaks(images: Mapping[str, set[str]], where: str) -> Iterator[Finding]:
+def _find_leaks(images: Mapping[str, set[str]], where: str) -> Iterator[Finding]:
     """Images that are in two splits."""
     splits = list(images)
     for number, one in enumerate(splits):
