@@ -193,6 +193,15 @@ class FastWeights(nn.Module):
         dim: dim of the features.
         steps: K.
         rate: length of a step, for unit features and item weights that sum to one.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.addr import ADDR, DomainFeatures, FastWeights
+        >>> words, regions, real = torch.eye(4)[None, :2], torch.eye(4)[None, 2:], torch.ones(1, 2, dtype=torch.bool)
+        >>> items = ADDR(dim=4).items(DomainFeatures(words, regions, real, real))
+        >>> found = FastWeights(dim=4, steps=1)(items)
+        >>> ((items.features @ found.weight.T).squeeze() + found.bias).detach()  # words, then regions
+        tensor([ 1.2500,  1.2500, -1.2500, -1.2500])
     """
 
     fits_anew = True
@@ -224,6 +233,15 @@ class Ridge(nn.Module):
         dim: dim of the features.
         ridge: penalty on the squared norm of weight and bias, beside squared errors whose weights sum to one. It
             limits the capacity.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.addr import ADDR, DomainFeatures, Ridge
+        >>> words, regions, real = torch.eye(4)[None, :2], torch.eye(4)[None, 2:], torch.ones(1, 2, dtype=torch.bool)
+        >>> items = ADDR(dim=4).items(DomainFeatures(words, regions, real, real))
+        >>> found = Ridge(dim=4, ridge=0.25)(items)
+        >>> (items.features @ found.weight.T).squeeze() + found.bias  # words, then regions
+        tensor([ 0.5000,  0.5000, -0.5000, -0.5000])
     """
 
     fits_anew = True
@@ -253,6 +271,15 @@ class Amortized(nn.Module):
     Args:
         dim: dim of the features.
         hidden: hidden units.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.addr import ADDR, Amortized, DomainFeatures
+        >>> words, regions, real = torch.eye(4)[None, :2], torch.eye(4)[None, 2:], torch.ones(1, 2, dtype=torch.bool)
+        >>> items = ADDR(dim=4).items(DomainFeatures(words, regions, real, real))
+        >>> found = Amortized(dim=4, hidden=8)(items)  # untrained
+        >>> found.weight.tolist(), found.bias.tolist()
+        ([[0.0, 0.0, 0.0, 0.0]], [0.0])
     """
 
     fits_anew = False
@@ -284,6 +311,15 @@ class Table(nn.Module):
     Args:
         dim: dim of the features.
         pairs: pairs of the training set.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.addr import ADDR, DomainFeatures, Table
+        >>> words, regions, real = torch.eye(4)[None, :2], torch.eye(4)[None, 2:], torch.ones(1, 2, dtype=torch.bool)
+        >>> items = ADDR(dim=4).items(DomainFeatures(words, regions, real, real, pair=torch.tensor([7])))
+        >>> table = Table(dim=4, pairs=100)
+        >>> table(items).weight.shape, table.rows.weight.shape
+        (torch.Size([1, 4]), torch.Size([100, 5]))
     """
 
     fits_anew = False

@@ -100,7 +100,15 @@ def triplet_on_synthetic(
     *,
     margin: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Mean of [|a - p|^2 - |a - n|^2 + margin]_+; the released code halves it."""
+    """Mean of [|a - p|^2 - |a - n|^2 + margin]_+; the released code halves it.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.daml import triplet_on_synthetic
+        >>> anchor, positive, negative = torch.tensor([[0.0]]), torch.tensor([[1.0]]), torch.tensor([[[1.5]]])
+        >>> triplet_on_synthetic(anchor, positive, negative)
+        tensor(0.)
+    """
     return (_squared(anchor, positive)[:, None] - _squared(anchor[:, None], negative) + margin).clamp_min(0).mean()
 
 
@@ -111,7 +119,15 @@ def contrastive_on_synthetic(
     *,
     margin: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Mean of |a - p|^2 plus mean of [margin - |a - n|^2]_+."""
+    """Mean of |a - p|^2 plus mean of [margin - |a - n|^2]_+.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.daml import contrastive_on_synthetic
+        >>> anchor, positive, negative = torch.tensor([[0.0]]), torch.tensor([[1.0]]), torch.tensor([[[0.5]]])
+        >>> contrastive_on_synthetic(anchor, positive, negative)
+        tensor(1.7500)
+    """
     return _squared(anchor, positive).mean() + (margin - _squared(anchor[:, None], negative)).clamp_min(0).mean()
 
 
@@ -122,7 +138,15 @@ def n_pair_on_synthetic(
     *,
     l2_weight: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Mean of log(1 + sum_n exp(a.n - a.p)) (Sohn 2016), plus l2_weight times half the mean of |a|^2 + |p|^2."""
+    """Mean of log(1 + sum_n exp(a.n - a.p)) (Sohn 2016), plus l2_weight times half the mean of |a|^2 + |p|^2.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.daml import n_pair_on_synthetic
+        >>> anchor, positive, negative = torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor([[[2.0]]])
+        >>> n_pair_on_synthetic(anchor, positive, negative)
+        tensor(0.6931)
+    """
     excess = torch.einsum("pd,pnd->pn", anchor, negative) - (anchor * positive).sum(dim=1, keepdim=True)
     length = (anchor.square() + positive.square()).sum(dim=1).mean() / 2
     return F.softplus(excess.logsumexp(dim=1)).mean() + l2_weight * length
@@ -135,7 +159,15 @@ def lifted_on_synthetic(
     *,
     margin: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Half the mean of [log sum_n (exp(margin - |a - n|) + exp(margin - |p - n|)) + |a - p|]_+^2 (Song et al. 2016)."""
+    """Half the mean of [log sum_n (exp(margin - |a - n|) + exp(margin - |p - n|)) + |a - p|]_+^2 (Song et al. 2016).
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.daml import lifted_on_synthetic
+        >>> anchor, positive, negative = torch.tensor([[0.0]]), torch.tensor([[0.0]]), torch.tensor([[[1.0]]])
+        >>> lifted_on_synthetic(anchor, positive, negative)
+        tensor(0.2402)
+    """
     both = torch.stack([anchor, positive], dim=1)
     distances = torch.linalg.vector_norm(both[:, :, None] - negative[:, None], dim=-1)
     pulled = torch.linalg.vector_norm(anchor - positive, dim=-1)
@@ -152,6 +184,14 @@ def angular_on_synthetic(
     """Mean of log(1 + sum_n exp(4 tan^2(alpha) (a + p).n - 2 (1 + tan^2(alpha)) a.p)) on unit vectors.
 
     The batch form of angular loss (Wang et al. 2017); alpha in degrees.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.daml import angular_on_synthetic
+        >>> anchor = positive = torch.tensor([[1.0, 0.0]])
+        >>> easy, hard = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]])
+        >>> angular_on_synthetic(anchor, positive, easy), angular_on_synthetic(anchor, positive, hard)
+        (tensor(0.0181), tensor(4.0181))
     """
     anchor, positive, negative = (F.normalize(x, dim=-1) for x in (anchor, positive, negative))
     squared_tangent = math.tan(math.radians(alpha)) ** 2

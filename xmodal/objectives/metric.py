@@ -265,7 +265,14 @@ def check_pairs(labels: Int[Tensor, " image"]) -> None:
 
 
 def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Half precision, in which squared distances overflow, as float32; anything else as it is."""
+    """Half precision, in which squared distances overflow, as float32; anything else as it is.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.metric import at_least_float32
+        >>> at_least_float32(torch.full((1,), 300.0, dtype=torch.float16)).square()
+        tensor([90000.])
+    """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
