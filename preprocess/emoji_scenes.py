@@ -403,13 +403,12 @@ def _scene_record(scene: Scene) -> dict:
 def read_mentions(scenes: Path, split: str) -> Iterator[Mention]:
     """Which characters of which caption name what is where, from scenes.jsonl.
 
-    >>> things = {name: Thing(name, {"noto": Path("n.png")}) for name in ("owl", "cat", "dog")}
-    >>> (scene,) = make_scenes(Casting(things, {}), "train", 1, canvas=256, seed=0)
-    >>> _ = Path("scenes.jsonl").write_text(json.dumps(_scene_record(scene)))
-    >>> mention = next(read_mentions(Path("scenes.jsonl"), "train"))
+    >>> caption = {"text": "a dog", "mentions": [{"start": 2, "end": 5, "objects": [0]}]}
+    >>> scene = {"image_id": "7", "split": "train", "objects": [{"box": [0, 0, 40, 40]}], "captions": [caption]}
+    >>> _ = Path("scenes.jsonl").write_text(json.dumps(scene))
+    >>> (mention,) = read_mentions(Path("scenes.jsonl"), "train")
     >>> mention.caption[mention.start : mention.end], mention.boxes
-    ('dogs', tensor([[ 43.,  34., 117., 108.],
-            [152.,   8., 223.,  79.]]))
+    ('dog', tensor([[ 0.,  0., 40., 40.]]))
     """
     for record in map(json.loads, scenes.read_text().splitlines()):
         boxes = torch.tensor([thing["box"] for thing in record["objects"]], dtype=torch.float32)

@@ -122,8 +122,8 @@ def attended_cosine(
 
     >>> context, query = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([3.0, 4.0])
     >>> weights = torch.tensor([0.25, 0.5])
-    >>> layout = (1, 2, 1, 1)
-    >>> attended_cosine((context @ query).view(layout), weights.view(layout), context @ context.T, query.norm())
+    >>> layout, gram, norm = (1, 2, 1, 1), (context @ context.T)[None], query.norm().view(1, 1, 1)
+    >>> attended_cosine((context @ query).view(layout), weights.view(layout), gram, norm)
     tensor([[[0.9899]]])
     >>> torch.cosine_similarity(weights @ context, query, dim=0)
     tensor(0.9899)
