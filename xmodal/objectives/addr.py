@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.precision import at_least_float32
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -451,13 +453,12 @@ class ADDR(nn.Module):
         """What the discriminators see of a batch."""
         words, regions, word_mask, region_mask = features[:4]
         with torch.no_grad(), _full_precision(features):
-            dtype = torch.promote_types(words.dtype, torch.float32)
             # Written once and then changed in place: these are the largest tensors here.
-            joined = torch.cat([words.to(dtype), regions.to(dtype)], dim=1)
+            joined = torch.cat([at_least_float32(words), at_least_float32(regions)], dim=1)
             mask = torch.cat([word_mask, region_mask], dim=1)
             joined *= (mask / _length(joined))[..., None]
-            weight = torch.cat(_item_weights(word_mask, region_mask, "class", dtype), dim=1)
-            share = torch.cat(_item_weights(word_mask, region_mask, self.balance, dtype), dim=1)
+            weight = torch.cat(_item_weights(word_mask, region_mask, "class", joined.dtype), dim=1)
+            share = torch.cat(_item_weights(word_mask, region_mask, self.balance, joined.dtype), dim=1)
             center = (weight[:, None] @ joined)[:, 0]
             if self.center:
                 joined -= center[:, None]
@@ -606,7 +607,7 @@ def _unit_logits(
     items: Float[Tensor, "pair item dim"], weight: Float[Tensor, "pair dim"], bias: Float[Tensor, " pair"]
 ) -> Float[Tensor, "pair item"]:
     """Logits of every pair's discriminator on its own items; these are divided by their lengths, not the items."""
-    items = items.to(torch.promote_types(items.dtype, torch.float32))
+    items = at_least_float32(items)
     return (items @ weight[..., None])[..., 0] / _length(items) + bias[:, None]
 
 

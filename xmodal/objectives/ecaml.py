@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import nn
 
-from xmodal.objectives.metric import at_least_float32, check_labels, metric_loss
+from xmodal.objectives.metric import check_labels, metric_loss
+from xmodal.precision import at_least_float32
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

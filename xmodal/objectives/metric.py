@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.precision import at_least_float32
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -262,18 +264,6 @@ def check_pairs(labels: Int[Tensor, " image"]) -> None:
             f"class {int(present[counts.argmin()])} has a single image in the batch and so no positive pair; "
             "sample at least two images a class"
         )
-
-
-def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Half precision, in which squared distances overflow, as float32; anything else as it is.
-
-    Example:
-        >>> import torch
-        >>> from xmodal.objectives.metric import at_least_float32
-        >>> at_least_float32(torch.full((1,), 300.0, dtype=torch.float16)).square()
-        tensor([90000.])
-    """
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.precision import at_least_float32
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -187,4 +189,4 @@ def _square_scores(
         raise ValueError(f"caption_image must have shape ({len(scores)},), got {tuple(caption_image.shape)}")
     else:
         negatives = caption_image[:, None] != caption_image[None, :]
-    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores, negatives
+    return at_least_float32(scores), negatives
