@@ -65,7 +65,8 @@ def training_step(head: dict[str, Any], form: str | None) -> Callable[[PairBatch
 
 def addr(repetitions: int) -> None:
     """Processor time of a step with and without discriminators, taking turns."""
-    print(f"training step, batch {IMAGES}, dim {DIM}, {REGIONS} regions, float32; processor time")
+    torch.set_num_threads(1)  # two that wait for one another count as busy
+    print(f"training step, batch {IMAGES}, dim {DIM}, {REGIONS} regions, float32; processor time of one thread")
     batch = pairs()
     print(f"\n{'seconds':16}{'without':>10}" + "".join(f"{form:>22}" for form in FORMS))
     for name, head in HEADS.items():

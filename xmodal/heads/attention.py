@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from xmodal.precision import at_least_float32
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -318,6 +316,15 @@ def tile_bytes(device: torch.device) -> int:
     True
     """
     return TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are.
+
+    >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype, at_least_float32(torch.ones(1).double()).dtype
+    (torch.float32, torch.float64)
+    """
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _safe_sqrt(tensor: Tensor) -> Tensor:

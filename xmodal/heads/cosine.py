@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
+from xmodal.heads.attention import at_least_float32
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length
-from xmodal.precision import at_least_float32
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

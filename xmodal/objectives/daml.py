@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from xmodal.objectives.metric import check_labels, check_pairs
-from xmodal.precision import at_least_float32
+from xmodal.objectives.precision import at_least_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from xmodal.objectives.metric import check_labels, metric_loss
-from xmodal.precision import at_least_float32
+from xmodal.objectives.precision import at_least_float32
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

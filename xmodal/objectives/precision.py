@@ -16,7 +16,7 @@ def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]
 
     Example:
         >>> import torch
-        >>> from xmodal.precision import at_least_float32
+        >>> from xmodal.objectives.precision import at_least_float32
         >>> at_least_float32(torch.full((1,), 300.0, dtype=torch.float16)).square()
         tensor([90000.])
     """
