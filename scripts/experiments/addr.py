@@ -74,7 +74,8 @@ class DataSet:
     """What the heads are compared on, for how long, and which candidates are tried."""
 
     title: str
-    augmentation: Mapping[str, float]
+    augmentation: Mapping[str, Any]
+    """Of `DataConfig`, as in the recipe of this data set."""
     warmup: int
     """Steps over which beta grows: an epoch."""
     epochs: int
