@@ -106,7 +106,7 @@ def pair_errors(
                 [0.1269, 2.1269]])
     """
     share = torch.cat(_item_weights(word_mask, region_mask, balance, words.dtype), dim=1)
-    logits = torch.cat([words, regions], dim=1) @ weight.T + bias
+    logits = torch.cat([words @ weight.T, regions @ weight.T], dim=1) + bias
     is_word = torch.arange(logits.shape[1], device=logits.device) < words.shape[1]
     return _errors_from_logits(logits, is_word, share)
 
