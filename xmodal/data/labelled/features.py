@@ -1,0 +1,140 @@
+"""Precomputed features with their classes: the HDF5 file of `python -m preprocess.labelled_datasets features`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xmodal.data.atomic import written_whole
+from xmodal.data.labelled.base import LabelledBatch, LabelledSet, rows_in_splits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+FEATURE_FORMAT = "xmodal labelled features"
+
+
+class LabelledFeatures(LabelledSet):
+    """Precomputed features with their classes, in memory.
+
+    Args:
+        features: one row an image.
+        image_id: what each image is called.
+        class_of: name of each image's class.
+        splits: split of each image.
+
+    >>> features = LabelledFeatures(torch.eye(3), ["1.jpg", "2.jpg", "3.jpg"], ["wren", "gull", "wren"], ["train"] * 3)
+    >>> features.__getitems__([2, 0])
+    LabelledBatch(images=tensor([[0., 0., 1.],
+            [1., 0., 0.]]), labels=tensor([1, 1]))
+    """
+
+    def __init__(
+        self,
+        features: Float[Tensor, "image dim"],
+        image_id: Sequence[str],
+        class_of: Sequence[str],
+        splits: Sequence[str],
+    ) -> None:
+        super().__init__(image_id, class_of, splits)
+        self.features = features
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector."""
+        return self.features.shape[1]
+
+    def __getitems__(self, indices: Sequence[int]) -> LabelledBatch:
+        """The features in the order asked for, float32."""
+        chosen = torch.as_tensor(indices)
+        return LabelledBatch(self.features[chosen].float(), self.labels[chosen])
+
+
+def save_features(
+    path: str | Path, features: Float[Tensor, "image dim"], images: LabelledSet, attributes: dict[str, str]
+) -> None:
+    """Write the features of a set's images as `load_labelled` reads them.
+
+    Args:
+        path: file to write. Its datasets: `features` (image, dim), `label` (image,), `class_name` (class,), `image_id`
+            and `split` (image,).
+        features: one row an image.
+        images: the set they were computed from.
+        attributes: where they come from.
+
+    >>> birds = LabelledSet(["1.jpg", "2.jpg"], ["wren", "gull"], ["test"] * 2)
+    >>> save_features("birds.h5", torch.eye(2), birds, {"backbone": "resnet50"})
+    >>> load_features("birds.h5").dim
+    2
+    """
+    import h5py
+
+    with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
+        file["features"] = features.numpy()
+        file["label"] = images.labels.numpy()
+        for name, texts in (
+            ("class_name", images.class_names),
+            ("image_id", images.image_id),
+            ("split", images.splits),
+        ):
+            file.create_dataset(name, data=texts, dtype=h5py.string_dtype())
+        file.attrs.update({"format": FEATURE_FORMAT, **attributes})
+
+
+def load_features(path: str | Path, wanted: Sequence[str] | None = None) -> LabelledFeatures:
+    """Read the features of the splits that are wanted, or all.
+
+    Raises:
+        ValueError: the file is damaged or is no such file, no image is in a split, or a feature is not finite.
+
+    >>> birds = LabelledSet(["1.jpg", "2.jpg"], ["wren", "gull"], ["train", "test"])
+    >>> save_features("birds.h5", torch.eye(2), birds, {})
+    >>> load_features("birds.h5", ["test"]).image_id
+    ['2.jpg']
+    """
+    import h5py
+
+    try:
+        file = h5py.File(path)
+    except OSError as error:
+        raise ValueError(f"{path} is not an HDF5 file, or is cut off: {error}") from error
+    with file:
+        columns = _read_columns(path, file)
+        rows = rows_in_splits(path, columns["split"], wanted)
+        # One read of everything and a choice in memory is far faster than h5py's reading of chosen rows.
+        features = torch.from_numpy(file["features"][:][rows])  # type: ignore[index]
+    if not features.isfinite().all():
+        row = int(rows[int((~features.isfinite().all(dim=1)).nonzero()[0])])
+        raise ValueError(f"{path}: the features of row {row} ({columns['image_id'][row]}) are not finite")
+    return LabelledFeatures(
+        features, *([columns[name][row] for row in rows] for name in ("image_id", "class_of", "split"))
+    )
+
+
+def _read_columns(path: str | Path, file: Any) -> dict[str, list[str]]:
+    """Names of the images, of their classes and of their splits; the last two have defaults."""
+    missing = [name for name in ("features", "label", "image_id") if name not in file]
+    if missing:
+        raise ValueError(f"{path} lacks the datasets {missing}; it has {sorted(file)}. Wanted labelled features.")
+    labels, count = file["label"][:], len(file["features"])
+    if "class_name" in file:
+        names = file["class_name"].asstr()[:].tolist()
+    else:  # with leading zeros names sort as numbers do
+        names = [f"{label:06}" for label in range(labels.max(initial=-1) + 1)]
+    if not ((labels >= 0) & (labels < len(names))).all():
+        raise ValueError(f"{path}: labels are {labels.min()} to {labels.max()}; wanted 0 to {len(names) - 1}")
+    columns = {
+        "class_of": [names[label] for label in labels],
+        "image_id": file["image_id"].asstr()[:].tolist(),
+        "split": file["split"].asstr()[:].tolist() if "split" in file else ["all"] * count,
+    }
+    for name, column in columns.items():
+        if len(column) != count:
+            raise ValueError(f"{path}: features has {count} rows and {name} {len(column)}; wanted as many")
+    return columns

@@ -1,0 +1,97 @@
+"""What says which image has which class: an index of JSON lines, or a folder with one folder a class."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xmodal.data.atomic import written_whole
+from xmodal.data.images import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One line of an index: an image file, its class by name, and the split it is in."""
+
+    path: Path
+    class_name: str
+    split: str
+
+
+def load_index(path: str | Path) -> list[LabelledImage]:
+    """Read an index: JSON lines with `path`, `class` and `split`; a relative path starts at the index's folder.
+
+    Raises:
+        ValueError: a line is not such an object, or there is none. The message names the file and the line.
+
+    >>> save_index("birds.jsonl", [LabelledImage(Path("gulls/1.jpg"), "gull", "train")])
+    >>> image = load_index("birds.jsonl")[0]
+    >>> image.path.as_posix(), image.class_name, image.split
+    ('gulls/1.jpg', 'gull', 'train')
+    """
+    path = Path(path)
+    with path.open("rb") as lines:
+        images = [_parse_line(line, path, number) for number, line in enumerate(lines, start=1)]
+    if not images:
+        raise ValueError(f"{path} is empty; `python -m preprocess.labelled_datasets --help` lists what makes an index")
+    return images
+
+
+def save_index(path: str | Path, images: Iterable[LabelledImage]) -> None:
+    """Write an index as `load_index` reads it; the paths of images in its folder are kept relative to it.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> save_index(folder / "birds.jsonl", [LabelledImage(folder / "gulls" / "1.jpg", "gull", "train")])
+    >>> (folder / "birds.jsonl").read_text()
+    '{"path": "gulls/1.jpg", "class": "gull", "split": "train"}\\n'
+    """
+    folder = Path(path).absolute().parent
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for image in images:
+            where = image.path.absolute()
+            where = where.relative_to(folder) if where.is_relative_to(folder) else where
+            record = {"path": where.as_posix(), "class": image.class_name, "split": image.split}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def list_folder(folder: Path, split: str = "all") -> list[LabelledImage]:
+    """Every image of a folder that has one folder a class, sorted by class and name.
+
+    Raises:
+        ValueError: a class has no image, or there is no class.
+
+    >>> from PIL import Image
+    >>> for name in ("gulls/1.png", "wrens/1.png", "wrens/2.png"):
+    ...     Path("birds", name).parent.mkdir(parents=True, exist_ok=True)
+    ...     Image.new("RGB", (4, 4)).save(Path("birds", name))
+    >>> [(image.path.as_posix(), image.class_name) for image in list_folder(Path("birds"))]
+    [('birds/gulls/1.png', 'gulls'), ('birds/wrens/1.png', 'wrens'), ('birds/wrens/2.png', 'wrens')]
+    """
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    images = []
+    for directory in classes:
+        files = sorted(file for file in directory.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise ValueError(f"{directory} has no image (known: {' '.join(sorted(IMAGE_SUFFIXES))}); remove the folder")
+        images += [LabelledImage(file, directory.name, split) for file in files]
+    if not images:
+        raise ValueError(f"{folder} has no folders; wanted one folder a class, with its images inside")
+    return images
+
+
+def _parse_line(line: bytes, path: Path, number: int) -> LabelledImage:
+    try:
+        record = json.loads(line)
+        if sorted(record) != ["class", "path", "split"] or not all(isinstance(v, str) for v in record.values()):
+            raise ValueError(f"found {line[:80]!r}")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}, line {number}: wanted a JSON object with the strings path, class and split; {error}"
+        ) from error
+    return LabelledImage(path.parent / record["path"], record["class"], record["split"])
