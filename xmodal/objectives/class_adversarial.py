@@ -9,12 +9,13 @@ the same paper belongs to the backbone and works without this.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.objectives.choices import check_choice
 from xmodal.objectives.metric import check_labels, metric_loss
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ class ClassAdversary(nn.Module):
         ramp_steps: int = 10_000,
     ) -> None:
         super().__init__()
-        if on not in get_args(AdversaryInput):
-            raise ValueError(f"on must be one of {', '.join(get_args(AdversaryInput))}; got {on!r}")
+        check_choice("on", on, AdversaryInput)
         if ramp_steps < 0:
             raise ValueError(f"ramp_steps must be at least 0, got {ramp_steps}")
         self.metric = metric_loss(metric, dim, classes)

@@ -7,11 +7,12 @@ one backward pass, nothing reversed, nothing alternated.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from xmodal.objectives.choices import check_choice
 from xmodal.objectives.metric import check_labels, metric_loss
 from xmodal.objectives.precision import at_least_float32
 
@@ -57,8 +58,7 @@ def energy_confusion_loss(
         >>> energy_confusion_loss(embeddings, torch.tensor([0, 0, 1]))
         tensor(0.6931)
     """
-    if form not in get_args(EnergyForm):
-        raise ValueError(f"form must be one of {', '.join(get_args(EnergyForm))}; got {form!r}")
+    check_choice("form", form, EnergyForm)
     check_labels(embeddings, labels)
     different = (labels[:, None] != labels[None, :]).triu()
     selected = different
@@ -124,8 +124,7 @@ class EnergyConfusion(nn.Module):
         row_weight: float = 0.5,
     ) -> None:
         super().__init__()
-        if form not in get_args(EnergyForm):
-            raise ValueError(f"form must be one of {', '.join(get_args(EnergyForm))}; got {form!r}")
+        check_choice("form", form, EnergyForm)
         self.metric = metric_loss(metric, dim, classes)
         self.weight = weight
         self.form: EnergyForm = form

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.objectives.choices import check_choice
 from xmodal.objectives.metric import check_labels
 
 if TYPE_CHECKING:
@@ -61,8 +62,7 @@ def include_exclude_loss(
         >>> include_exclude_loss(embeddings, labels, centers, form="mean-distance", margin=10.0)  # 1 - (4 + 16) / 2
         tensor(1.)
     """
-    if form not in get_args(IEForm):
-        raise ValueError(f"form must be one of {', '.join(get_args(IEForm))}; got {form!r}")
+    check_choice("form", form, IEForm)
     if len(centers) < 2:
         raise ValueError(f"centers must be of at least two classes, got {len(centers)}")
     if variance is not None and not variance > 0:
@@ -162,8 +162,7 @@ class IncludeExclude(nn.Module):
         center_rate: float | None = None,
     ) -> None:
         super().__init__()
-        if form not in (*get_args(IEForm), "center"):
-            raise ValueError(f"form must be one of {', '.join(get_args(IEForm))}, center; got {form!r}")
+        check_choice("form", form, [*get_args(IEForm), "center"])
         if classes < 2:
             raise ValueError(f"classes must be at least 2, got {classes}")
         if center_rate is not None and not 0 < center_rate <= 1:

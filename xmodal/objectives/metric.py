@@ -7,12 +7,13 @@ none of that form. The library (the extra `metric`) is imported when a loss is b
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.objectives.choices import check_choice
 from xmodal.objectives.precision import at_least_float32
 
 if TYPE_CHECKING:
@@ -126,8 +127,7 @@ class MetricLoss(nn.Module):
         for option in options:
             if option not in known:
                 raise ValueError(f"metric loss {name!r} has no option {option!r}; known: {', '.join(known)}")
-        if mining not in get_args(Mining):
-            raise ValueError(f"mining must be one of {', '.join(get_args(Mining))}; got {mining!r}")
+        check_choice("mining", mining, Mining)
         if mining != "all" and name in ("binomial", *PROXY_LOSSES):
             raise ValueError(f"metric loss {name!r} takes every image of a batch: mining must be 'all', got {mining!r}")
         options = {**known, **options}

@@ -1,0 +1,275 @@
+"""ADDR's two players: the terms that discriminators and encoders minimize in turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from xmodal.objectives.addr.batch import Discriminators, DomainFeatures, Items
+from xmodal.objectives.addr.errors import (
+    Balance,
+    RegForm,
+    centered_errors,
+    distinctness_loss,
+    hard_negatives,
+    item_weights,
+)
+from xmodal.objectives.addr.forms import build_form
+from xmodal.objectives.choices import check_choice
+from xmodal.objectives.precision import at_least_float32
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+Through = Literal["both", "words", "regions"]
+
+Reduction = Literal["sum", "mean"]
+
+
+class ADDR(nn.Module):
+    """The discriminators, and the terms that they and the encoders minimize in turn.
+
+    Features of any length and dtype enter; they are L2-normalized here, in at least float32. Forms that keep
+    something of a pair (`amortized`, `table`) learn L_reg by their optimizer. Forms that fit a pair anew take, after
+    the fit, one gradient step on L_reg in every pair's own weights, and `fast_weights` also learns its start from it,
+    through all K steps (to first order through the step on L_reg).
+
+    Args:
+        dim: dim of the features.
+        form: `fast_weights`, `ridge`, `amortized` or `table`; see `FORMS`.
+        alpha: margin of L_reg.
+        beta: weight of the error that the encoders maximize. 0 leaves them alone: the baseline, bit for bit.
+        beta_warmup_steps: optimizer steps over which the weight grows linearly from 0 to beta.
+        lambda_reg: weight of L_reg among what the discriminators minimize; 0 for none.
+        reg_form: `symmetric` or `literal`; see `distinctness_loss`.
+        balance: `class`, `mean` or `sum`; see `pair_errors`.
+        center: measure a pair's features from the midpoint of its mean word and its mean region before fitting its
+            discriminator. Without it the steps of `fast_weights` can diverge.
+        through: `both`, or the only side that the encoders' gradient reaches, `words` or `regions`.
+        reduction: `sum` over the pairs, beside a ranking loss that sums, as published; `mean` beside one that averages.
+        steps: of `fast_weights`.
+        rate: of the steps of `fast_weights`, and, times `lambda_reg`, of the step on L_reg. Where words and regions
+            lie far apart a lower rate keeps the error, and with it the encoders' gradient, from vanishing.
+        ridge: of `ridge`.
+        hidden: of `amortized`.
+        pairs: of `table`: pairs in the training set.
+
+    Raises:
+        ValueError: for an option that is unknown or out of range.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.addr import ADDR, DomainFeatures
+        >>> words, regions = torch.randn(4, 12, 64, requires_grad=True), torch.randn(4, 36, 64)
+        >>> real = torch.ones(4, 36, dtype=torch.bool)
+        >>> features = DomainFeatures(words, regions, real[:, :12], real)
+        >>> addr, scores = ADDR(dim=64), torch.randn(4, 4)
+        >>> items = addr.items(features)
+        >>> discriminators = addr.discriminators(items, scores)
+        >>> addr.discriminator_terms(items, scores, discriminators)["total"].backward()  # and their optimizer's step
+        >>> addr.encoder_terms(features, discriminators, step=0)["total"].backward()  # beside the ranking loss
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        form: str = "fast_weights",
+        alpha: float = 0.1,
+        beta: float = 1.0,
+        beta_warmup_steps: int = 0,
+        lambda_reg: float = 0.3,
+        reg_form: RegForm = "symmetric",
+        balance: Balance = "class",
+        center: bool = True,
+        through: Through = "both",
+        reduction: Reduction = "sum",
+        steps: int = 5,
+        rate: float = 10.0,
+        ridge: float = 0.1,
+        hidden: int = 128,
+        pairs: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("reg_form", reg_form, RegForm)
+        check_choice("balance", balance, Balance)
+        check_choice("through", through, Through)
+        check_choice("reduction", reduction, Reduction)
+        for name, value in (("alpha", alpha), ("beta", beta), ("lambda_reg", lambda_reg), ("rate", rate)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        self.form = build_form(form, dim, steps=steps, rate=rate, ridge=ridge, hidden=hidden, pairs=pairs)
+        self.alpha = alpha
+        self.beta = beta
+        self.beta_warmup_steps = beta_warmup_steps
+        self.lambda_reg = lambda_reg
+        self.reg_form: RegForm = reg_form
+        self.balance: Balance = balance
+        self.center = center
+        self.through: Through = through
+        self.reduction: Reduction = reduction
+        self.rate = rate
+
+    def items(self, features: DomainFeatures) -> Items:
+        """What the discriminators see of a batch."""
+        words, regions, word_mask, region_mask = features[:4]
+        with torch.no_grad(), _full_precision(features):
+            # Written once and then changed in place: these are the largest tensors here.
+            joined = torch.cat([at_least_float32(words), at_least_float32(regions)], dim=1)
+            mask = torch.cat([word_mask, region_mask], dim=1)
+            joined *= (mask / _length(joined))[..., None]
+            weight = torch.cat(item_weights(word_mask, region_mask, "class", joined.dtype), dim=1)
+            share = torch.cat(item_weights(word_mask, region_mask, self.balance, joined.dtype), dim=1)
+            center = (weight[:, None] @ joined)[:, 0]
+            if self.center:
+                joined -= center[:, None]
+            else:
+                center = torch.zeros_like(center)
+            is_word = torch.arange(joined.shape[1], device=joined.device) < words.shape[1]
+            return Items(joined, center, is_word, weight, share, features.image, features.pair)
+
+    def discriminators(self, items: Items, scores: Float[Tensor, "pair pair"] | None = None) -> Discriminators:
+        """The discriminators of a batch, for unit features.
+
+        Without scores there are no hard negatives, and no step on L_reg.
+        """
+        with _full_precision(items):
+            fitted = self.form(items)
+            if scores is not None and self.lambda_reg and self.form.fits_anew:
+                fitted = self._set_apart(fitted, items, scores)
+            return _uncentered(fitted, items)
+
+    def _set_apart(self, fitted: Discriminators, items: Items, scores: Float[Tensor, "pair pair"]) -> Discriminators:
+        """One gradient step on L_reg in the weights of every pair."""
+        with torch.enable_grad():
+            leaves = Discriminators(*(tensor.detach().requires_grad_() for tensor in fitted))
+            reg = self._reg(centered_errors(items, _uncentered(leaves, items)), items, scores)
+            weight_slope, bias_slope = torch.autograd.grad(len(scores) * self.lambda_reg * reg, leaves)
+        # The mean over the terms of those pairs in which a discriminator takes part: early in training one caption is
+        # the hardest negative of nearly every image, and the sum would throw its discriminator far off.
+        parts = 1 + torch.cat(hard_negatives(scores, items.image)).bincount(minlength=len(scores))
+        items_per_pair = items.share.sum(dim=1).mean()
+        rate = self.rate / (parts * items_per_pair)  # of the same length whether errors are sums or means over items
+        return Discriminators(fitted.weight - rate[:, None] * weight_slope, fitted.bias - rate * bias_slope)
+
+    def discriminator_terms(
+        self, items: Items, scores: Float[Tensor, "pair pair"], discriminators: Discriminators
+    ) -> dict[str, Float[Tensor, ""]]:
+        """What the discriminators' parameters minimize: `total` = `adv` + lambda * `reg`.
+
+        `adv` is the mean over pairs of L_p(f_p), `reg` is L_reg.
+        """
+        with _full_precision(items):
+            errors = centered_errors(items, discriminators)
+            adv, reg = errors.diag().mean(), self._reg(errors, items, scores)
+            return {"adv": adv, "reg": reg, "total": adv + self.lambda_reg * reg}
+
+    def encoder_terms(
+        self, features: DomainFeatures, discriminators: Discriminators, *, step: int
+    ) -> dict[str, Float[Tensor, ""]]:
+        """What the encoders minimize at an optimizer step (0-based), the discriminators being fixed.
+
+        `total` is -beta(step) times the sum or mean over pairs of L_p(f_p): with the discriminators at their minimum
+        that is the gradient through them as well (envelope theorem). `adv` is the mean, whatever the reduction;
+        `accuracy` is the share of words and of regions, averaged, on the right side of their pair's discriminator.
+        """
+        beta = self.beta * (min(1.0, step / self.beta_warmup_steps) if self.beta_warmup_steps else 1.0)
+        words, regions, word_mask, region_mask = features[:4]
+        words = words if beta and self.through != "regions" else words.detach()
+        regions = regions if beta and self.through != "words" else regions.detach()
+        with _full_precision(features):
+            weight, bias = (tensor.detach() for tensor in discriminators)
+            word_logits, region_logits = (_unit_logits(side, weight, bias) for side in (words, regions))
+
+            def weighted(of_words: Tensor, of_regions: Tensor, balance: Balance) -> Tensor:
+                word_weight, region_weight = item_weights(word_mask, region_mask, balance, of_words.dtype)
+                return (word_weight * of_words).sum() + (region_weight * of_regions).sum()
+
+            error = weighted(F.softplus(-word_logits), F.softplus(region_logits), self.balance)
+            right = weighted((word_logits > 0).to(error), (region_logits <= 0).to(error), "class")
+            mean = error / len(words)
+            return {
+                "adv": mean.detach(),
+                "accuracy": right / len(words),
+                "beta": torch.full_like(right, beta),
+                "total": -beta * (error if self.reduction == "sum" else mean),
+            }
+
+    def _reg(
+        self, errors: Float[Tensor, "pair pair"], items: Items, scores: Float[Tensor, "pair pair"]
+    ) -> Float[Tensor, ""]:
+        hard = hard_negatives(scores, items.image)
+        return distinctness_loss(errors, *hard, margin=self.alpha, form=self.reg_form)
+
+
+def addr_loss(
+    words: Float[Tensor, "pair word dim"],
+    regions: Float[Tensor, "pair region dim"],
+    word_mask: Bool[Tensor, "pair word"] | None = None,
+    region_mask: Bool[Tensor, "pair region"] | None = None,
+    scores: Float[Tensor, "pair pair"] | None = None,
+    *,
+    beta: float = 1.0,
+    form: Literal["fast_weights", "ridge"] = "fast_weights",
+    **options,
+) -> dict[str, Float[Tensor, ""]]:
+    """ADDR in one line beside any ranking loss, with discriminators that keep nothing from batch to batch.
+
+    The start of `fast_weights` is zero here; `ADDR` learns it.
+
+    Args:
+        words: word features of matched pairs, of any length.
+        regions: region features in the same space.
+        word_mask: True = real word; None means that all are real.
+        region_mask: True = real region; None means that all are real.
+        scores: every image against every caption, from which L_reg takes the hard negatives; None leaves L_reg out.
+        beta: weight of the error.
+        form: a form without memory.
+        **options: as for `ADDR`.
+
+    Returns:
+        `total`, to be added to the ranking loss, `adv`, `accuracy` and `beta`; see `ADDR.encoder_terms`.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives import addr_loss
+        >>> words, regions = torch.randn(4, 12, 64), torch.randn(4, 36, 64)
+        >>> terms = addr_loss(words, regions, scores=torch.randn(4, 4), beta=0.2)
+        >>> bool(torch.isclose(terms["total"], -0.2 * 4 * terms["adv"]))
+        True
+    """
+    if form not in ("fast_weights", "ridge"):
+        raise ValueError(f"form must be fast_weights or ridge, got {form!r}; ADDR has the forms that learn")
+    if word_mask is None:
+        word_mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
+    if region_mask is None:
+        region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
+    addr = ADDR(words.shape[-1], form, beta=beta, **options)
+    addr.to(words.device, torch.promote_types(words.dtype, torch.float32))
+    features = DomainFeatures(words, regions, word_mask, region_mask)
+    return addr.encoder_terms(features, addr.discriminators(addr.items(features), scores), step=0)
+
+
+def _unit_logits(
+    items: Float[Tensor, "pair item dim"], weight: Float[Tensor, "pair dim"], bias: Float[Tensor, " pair"]
+) -> Float[Tensor, "pair item"]:
+    """Logits of every pair's discriminator on its own items; these are divided by their lengths, not the items."""
+    items = at_least_float32(items)
+    return (items @ weight[..., None])[..., 0] / _length(items) + bias[:, None]
+
+
+def _length(items: Float[Tensor, "pair item dim"]) -> Float[Tensor, "pair item"]:
+    return torch.linalg.vector_norm(items, dim=-1).clamp_min(1e-8)
+
+
+def _uncentered(centered: Discriminators, items: Items) -> Discriminators:
+    """For the features themselves, what is for features seen from their pair's center."""
+    return Discriminators(centered.weight, centered.bias - (centered.weight * items.center).sum(dim=1))
+
+
+def _full_precision(inputs: DomainFeatures | Items) -> torch.autocast:
+    return torch.autocast(inputs[0].device.type, enabled=False)
