@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from preprocess.image_ids import KARPATHY_SPLITS, karpathy_id
 from xmodal.data import Caption, save_captions
+from xmodal.entry import run_program
+
+from .image_ids import KARPATHY_SPLITS, karpathy_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -136,7 +138,7 @@ Source = (
 )
 
 
-def main(source: Karpathy | Coco | Flickr | Table | Images) -> None:
+def main(source: Source) -> None:
     """Read one source, write the captions file and say what was left out."""
     try:
         captions = list(source.read())
@@ -169,4 +171,4 @@ def _read_text(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Source, description=__doc__))
+    run_program(main)

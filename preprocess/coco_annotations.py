@@ -29,6 +29,7 @@ import tyro
 from tqdm import tqdm
 
 from xmodal.data import Caption, RegionStoreWriter, Vocabulary, save_captions
+from xmodal.entry import run_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +89,7 @@ class AnnotatedImage:
     """x1 y1 x2 y2, in shares of width and height."""
 
 
-def main(config: Official | Compact) -> None:
+def main(config: Source) -> None:
     """Read the annotations and write stores, captions and vocabulary."""
     images, num_classes = _read_official(config) if isinstance(config, Official) else _read_compact(config.input)
     write(images, num_classes, config)
@@ -232,4 +233,4 @@ def _existing(path: Path) -> Path:
 Source = Annotated[Official, tyro.conf.subcommand("official")] | Annotated[Compact, tyro.conf.subcommand("compact")]
 
 if __name__ == "__main__":
-    main(tyro.cli(Source, description=__doc__))
+    run_program(main)

@@ -17,9 +17,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from xmodal.data.labelled import LabelledImage, save_index
+from xmodal.entry import run_program
 
 SKIN_TONES = {f"U+{code:X}" for code in range(0x1F3FB, 0x1F400)}
 JOINER = "U+200D"
@@ -87,4 +86,4 @@ def _shared_emoji(vendors: list[Path]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(EmojiDrawings, description=__doc__))
+    run_program(main)

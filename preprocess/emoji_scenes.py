@@ -29,14 +29,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import tyro
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from preprocess.scene_grammar import Box, SceneCaption, SceneObject, write_caption
 from xmodal.data.atomic import written_whole
 from xmodal.data.captions import Caption, save_captions
+from xmodal.entry import run_program
 from xmodal.evaluation.pointing import Mention
+
+from .scene_grammar import Box, SceneCaption, SceneObject, write_caption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -483,4 +484,4 @@ def main(config: EmojiScenesConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(EmojiScenesConfig, description=__doc__))
+    run_program(main)

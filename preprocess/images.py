@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from preprocess.image_ids import coco_number
 from xmodal.data.images import IMAGE_SUFFIXES
+
+from .image_ids import coco_number
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import tyro
+import tyro  # noqa: TC002 (and itself, at run time)
 
 from xmodal.data.legacy import Architecture, load_checkpoint, load_vocabulary, matcher_options, matcher_weights
+from xmodal.entry import run_program
 from xmodal.model import Matcher
 
 
@@ -91,4 +92,4 @@ def _import_matcher(config: Config) -> Matcher:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_program(main)

@@ -42,6 +42,7 @@ from xmodal.data.labelled import (
     save_features,
     save_index,
 )
+from xmodal.entry import run_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -136,7 +137,7 @@ class Features:
     """Replace a file that is there."""
 
 
-def main(config: Source | Features) -> None:
+def main(config: Command) -> None:
     """Write the index, or the features."""
     if config.output.exists() and not config.overwrite:
         raise FileExistsError(f"{config.output} exists. Pass --overwrite to replace it, or choose another --output.")
@@ -438,4 +439,4 @@ Command = (
 )
 
 if __name__ == "__main__":
-    main(tyro.cli(Command, description=__doc__))
+    run_program(main)

@@ -23,11 +23,12 @@ from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
-from preprocess.precomputed import Record, StoreConfig, convert
-from preprocess.skipped import report
+from xmodal.entry import run_program
+
+from .precomputed import Record, StoreConfig, convert
+from .skipped import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -143,4 +144,4 @@ class _HarmlessUnpickler(pickle.Unpickler):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_program(main)

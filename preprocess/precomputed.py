@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from preprocess.image_ids import coco_number, read_image_names
 from xmodal.data import RegionStoreWriter
+
+from .image_ids import coco_number, read_image_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -23,18 +23,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import tyro
 from accelerate import PartialState
 from torch import nn
 from tqdm import tqdm
 
-from preprocess.image_ids import read_image_names
-from preprocess.images import find_images
-from preprocess.parts import Join, Parts
-from preprocess.skipped import write_skipped
 from xmodal.data.images import read_image
 from xmodal.encoders.extractors import EXTRACTORS, all_options
+from xmodal.entry import run_program
 from xmodal.names import build
+
+from .image_ids import read_image_names
+from .images import find_images
+from .parts import Join, Parts
+from .skipped import write_skipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -228,4 +229,4 @@ def main(config: RegionsConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(RegionsConfig, description=__doc__))
+    run_program(main)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from xmodal.data import Caption, RegionStoreWriter, save_captions
+from xmodal.entry import run_program
 
 SPLITS = ("train", "dev", "test", "testall")
 CAPTIONS_PER_IMAGE = 5
@@ -148,4 +148,4 @@ def _read_lines(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_program(main)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import tyro
+import tyro  # noqa: TC002 (and itself, at run time)
 
 from xmodal.data import RegionStore, load_captions
+from xmodal.entry import run_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -138,4 +139,4 @@ def _some(image_ids: set[str]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_program(main)

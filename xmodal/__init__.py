@@ -54,3 +54,8 @@ def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'xmodal' has no attribute {name!r}")
     return getattr(import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    """What is here already and what is imported when it is first asked for."""
+    return sorted({*globals(), *__all__})

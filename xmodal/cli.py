@@ -6,11 +6,13 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from xmodal.entry import DEBUG, DEBUG_HELP, ends_in_one_line
 from xmodal.names import near_miss
 from xmodal.training.config import LabelledDataConfig, RunConfig, TrainConfig, load_recipe
 
@@ -113,7 +115,7 @@ class Inspect:
     sentences: tuple[str, ...] = ()
     """With --model: sentences to score against the photograph."""
     extractor: str | None = None
-    """Without --model: what finds the regions, see `python -m preprocess.regions --help`."""
+    """Without --model: what finds the regions, see `xmodal prepare regions --help`."""
     output: Path = Path("regions.png")
     """Picture to write."""
 
@@ -244,22 +246,28 @@ COMMANDS: dict[str, tuple[Any, type]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: wrong input ends with one clear line and exit status 2, not with a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
+    name = next((argument for argument in arguments if argument != DEBUG), "--help")
+    if name in ("-h", "--help"):
         print(_overview())
         return
-    name, *rest = arguments
-    if name not in COMMANDS:
-        sys.exit(f"xmodal: unknown command {name!r}{near_miss(name, COMMANDS)}\n\n{_overview()}")
+    with ends_in_one_line(f"xmodal {name}" if name in (*COMMANDS, "prepare") else "xmodal", arguments) as rest:
+        if name == "prepare":
+            # A wheel has these programs in another folder than a checkout, so that only their name is the same.
+            import_module("xmodal.prepare.programs").run([*rest[1:], *([DEBUG] if DEBUG in arguments else [])])
+        elif name in COMMANDS:
+            _run(name, rest[1:])
+        else:
+            known = (*COMMANDS, "prepare")
+            raise ValueError(f"unknown command {name!r}{near_miss(name, known)}; known: {', '.join(known)}")
+
+
+def _run(name: str, arguments: list[str]) -> None:
+    """Run one of the commands with its options."""
     command, kind = COMMANDS[name]
-    try:
-        default, rest = _recipe(rest) if kind is TrainConfig else (None, rest)
-        kind = type(default) if default is not None else kind
-        config = tyro.cli(kind, prog=f"xmodal {name}", args=rest, default=default, description=_description(kind))
-        command(config)
-    except (ValueError, OSError, KeyError, FloatingPointError) as error:
-        # A KeyError's own string is the representation of its message.
-        print(f"xmodal {name}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        sys.exit(2)
+    default, arguments = _recipe(arguments) if kind is TrainConfig else (None, arguments)
+    kind = type(default) if default is not None else kind
+    about = f"{_description(kind)} {DEBUG_HELP}"
+    command(tyro.cli(kind, prog=f"xmodal {name}", args=arguments, default=default, description=about))
 
 
 def _recipe(arguments: list[str]) -> tuple[RunConfig, list[str]]:
@@ -279,7 +287,9 @@ def _description(kind: type) -> str:
 
 def _overview() -> str:
     lines = [f"  {name:19}{_description(kind)}" for name, (_, kind) in COMMANDS.items()]
-    return "\n".join(["usage: xmodal COMMAND ...", "", *lines, "", "xmodal COMMAND --help lists a command's options."])
+    lines.append(f"  {'prepare':19}Make region stores, captions and vocabularies of what you have.")
+    end = f"xmodal COMMAND --help lists a command's options. {DEBUG_HELP}"
+    return "\n".join(["usage: xmodal COMMAND ...", "", *lines, "", end])
 
 
 def _load(path: Path, kind: Any = None) -> Any:
