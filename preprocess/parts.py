@@ -16,7 +16,7 @@ import h5py
 from tqdm import tqdm
 
 from xmodal.data import RegionStoreWriter
-from xmodal.data.atomic import written_whole
+from xmodal.data.atomic import remove_remains, written_whole
 from xmodal.data.joined import join_stores
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ class Parts:
             raise ValueError(f"{self.output} was not written, for no image is good. {_first(skipped)}")
         if how == "virtual" or (how == "auto" and sum(store.stat().st_size for store in stores) >= LARGE):
             join_stores(stores, self.output, overwrite=overwrite)
-            for remains in self.folder.glob(".*.partial"):  # of a process that was killed
-                remains.unlink()
+            remove_remains(self.folder)
             return skipped
         with RegionStoreWriter(self.output, overwrite=overwrite, **self.writer_options) as writer:
             for store in tqdm(stores, desc="joining", unit="part", delay=2):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xmodal.data.atomic import written_whole
+from xmodal.data.atomic import refuse_existing, written_whole
 from xmodal.data.store_file import COLUMNS, open_checked
 from xmodal.data.store_problems import some
 
@@ -47,8 +47,8 @@ def join_stores(parts: Sequence[str | Path], path: str | Path, *, overwrite: boo
     import h5py
 
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists. Pass overwrite=True to replace it, or choose another name.")
+    if not overwrite:
+        refuse_existing(path)
     if not parts:
         raise ValueError(f"nothing to join: {path} needs at least one part")
     names = [_relative(Path(part), path.parent) for part in parts]
@@ -78,7 +78,7 @@ def join_stores(parts: Sequence[str | Path], path: str | Path, *, overwrite: boo
         layout[start : start + len(ids)] = h5py.VirtualSource(name, "features", (len(ids), max_regions, dim), dtype)
         start += len(ids)
     with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(written_whole(path))
+        temporary = stack.enter_context(written_whole(path, overwrite=overwrite))
         file = stack.enter_context(h5py.File(temporary, "w"))
         file.create_virtual_dataset("features", layout)
         for name, values in rows.items():

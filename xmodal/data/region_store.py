@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 
-from xmodal.data.atomic import written_whole
+from xmodal.data.atomic import refuse_existing, written_whole
 from xmodal.data.store_file import COLUMNS, FORMAT, FORMAT_VERSION, StoreFile
 from xmodal.data.store_problems import find_problems
 
@@ -104,9 +104,9 @@ class RegionStoreWriter:
         if box_convention not in get_args(BoxConvention):
             raise ValueError(f"box_convention {box_convention!r} is not one of {get_args(BoxConvention)}")
         self.path = Path(path)
-        if self.path.exists() and not overwrite:
-            raise FileExistsError(f"{self.path} exists. Pass overwrite=True to replace it, or choose another name.")
-        self.dim, self.max_regions, self.dtype = dim, max_regions, dtype
+        if not overwrite:
+            refuse_existing(self.path)
+        self.dim, self.max_regions, self.dtype, self.overwrite = dim, max_regions, dtype, overwrite
         self._attributes = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -125,7 +125,7 @@ class RegionStoreWriter:
         import h5py
 
         with contextlib.ExitStack() as stack:
-            temporary = stack.enter_context(written_whole(self.path))
+            temporary = stack.enter_context(written_whole(self.path, overwrite=self.overwrite))
             self._file = stack.enter_context(h5py.File(temporary, "w"))
             self._features = self._file.create_dataset(
                 "features",

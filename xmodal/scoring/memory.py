@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import torch
 
-from xmodal.data.atomic import written_whole
+from xmodal.data.atomic import locked, reserve, written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +55,8 @@ def fill_matrix(
 
     Raises:
         FileExistsError: `out` exists and `overwrite` is False.
+        BlockingIOError: another process or thread is writing `out`.
+        OSError: there is no room for it, which is found out before anything is computed.
         ValueError: `out` is not named `*.npy`.
 
     >>> scores = fill_matrix((2, 3), torch.float32, "scores.npy", False, lambda matrix: matrix.fill_(0.5))
@@ -68,10 +70,9 @@ def fill_matrix(
     path = Path(out)
     if path.suffix != ".npy":
         raise ValueError(f"out is {str(out)!r}; scores are written as an array file, so name it *.npy")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True")
-    with written_whole(path) as temporary:
+    with locked(path), written_whole(path, overwrite=overwrite) as temporary:
         mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=NUMPY_DTYPES[dtype], shape=shape)
+        reserve(temporary, temporary.stat().st_size)
         fill(torch.from_numpy(mapped))
         mapped.flush()
     return torch.from_numpy(np.load(path, mmap_mode="c"))
