@@ -15,6 +15,7 @@ import tyro
 from xmodal.entry import DEBUG, DEBUG_HELP, ends_in_one_line
 from xmodal.names import near_miss
 from xmodal.training.config import LabelledDataConfig, RunConfig, TrainConfig, load_recipe
+from xmodal.training.recipes import describe_recipe, known_recipes
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,11 @@ class Inspect:
     """Without --model: what finds the regions, see `xmodal prepare regions --help`."""
     output: Path = Path("regions.png")
     """Picture to write."""
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the recipes that `xmodal train --recipe NAME` takes, and what each trains."""
 
 
 def train(config: RunConfig) -> None:
@@ -233,8 +239,21 @@ def inspect(config: Inspect) -> None:
     print(f"wrote {config.output}")
 
 
+def recipes(_config: Recipes) -> None:
+    """Print names and first sentences, by what is trained; ablations last."""
+    groups: dict[str, list[str]] = {}
+    known = known_recipes()
+    width = max(map(len, known))
+    for name, path in known.items():
+        group = name.rpartition("/")[0] or load_recipe(path).task
+        groups.setdefault(group, []).append(f"  {name:{width}}  {describe_recipe(path)}")
+    for group, lines in groups.items():
+        print(f"{group}:", *lines, sep="\n")
+
+
 COMMANDS: dict[str, tuple[Any, type]] = {
     "train": (train, TrainConfig),
+    "recipes": (recipes, Recipes),
     "evaluate": (evaluate, Evaluate),
     "evaluate-embedder": (evaluate_embedder, EvaluateEmbedder),
     "search": (search, Search),
@@ -276,13 +295,17 @@ def _recipe(arguments: list[str]) -> tuple[RunConfig, list[str]]:
         return TrainConfig(), arguments
     at = arguments.index("--recipe")
     if at + 1 == len(arguments):
-        raise ValueError("--recipe needs the path of a YAML file")
+        raise ValueError("--recipe needs the path of a YAML file, or a name that `xmodal recipes` lists")
     return load_recipe(arguments[at + 1]), arguments[:at] + arguments[at + 2 :]
 
 
 def _description(kind: type) -> str:
     text = (kind.__doc__ or "").strip()
-    return text + " --recipe FILE reads a YAML recipe first." if issubclass(kind, RunConfig) else text
+    return (
+        text + " --recipe FILE or NAME reads a YAML recipe first, see `xmodal recipes`."
+        if issubclass(kind, RunConfig)
+        else text
+    )
 
 
 def _overview() -> str:

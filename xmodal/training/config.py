@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import yaml
 
 from xmodal.names import near_miss
+from xmodal.training.recipes import find_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -290,7 +291,8 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "configuration") 
 def load_recipe(path: str | Path) -> Any:
     """Read a YAML recipe; its `task` says what it trains, images with text (`matching`) where it is left out.
 
-    A recipe that names another one as its `base`, by a path that starts at its own folder, says only what is different.
+    A recipe of xmodal's own is also known by name, see `xmodal.training.recipes`. One that names another as its `base`,
+    by a path that starts at its own folder or by name, says only what is different.
 
     Raises:
         FileNotFoundError: if it, or its base, is not there.
@@ -301,7 +303,7 @@ def load_recipe(path: str | Path) -> Any:
     >>> type(recipe).__name__, recipe.epochs, recipe.model.dim, recipe.batch_size
     ('RetrievalConfig', 5, 64, 128)
     """
-    values = _read_recipe(Path(path))
+    values = _read_recipe(find_recipe(path))
     task = values.get("task", "matching")
     if task not in CONFIGS:
         raise ValueError(
@@ -312,8 +314,6 @@ def load_recipe(path: str | Path) -> Any:
 
 def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a recipe on top of those of its base."""
-    if not path.is_file():
-        raise FileNotFoundError(f"recipe {path} does not exist")
     if path.resolve() in above:
         raise ValueError(f"recipe {path} is a base of itself")
     try:
@@ -324,7 +324,9 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"recipe {path} must be a mapping of options, got {values!r}")
     _check_names(values, path)
     base = values.pop("base", None)
-    return values if base is None else _merged(_read_recipe(path.parent / base, (*above, path.resolve())), values)
+    if base is None:
+        return values
+    return _merged(_read_recipe(find_recipe(str(base), beside=path.parent), (*above, path.resolve())), values)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
