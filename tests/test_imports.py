@@ -29,7 +29,7 @@ ORDER = [
     "__main__",
     "__init__",
 ]
-"""A room may import the rooms before it, and data, which stands beside; heads and objectives nothing but themselves.
+"""A room may import the rooms before it, and those beside; heads and objectives nothing but themselves and numerics.
 
 The ranks of `xmodal.evaluation.ranks` are counted without anything else of the package: they stand beside as well.
 """
@@ -37,11 +37,13 @@ The ranks of `xmodal.evaluation.ranks` are counted without anything else of the 
 
 def importable_from(room: str) -> set[str]:
     """The rooms that a room may import."""
-    if room in ("heads", "objectives"):
+    if room in ("numerics", "inference"):
         return {room}
+    if room in ("heads", "objectives"):
+        return {room, "numerics"}
     if room in ("data", "names"):
         return {room, "names"}
-    return {*ORDER[: ORDER.index(room) + 1], "data", "names", "ranks"}
+    return {*ORDER[: ORDER.index(room) + 1], "data", "names", "numerics", "inference", "ranks"}
 
 
 def rooms_imported_by(file: Path) -> set[str]:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from xmodal.numerics import at_least_float32, full_mask
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 Direction = Literal["t2i", "i2t"]
 Normalization = Literal["softmax", "l2", "clipped_l2", "l1", "clipped_l1", "clipped", "none"]
 Aggregation = Literal["logsumexp", "mean", "max", "sum"]
+Focal = Literal["prob", "equal"]
 
 NEGATIVE_SLOPE = 0.1
 """The papers write [s]_+; the released code clips with a leaky ReLU of this slope."""
@@ -63,7 +66,7 @@ def prepare_side(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set i
              [ 0.,  0.]]]))
     """
     if mask is None:
-        mask = torch.ones(items.shape[:2], dtype=torch.bool, device=items.device)
+        mask = full_mask(items, mask)
     else:
         items = items.masked_fill(~mask[:, :, None], 0.0)
     with torch.autocast(items.device.type, enabled=False):
@@ -316,15 +319,6 @@ def tile_bytes(device: torch.device) -> int:
     True
     """
     return TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are.
-
-    >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype, at_least_float32(torch.ones(1).double()).dtype
-    (torch.float32, torch.float64)
-    """
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _safe_sqrt(tensor: Tensor) -> Tensor:

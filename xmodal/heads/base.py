@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
+from xmodal.heads.comparison import Declared, InnerProduct
+from xmodal.numerics import full_mask
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from jaxtyping import Bool, Float
     from torch import Tensor
+
+    from xmodal.heads.comparison import Comparison
 
 
 class Attention(NamedTuple):
@@ -38,9 +45,10 @@ class ImageStages(NamedTuple):
 class Head(nn.Module):
     """A head compares every image with every caption; scores are `(image, caption)`, higher is better.
 
-    A subclass gives `compare`, `pairs` and `attention`. What needs doing once an item rather than once a pair (VSRN's
-    graph reasoning, pooling) goes into `embed_images` and `embed_captions`, whose results `compare` takes; scoring all
-    pairs in blocks then runs it once an item.
+    A subclass gives `compare`, for pictures `attention`, and `pairs` where it can do better than the default. What
+    needs doing once an item rather than once a pair (VSRN's graph reasoning, pooling) goes into `embed_images` and
+    `embed_captions`, whose results `compare` takes; scoring all pairs in blocks then runs it once an item. `forward` is
+    the same for all heads.
 
     >>> class Mean(Head):
     ...     def compare(self, images, captions, region_mask=None, word_mask=None):
@@ -48,6 +56,18 @@ class Head(nn.Module):
     >>> Mean()(torch.ones(2, 36, 8), torch.ones(3, 12, 8)).shape
     torch.Size([2, 3])
     """
+
+    comparison: Comparison | None = None
+    """How `compare` compares, for engines that do it faster; None: only by calling it.
+
+    A class declares it by a value or a property. A subclass that replaces what was declared (see `Declared`) has None
+    again, unless it declares its own.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "comparison" in vars(cls):
+            cls.comparison = Declared(vars(cls)["comparison"], cls)  # type: ignore[assignment]
 
     def embed_images(
         self, regions: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"] | None = None
@@ -74,8 +94,11 @@ class Head(nn.Module):
         region_mask: Bool[Tensor, "image region"] | None = None,
         word_mask: Bool[Tensor, "caption word"] | None = None,
     ) -> Float[Tensor, "image caption"]:
-        """Scores of embedded images against embedded captions."""
-        raise NotImplementedError
+        """Scores of embedded images against embedded captions.
+
+        The masks are those that came with the regions and words. `forward` and `xmodal.scoring` always give both.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no compare: write the method that compares embeddings")
 
     def pairs(
         self,
@@ -84,8 +107,18 @@ class Head(nn.Module):
         region_mask: Bool[Tensor, "pair region"] | None = None,
         word_mask: Bool[Tensor, "pair word"] | None = None,
     ) -> Float[Tensor, " pair"]:
-        """Scores of aligned pairs: image i with caption i."""
-        raise NotImplementedError
+        """Scores of aligned pairs: image i with caption i.
+
+        The default compares pair by pair, so that it takes the memory of one; inner products it computes at once.
+        """
+        check_inputs(regions, words, region_mask, word_mask, aligned=True)
+        region_mask, word_mask = full_mask(regions, region_mask), full_mask(words, word_mask)
+        images, captions = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
+        if isinstance(self.comparison, InnerProduct):
+            return (images * captions).sum(dim=-1)
+        sides = (images, captions, region_mask, word_mask)
+        pairs = zip(*(side.split(1) for side in sides), strict=True)
+        return torch.cat([self.compare(*pair).flatten() for pair in pairs])
 
     def attention(
         self,
@@ -94,8 +127,15 @@ class Head(nn.Module):
         region_mask: Bool[Tensor, "pair region"] | None = None,
         word_mask: Bool[Tensor, "pair word"] | None = None,
     ) -> Attention:
-        """Which word looks at which region, for aligned pairs."""
-        raise NotImplementedError
+        """Which word looks at which region, for aligned pairs.
+
+        Raises:
+            NotImplementedError: for a head that does not say.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say where its words look; give it a method attention(regions, words, "
+            "region_mask, word_mask) that returns xmodal.heads.Attention, to draw pictures of it"
+        )
 
     def forward(
         self,
@@ -104,7 +144,8 @@ class Head(nn.Module):
         region_mask: Bool[Tensor, "image region"] | None = None,
         word_mask: Bool[Tensor, "caption word"] | None = None,
     ) -> Float[Tensor, "image caption"]:
-        """Scores of every image against every caption."""
+        """Scores of every image against every caption. Without a mask, all of a side is real."""
+        region_mask, word_mask = full_mask(regions, region_mask), full_mask(words, word_mask)
         images = self.embed_images(regions, region_mask)
         captions = self.embed_captions(words, word_mask)
         return self.compare(images, captions, region_mask, word_mask)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from xmodal.heads.attention import (
     Direction,
+    Focal,
     aligned_pairs,
     aligned_products,
     all_pairs,
@@ -16,14 +17,13 @@ from xmodal.heads.attention import (
     stacked_attention,
 )
 from xmodal.heads.base import Attention, Head, check_inputs
+from xmodal.heads.comparison import CrossAttention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jaxtyping import Bool, Float
     from torch import Tensor
-
-Focal = Literal["prob", "equal"]
 
 
 def bfan_scores(
@@ -120,7 +120,7 @@ def bfan_attention(
         (torch.Size([3, 12, 36]), True)
     """
     check_inputs(regions, words, region_mask, word_mask, aligned=True)
-    _check_options(focal, temperature)
+    how = _comparison(focal, temperature)
     if direction not in get_args(Direction):
         raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}; got {direction!r}")
     images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
@@ -129,8 +129,8 @@ def bfan_attention(
         aligned_products(contexts, queries),
         contexts.mask,
         queries.mask[..., None],
-        normalization="clipped_l2",
-        temperature=temperature,
+        normalization=how.normalization,
+        temperature=how.temperature,
     )
     kept = focal_mask(weights, contexts.mask, focal=focal) & queries.mask[:, None, :, None]
     weights = refocus(weights, contexts.mask, focal=focal).masked_fill(~kept, 0.0)
@@ -152,13 +152,19 @@ class BFAN(Head):
 
     def __init__(self, focal: Focal = "prob", temperature: float = 20.0) -> None:
         super().__init__()
-        _check_options(focal, temperature)
+        _comparison(focal, temperature)
         self.options: dict[str, Any] = {"focal": focal, "temperature": temperature}
+
+    @property
+    def comparison(self) -> CrossAttention:  # type: ignore[override]  # noqa: D102
+        return _comparison(**self.options)
 
     def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
         return bfan_scores(images, captions, region_mask, word_mask, **self.options)
 
     def pairs(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
+        if self.comparison is None:  # a subclass compares in another way
+            return super().pairs(regions, words, region_mask, word_mask)
         return bfan_pair_scores(regions, words, region_mask, word_mask, **self.options)
 
     def attention(self, regions, words, region_mask=None, word_mask=None, *, direction: Direction = "t2i"):
@@ -217,20 +223,19 @@ def refocus(
     return kept / kept.sum(dim=1, keepdim=True)
 
 
-def _check_options(focal: str, temperature: float) -> None:
-    """Refuse an unknown option by name, with the ones that exist."""
+def _comparison(focal: Focal, temperature: float) -> CrossAttention:
+    """How BFAN compares; refuses an unknown option by name, with the ones that exist."""
     if focal not in get_args(Focal):
         raise ValueError(f"focal must be one of {', '.join(get_args(Focal))}; got {focal!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    return CrossAttention(aggregation="mean", temperature=temperature, focal=focal, both=True)
 
 
 def _focal_attention(focal: Focal, temperature: float) -> Callable[..., Tensor]:
-    _check_options(focal, temperature)
+    how = _comparison(focal, temperature)
     return partial(
         stacked_attention,
-        normalization="clipped_l2",
-        temperature=temperature,
-        aggregation="mean",
+        normalization=how.normalization,
+        temperature=how.temperature,
+        aggregation=how.aggregation,
         focus=partial(refocus, focal=focal),
     )

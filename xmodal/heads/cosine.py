@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-
-from xmodal.heads.attention import at_least_float32
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length
+from xmodal.heads.comparison import InnerProduct
+from xmodal.numerics import at_least_float32, full_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -89,6 +88,8 @@ class Cosine(Head):
         torch.Size([4, 6])
     """
 
+    comparison = InnerProduct()
+
     def __init__(self, pooling: Pooling = "mean") -> None:
         super().__init__()
         if pooling not in get_args(Pooling):
@@ -104,15 +105,10 @@ class Cosine(Head):
     def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
         return images @ captions.T
 
-    def pairs(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
-        check_inputs(regions, words, region_mask, word_mask, aligned=True)
-        return (self.embed_images(regions, region_mask) * self.embed_captions(words, word_mask)).sum(dim=-1)
-
     def attention(self, regions, words, region_mask=None, word_mask=None):
         """A pooled head does not attend: every word looks at all real regions alike (as `mean` pooling does)."""
         check_inputs(regions, words, region_mask, word_mask, aligned=True)
-        real_regions = torch.ones(regions.shape[:2], dtype=torch.bool) if region_mask is None else region_mask
-        real_words = torch.ones(words.shape[:2], dtype=torch.bool) if word_mask is None else word_mask
+        real_regions, real_words = full_mask(regions, region_mask), full_mask(words, word_mask)
         uniform = real_regions / real_regions.sum(dim=1, keepdim=True)
         return Attention((real_words[:, :, None] * uniform[:, None, :]).to(regions))
 

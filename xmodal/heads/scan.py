@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from xmodal.heads.attention import (
     Aggregation,
@@ -18,6 +18,7 @@ from xmodal.heads.attention import (
     stacked_attention,
 )
 from xmodal.heads.base import Attention, Head, check_inputs
+from xmodal.heads.comparison import CrossAttention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +139,7 @@ def scan_attention(
         (torch.Size([3, 12, 36]), True)
     """
     check_inputs(regions, words, region_mask, word_mask, aligned=True)
-    _check_options(direction, normalization, "mean", temperature, 1.0)
+    how = CrossAttention(direction, normalization, temperature=temperature)
     contexts, queries = contexts_and_queries(
         direction, prepare_side(regions, region_mask), prepare_side(words, word_mask)
     )
@@ -146,8 +147,8 @@ def scan_attention(
         aligned_products(contexts, queries),
         contexts.mask,
         queries.mask[..., None],
-        normalization=normalization,
-        temperature=temperature,
+        normalization=how.normalization,
+        temperature=how.temperature,
     )[..., 0]
     weights = weights.masked_fill(~queries.mask[:, None, :], 0.0)
     return Attention(weights.transpose(1, 2) if direction == "t2i" else weights)
@@ -175,51 +176,43 @@ class SCAN(Head):
         lse_scale: float = 6.0,
     ) -> None:
         super().__init__()
-        _check_options(direction, normalization, aggregation, temperature, lse_scale)
-        self.attention_options: dict[str, Any] = {
+        self.options: dict[str, Any] = {
             "direction": direction,
             "normalization": normalization,
+            "aggregation": aggregation,
             "temperature": temperature,
+            "lse_scale": lse_scale,
         }
-        self.aggregation_options: dict[str, Any] = {"aggregation": aggregation, "lse_scale": lse_scale}
+        CrossAttention(**self.options)  # refuses options that do not exist
+
+    @property
+    def comparison(self) -> CrossAttention:  # type: ignore[override]  # noqa: D102
+        return CrossAttention(**self.options)
 
     def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
-        options = {**self.attention_options, **self.aggregation_options}
-        return scan_scores(images, captions, region_mask, word_mask, **options)
+        return scan_scores(images, captions, region_mask, word_mask, **self.options)
 
     def pairs(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
-        options = {**self.attention_options, **self.aggregation_options}
-        return scan_pair_scores(regions, words, region_mask, word_mask, **options)
+        if self.comparison is None:  # a subclass compares in another way
+            return super().pairs(regions, words, region_mask, word_mask)
+        return scan_pair_scores(regions, words, region_mask, word_mask, **self.options)
 
     def attention(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
-        return scan_attention(regions, words, region_mask, word_mask, **self.attention_options)
+        options = {name: self.options[name] for name in ("direction", "normalization", "temperature")}
+        return scan_attention(regions, words, region_mask, word_mask, **options)
 
     def extra_repr(self) -> str:  # noqa: D102
-        return ", ".join(f"{k}={v!r}" for k, v in {**self.attention_options, **self.aggregation_options}.items())
-
-
-def _check_options(direction: str, normalization: str, aggregation: str, temperature: float, lse_scale: float) -> None:
-    """Refuse an unknown option by name, with the ones that exist."""
-    for name, value, known in (
-        ("direction", direction, get_args(Direction)),
-        ("normalization", normalization, get_args(Normalization)),
-        ("aggregation", aggregation, get_args(Aggregation)),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-    for name, value in (("temperature", temperature), ("lse_scale", lse_scale)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+        return ", ".join(f"{k}={v!r}" for k, v in self.options.items())
 
 
 def _score_tile(
     direction: Direction, normalization: Normalization, aggregation: Aggregation, temperature: float, lse_scale: float
 ) -> Callable[..., Tensor]:
-    _check_options(direction, normalization, aggregation, temperature, lse_scale)
+    how = CrossAttention(direction, normalization, aggregation, temperature, lse_scale)
     return partial(
         stacked_attention,
-        normalization=normalization,
-        temperature=temperature,
-        aggregation=aggregation,
-        lse_scale=lse_scale,
+        normalization=how.normalization,
+        temperature=how.temperature,
+        aggregation=how.aggregation,
+        lse_scale=how.lse_scale,
     )

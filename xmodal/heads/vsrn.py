@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import nn
 
-from xmodal.heads.attention import at_least_float32
 from xmodal.heads.base import Attention, Head, ImageStages, check_inputs, check_items, unit_length
+from xmodal.heads.comparison import InnerProduct
+from xmodal.numerics import at_least_float32, full_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -140,6 +141,8 @@ class VSRN(Head):
         torch.Size([4, 6])
     """
 
+    comparison = InnerProduct()
+
     def __init__(self, dim: int, layers: int = 4, norm: Norm = "l2", region_norm: RegionNorm = "region") -> None:
         super().__init__()
         for name, value, known in (("norm", norm, get_args(Norm)), ("region_norm", region_norm, get_args(RegionNorm))):
@@ -198,10 +201,6 @@ class VSRN(Head):
         """`vsrn_scores`; padding was dealt with in the embeddings."""
         return vsrn_scores(images, captions)
 
-    def pairs(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
-        check_inputs(regions, words, region_mask, word_mask, aligned=True)
-        return (self.embed_images(regions, region_mask) * self.embed_captions(words, word_mask)).sum(dim=-1)
-
     def attention(self, regions, words, region_mask=None, word_mask=None):
         """How much each region agrees with the whole image: the paper's visualization (sec. 4.6).
 
@@ -212,13 +211,13 @@ class VSRN(Head):
         check_inputs(regions, words, region_mask, word_mask, aligned=True)
         states = self.reason(regions, region_mask)
         agreement = (states @ self.summarize(states, region_mask)[..., None])[..., 0]
-        real = torch.ones_like(agreement, dtype=torch.bool) if region_mask is None else region_mask
+        real = full_mask(regions, region_mask)
         agreement = agreement - agreement.masked_fill(~real, float("inf")).amin(dim=1, keepdim=True)
         agreement = agreement.masked_fill(~real, 0.0)
         total = agreement.sum(dim=1, keepdim=True)
         uniform = real / real.sum(dim=1, keepdim=True)
         weights = torch.where(total > 0, agreement / total, uniform)
-        real_words = torch.ones_like(words[..., 0], dtype=torch.bool) if word_mask is None else word_mask
+        real_words = full_mask(words, word_mask)
         return Attention(real_words[..., None] * weights[:, None, :])
 
     def extra_repr(self) -> str:  # noqa: D102
@@ -234,8 +233,7 @@ class VSRN(Head):
         check_items(items, mask, name, mask_name, axes)
         if items.shape[-1] != self.dim:
             raise ValueError(f"{name} have dim {items.shape[-1]}, this head was built with dim={self.dim}")
-        if mask is None:
-            return torch.ones(items.shape[:2], dtype=torch.bool, device=items.device)
+        mask = full_mask(items, mask)
         if not torch.compiler.is_compiling() and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             raise ValueError(f"{mask_name} must be True for the first items and False after them: a GRU reads in order")
         return mask

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from xmodal.numerics import at_least_float32
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.metric import check_labels, metric_loss
-from xmodal.objectives.precision import at_least_float32
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

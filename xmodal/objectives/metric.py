@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.numerics import at_least_float32
 from xmodal.objectives.choices import check_choice
-from xmodal.objectives.precision import at_least_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.objectives.precision import at_least_float32
+from xmodal.numerics import at_least_float32
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

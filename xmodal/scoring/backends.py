@@ -7,7 +7,7 @@ import shutil
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
 
-from xmodal.scoring.tiles import FAST_PATHS
+from xmodal.scoring.tiles import fast_path
 from xmodal.scoring.triton_kernels import LONGEST_SETS, PRECISION, check_triton, kernel_options
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ def choose_backend(
         check_triton(dtype, device)
         kernel_options(head)
     if backend == "compile":
-        if type(head) not in FAST_PATHS:
-            known = ", ".join(sorted(path.__name__ for path in FAST_PATHS))
-            raise ValueError(f"backend='compile' scores {known}, got {type(head).__name__}; use backend='eager'")
+        if fast_path(head) is None:
+            raise ValueError(f"backend='compile' scores BFAN, SCAN, got {type(head).__name__}; use backend='eager'")
         _check_compiler(device)
     return backend
 

@@ -17,7 +17,7 @@ from xmodal.heads.base import check_inputs
 from xmodal.scoring.backends import choose_backend
 from xmodal.scoring.memory import check_budget, fill_matrix
 from xmodal.scoring.packing import Collection
-from xmodal.scoring.tiles import FAST_PATHS, Scratch, compile_path, multiply
+from xmodal.scoring.tiles import Scratch, compile_path, fast_path, multiply
 from xmodal.scoring.triton_kernels import triton_scores
 
 if TYPE_CHECKING:
@@ -177,11 +177,11 @@ def score_tiles(
         >>> sum(tile.scores.numel() for tile in score_tiles(SCAN(), regions, words, None, None, plan))
         24
     """
-    if plan.backend == "triton" or type(head) not in FAST_PATHS:
+    path = fast_path(head)
+    if plan.backend == "triton" or path is None:
         tiles = _fused_tiles if plan.backend == "triton" else _compared_tiles
         yield from tiles(head, regions, words, region_mask, word_mask, plan, wanted)
         return
-    path = FAST_PATHS[type(head)](head)
     workers = 1
     if plan.backend == "compile":
         path = compile_path(path)

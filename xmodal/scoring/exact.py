@@ -27,7 +27,7 @@ import torch
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_relevance, evaluate_retrieval
 from xmodal.scoring.blocks import make_plan, score_all, score_tiles
 from xmodal.scoring.pairs import score_pairs
-from xmodal.scoring.tiles import FAST_PATHS
+from xmodal.scoring.tiles import fast_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,7 +109,7 @@ def evaluate_exact(
     inputs = (head, regions, words, region_mask, word_mask)
     options = {"budget_bytes": budget_bytes, "device": device}
     exact_dtype = torch.promote_types(regions.dtype, torch.float32)
-    if type(head) not in FAST_PATHS:
+    if fast_path(head) is None:
         scores = score_all(*inputs, dtype=exact_dtype, progress=progress, **options)
         count = scores.numel()
         report = {"recomputed": 0, "settled": count, "error_bound": 0.0, "largest_error": 0.0, "widened": 0}

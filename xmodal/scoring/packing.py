@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from xmodal.heads.attention import at_least_float32
+from xmodal.numerics import at_least_float32
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

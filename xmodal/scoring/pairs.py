@@ -9,7 +9,7 @@ import torch
 from xmodal.scoring.blocks import result_dtype
 from xmodal.scoring.memory import check_budget
 from xmodal.scoring.packing import Collection
-from xmodal.scoring.tiles import FAST_PATHS, Scratch, multiply
+from xmodal.scoring.tiles import Scratch, fast_path, multiply
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -48,14 +48,14 @@ def score_pairs(
     budget = check_budget(budget_bytes, device)
     dtype = result_dtype(regions.dtype)
     scores = torch.empty(len(images), dtype=dtype)
-    if type(head) not in FAST_PATHS:
+    path, scratch = fast_path(head), Scratch()
+    if path is None:
         pair_bytes = regions[0].nbytes + words[0].nbytes
         for some in torch.arange(len(images)).split(max(1, budget // 4 // pair_bytes)):
             sides = ((regions, region_mask, images), (words, word_mask, captions))
             (left, left_mask), (right, right_mask) = (_taken(*side, some, device) for side in sides)
             scores[some] = head.pairs(left, right, left_mask, right_mask).to(scores)
         return scores
-    path, scratch = FAST_PATHS[type(head)](head), Scratch()
     image_side = (Collection(regions, region_mask, dtype, device), path.images, images)
     caption_side = (Collection(words, word_mask, dtype, device), path.captions, captions)
     by_image = len(images.unique()) <= len(captions.unique())

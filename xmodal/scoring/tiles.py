@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from functools import partial
 from math import e, log2, prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from xmodal.heads import BFAN, SCAN
 from xmodal.heads.attention import EPSILON, NEGATIVE_SLOPE, aggregate
+from xmodal.heads.comparison import CrossAttention
 from xmodal.scoring.packing import BOTH, CONTEXT, QUERY
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.heads import Head
-    from xmodal.heads.attention import Aggregation, Direction, Normalization
+    from xmodal.heads.attention import Aggregation, Normalization
     from xmodal.heads.bfan import Focal
     from xmodal.scoring.packing import Block, Pack, Use
 
@@ -72,26 +72,24 @@ class FastPath(NamedTuple):
     score: Callable[[Tensor, Block, Block, Scratch], Tensor]
 
 
-def _scan_path(head: SCAN) -> FastPath:
-    """SCAN: words look at regions (t2i), or regions at words (i2t)."""
-    options = {**head.attention_options, **head.aggregation_options}
-    uses = (CONTEXT, QUERY) if options["direction"] == "t2i" else (QUERY, CONTEXT)
-    return FastPath(*uses, partial(_scan_tile, **options))
+def fast_path(head: Head) -> FastPath | None:
+    """The fast path of a head; None for others, which compare through `Head.compare`.
 
-
-def _bfan_path(head: BFAN) -> FastPath:
-    """BFAN: both directions from one product."""
-    return FastPath(BOTH, BOTH, partial(_bfan_tile, **head.options))
-
-
-FAST_PATHS: dict[type[Head], Callable[[Any], FastPath]] = {SCAN: _scan_path, BFAN: _bfan_path}
-"""Heads with a fast path. Others compare through `Head.compare`, which for pooled heads is one product already."""
+    >>> from xmodal.heads import Cosine
+    >>> fast_path(SCAN()).captions, fast_path(Cosine())
+    (Use(query=True, context=False), None)
+    """
+    how = head.comparison
+    if not isinstance(how, CrossAttention):
+        return None
+    uses = (BOTH, BOTH) if how.both else (CONTEXT, QUERY) if how.direction == "t2i" else (QUERY, CONTEXT)
+    return FastPath(*uses, partial(_score_tile, how))
 
 
 def compile_path(path: FastPath) -> FastPath:
     """The same, with the passes over a tile fused by a compiler; pack by pack, to compile for one structure only.
 
-    >>> path = FAST_PATHS[SCAN](SCAN())
+    >>> path = fast_path(SCAN())
     >>> compile_path(path).captions  # nothing is compiled before the first tile
     Use(query=True, context=False)
     """
@@ -116,7 +114,7 @@ def multiply(
     """The products of two blocks, in at least float32 whatever they are multiplied in.
 
     >>> from xmodal.scoring.packing import Collection
-    >>> path, cpu = FAST_PATHS[SCAN](SCAN()), torch.device("cpu")
+    >>> path, cpu = fast_path(SCAN()), torch.device("cpu")
     >>> images, captions = (Collection(torch.randn(2, size, 8), None, torch.float32, cpu) for size in (36, 12))
     >>> both = [torch.arange(2)]
     >>> products = multiply(images.block(both, path.images), captions.block(both, path.captions), path, Scratch())
@@ -130,43 +128,29 @@ def multiply(
     return products if products.dtype == exact else scratch.take("widened", shape, products, exact).copy_(products)
 
 
-def _scan_tile(
+def _score_tile(
+    how: CrossAttention,
     products: Float[Tensor, "context_row query_row"],
     images: Block,
     captions: Block,
     scratch: Scratch,
-    *,
-    direction: Direction,
-    normalization: Normalization,
-    aggregation: Aggregation,
-    temperature: float,
-    lse_scale: float,
 ) -> Float[Tensor, "image caption"]:
-    """SCAN's scores of a tile."""
-    contexts, queries = (images, captions) if direction == "t2i" else (captions, images)
-    parts = [products[pack.rows].view(*pack.mask.T.shape, -1) for pack in contexts.packs]
-    cosines = _attend(parts, contexts, queries, scratch, normalization, temperature)
-    scores = _pool(cosines, queries, aggregation, lse_scale)
-    return scores if direction == "t2i" else scores.T
-
-
-def _bfan_tile(
-    products: Float[Tensor, "context_row query_row"],
-    images: Block,
-    captions: Block,
-    scratch: Scratch,
-    *,
-    focal: Focal,
-    temperature: float,
-) -> Float[Tensor, "image caption"]:
-    """BFAN's scores of a tile: SCAN's mean cosines with focal weights, both directions added."""
+    """The scores of a tile; BFAN's are those of both directions, added."""
 
     def attended(products: Tensor, contexts: Block, queries: Block) -> Tensor:
-        parts = [products[pack.rows].view(*pack.mask.shape, -1).transpose(0, 1) for pack in contexts.packs]
-        return _pool(_attend(parts, contexts, queries, scratch, "clipped_l2", temperature, focal), queries, "mean", 1.0)
+        parts = []
+        for pack in contexts.packs:  # rows run over (place, set) where the contexts are queries too
+            part, (places, sets) = products[pack.rows], pack.mask.shape
+            parts.append(part.view(places, sets, -1).transpose(0, 1) if how.both else part.view(sets, places, -1))
+        cosines = _attend(parts, contexts, queries, scratch, how.normalization, how.temperature, how.focal)
+        return _pool(cosines, queries, how.aggregation, how.lse_scale)
 
-    exchanged = scratch.take("exchanged", products.T.shape, products).copy_(products.T)
-    return attended(products, images, captions) + attended(exchanged, captions, images).T
+    contexts, queries = (images, captions) if how.direction == "t2i" else (captions, images)
+    scores = attended(products, contexts, queries)
+    if how.both:
+        exchanged = scratch.take("exchanged", products.T.shape, products).copy_(products.T)
+        scores = scores + attended(exchanged, queries, contexts).T
+    return scores if how.direction == "t2i" else scores.T
 
 
 def _attend(

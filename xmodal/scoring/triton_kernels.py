@@ -14,6 +14,7 @@ The kernels also run, slowly, in Triton's interpreter on a CPU: set TRITON_INTER
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,8 +22,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from xmodal.heads import BFAN, SCAN
 from xmodal.heads.base import check_inputs
+from xmodal.heads.comparison import CrossAttention
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -152,13 +153,10 @@ def kernel_options(head: Head) -> dict[str, Any]:
         >>> options["direction"], options["normalization"], options["both"], kernel_options(BFAN())["both"]
         ('t2i', 'clipped_l2', False, True)
     """
-    if isinstance(head, SCAN):
-        options = {**head.attention_options, **head.aggregation_options, "focal": "none", "both": False}
-    elif isinstance(head, BFAN):
-        options = {**head.options, "direction": "t2i", "normalization": "clipped_l2", "aggregation": "mean"}
-        options |= {"lse_scale": 1.0, "both": True}
-    else:
+    if not isinstance(head.comparison, CrossAttention):
         raise ValueError(f"the Triton kernel scores SCAN and BFAN, got {type(head).__name__}; use another backend")
+    options = asdict(head.comparison)
+    options["focal"] = options["focal"] or "none"
     if options["normalization"] not in BOUNDED_NORMALIZATIONS:
         raise ValueError(
             f"the Triton kernel takes normalization {', '.join(BOUNDED_NORMALIZATIONS)}; "

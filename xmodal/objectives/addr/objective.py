@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.numerics import at_least_float32
 from xmodal.objectives.addr.batch import Discriminators, DomainFeatures, Items
 from xmodal.objectives.addr.errors import (
     Balance,
@@ -19,7 +20,6 @@ from xmodal.objectives.addr.errors import (
 )
 from xmodal.objectives.addr.forms import build_form
 from xmodal.objectives.choices import check_choice
-from xmodal.objectives.precision import at_least_float32
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from xmodal.objectives.precision import at_least_float32
+from xmodal.numerics import at_least_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable

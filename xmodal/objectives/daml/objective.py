@@ -10,12 +10,12 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from xmodal.numerics import at_least_float32
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.daml.generator import HardNegativeGenerator
 from xmodal.objectives.daml.losses import SYNTHETIC_LOSSES, generator_losses
 from xmodal.objectives.daml.triplets import TripletLayout, Triplets, batch_triplets
 from xmodal.objectives.metric import check_labels
-from xmodal.objectives.precision import at_least_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from batches import random_batch
+
+from xmodal.heads import BFAN, SCAN, VSRN, Cosine, Head
+from xmodal.heads.comparison import CrossAttention, InnerProduct
+
+
+class OwnCompare:
+    """A mixin that compares in its own way."""
+
+    def compare(self, images, captions, region_mask=None, word_mask=None):
+        return images.new_zeros(len(images), len(captions))
+
+
+def test_heads_say_how_they_compare():
+    assert SCAN("i2t", temperature=4.0).comparison == CrossAttention("i2t", temperature=4.0)
+    assert BFAN("equal", 5.0).comparison == CrossAttention("t2i", "clipped_l2", "mean", 5.0, focal="equal", both=True)
+    assert Cosine("max").comparison == VSRN(dim=4).comparison == InnerProduct()
+    assert Head().comparison is None
+
+
+def test_changed_options_change_what_is_said():
+    head = SCAN()
+    head.options["temperature"] = 2.0
+    assert head.comparison == CrossAttention(temperature=2.0)
+    head.options["aggregation"] = "median"
+    with pytest.raises(ValueError, match="aggregation must be one of logsumexp, mean, max, sum; got 'median'"):
+        head.comparison  # noqa: B018
+
+
+@pytest.mark.parametrize("parent", [SCAN, BFAN, Cosine], ids=lambda parent: parent.__name__)
+@pytest.mark.parametrize("method", ["forward", "compare", "pairs"])
+def test_whoever_compares_in_another_way_says_nothing(parent, method):
+    def own(self, *inputs):
+        return getattr(parent, method)(self, *inputs)
+
+    changed = type("Changed", (parent,), {method: own})
+    assert changed().comparison is None
+    assert type("Grandchild", (changed,), {})().comparison is None
+    mixed = type("Mixed", (type("Mixin", (), {method: own}), parent), {})
+    assert mixed().comparison is None
+    head = parent()
+    setattr(head, method, own.__get__(head))
+    assert head.comparison is None
+
+
+@pytest.mark.parametrize("method", ["embed_images", "embed_captions"])
+def test_embeddings_are_part_of_the_promise_of_attention_but_not_of_inner_products(method):
+    def own(self, items, mask=None):
+        return Cosine().embed_images(items, mask)
+
+    assert type("Changed", (SCAN,), {method: own})().comparison is None
+    assert type("Changed", (Cosine,), {method: own})().comparison == InnerProduct()
+
+
+def test_a_method_replaced_in_its_class_counts(monkeypatch):
+    monkeypatch.setattr(SCAN, "compare", lambda self, *inputs: torch.zeros(1, 1))
+    assert SCAN().comparison is None
+
+
+def test_declaring_anew_holds():
+    declared = type("Declared", (OwnCompare, SCAN), {"comparison": CrossAttention(temperature=1.0)})
+    assert declared().comparison == CrossAttention(temperature=1.0)
+    assert type("Renewed", (OwnCompare, SCAN), {"comparison": None})().comparison is None
+    assert type("Silent", (declared,), {"compare": OwnCompare.compare, "x": 1})().comparison == declared().comparison
+    assert type("Loud", (declared,), {"compare": lambda self, *inputs: 0})().comparison is None
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"focal": "some"}, "focal must be one of None, prob, equal; got 'some'"),
+        ({"lse_scale": 0.0}, "lse_scale must be positive, got 0.0"),
+    ],
+)
+def test_a_comparison_that_nobody_can_compute_is_refused(options, problem):
+    with pytest.raises(ValueError, match=problem):
+        CrossAttention(**options)
+
+
+@pytest.mark.parametrize("parent", [SCAN, BFAN, Cosine], ids=lambda parent: parent.__name__)
+def test_pairs_follow_the_compare_of_a_subclass(parent):
+    class Doubled(parent):
+        def compare(self, images, captions, region_mask=None, word_mask=None):
+            return 2 * super().compare(images, captions, region_mask, word_mask)
+
+    batch = random_batch(images=4, captions=4)
+    torch.testing.assert_close(Doubled().pairs(*batch), Doubled()(*batch).diag())
+    torch.testing.assert_close(Doubled().pairs(*batch), 2 * parent().pairs(*batch))

@@ -1,0 +1,41 @@
+"""Using a model without leaving a trace in it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; afterwards every submodule is in the mode it was in, also on an error.
+
+    So no running statistic moves, nothing depends on the mode that the caller left the model in, and what is computed
+    are ordinary tensors, which may be trained on and written to, even where the caller is in torch's inference mode.
+    The modes are set without calling `train`, which some modules take as a sign to rearrange their weights.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.inference import evaluating
+        >>> norm = torch.nn.BatchNorm1d(2)
+        >>> with evaluating(norm):
+        ...     result = norm(torch.ones(3, 2))
+        >>> norm.training, norm.running_mean, result.requires_grad, result.is_inference()
+        (True, tensor([0., 0.]), False, False)
+    """
+    modes = [(module, module.training) for root in modules for module in root.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
