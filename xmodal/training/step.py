@@ -106,6 +106,9 @@ def gather(tensor: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     """all_gather whose backward sums what all processes ask of a row."""
 
+    # torch.distributed.nn.functional.all_gather has the same gradients, but torch 2.14 deprecates it with a warning at
+    # every call, and what it recommends instead is in a private module.
+
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
