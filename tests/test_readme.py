@@ -1,6 +1,5 @@
 """Every code block of the README runs: Python as it stands, commands on small files with the names the README uses."""
 
-import importlib.util
 import re
 import runpy
 import shlex
@@ -102,7 +101,3 @@ def test_every_recipe_is_a_configuration():
             continue  # these have a test of their own
         head = {key: value for key, value in config.model.head.items() if key != "name"}
         HEADS[config.model.head["name"]](**head)
-
-
-def test_demo_programs_are_importable():
-    assert importlib.util.find_spec("scripts.demo") is not None

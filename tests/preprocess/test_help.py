@@ -9,7 +9,6 @@ from preprocess import (
     bottom_up_tsv,
     captions,
     coco_annotations,
-    emoji_drawings,
     labelled_datasets,
     npz_folder,
     scan_npy,
@@ -29,7 +28,6 @@ from preprocess import (
         (captions, captions.Source),
         (labelled_datasets, labelled_datasets.Command),
         (vocabulary, vocabulary.Config),
-        (emoji_drawings, emoji_drawings.EmojiDrawings),
     ],
 )
 def test_help_says_how_to_call_it(module, arguments, capsys):

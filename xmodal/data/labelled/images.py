@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import UInt8
     from PIL import Image
+    from torch import Tensor
 
     from xmodal.data.labelled.index import LabelledImage
 

@@ -22,7 +22,7 @@ from xmodal.objectives.addr.forms import build_form
 from xmodal.objectives.choices import check_choice
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.scene_grammar import (
+from scripts.demo.grammar import (
     COUNT_WORDS,
     Group,
     SceneObject,

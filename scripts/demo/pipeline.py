@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tyro
-
-from preprocess import emoji_scenes, regions
+from preprocess import regions
+from scripts.demo import emoji_scenes
 from xmodal.data import RegionStore, Vocabulary, load_captions
 from xmodal.data.captions import caption_image_index
 from xmodal.evaluation import evaluate_protocol, format_table
@@ -26,7 +26,11 @@ from xmodal.training.checkpoints import CHECKPOINT, environment
 from xmodal.training.config import load_recipe
 from xmodal.training.trainer import train
 
-RECIPES = Path(__file__).parent / "recipes"
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
+
+RECIPES = Path(__file__).parents[1] / "recipes"
 MODELS = {"SCAN t-i LSE": "demo_scan", "pooled dual encoder": "demo_pooled"}
 
 
@@ -43,27 +47,10 @@ class Demo:
 def main(config: Demo) -> None:
     """Images -> region stores -> captions and vocabulary -> training -> evaluation -> report and pictures."""
     data = config.output / "data"
-    captions_file = data / "captions.jsonl"
-    if not (data / "scenes.jsonl").is_file():  # written last
-        emoji_scenes.main(emoji_scenes.EmojiScenesConfig(output=data, seed=config.seed))
-    for split in ("train", "dev", "test"):
-        if not (data / f"{split}.h5").is_file():
-            regions.main(
-                regions.RegionsConfig(data / "images", data / f"{split}.h5", captions=captions_file, split=split)
-            )
-    train_captions = load_captions(captions_file, "train")
-    Vocabulary.build([caption.caption for caption in train_captions], min_count=1).save(data / "vocabulary.json")
+    _prepare(data, config.seed)
+    matchers = {title: _train(title, recipe, config) for title, recipe in MODELS.items()}
 
-    matchers = {}
-    for title, recipe in MODELS.items():
-        print(f"\n== training: {title}")
-        run = config.output / recipe
-        settings = load_recipe(RECIPES / f"{recipe}.yaml")
-        folder = replace(settings.data, folder=data)
-        train(replace(settings, output=run, data=folder, seed=config.seed, resume=(run / CHECKPOINT).is_file()))
-        matchers[title] = Matcher.from_pretrained(run / "best")
-
-    store, captions = RegionStore(data / "test.h5"), load_captions(captions_file, "test")
+    store, captions = RegionStore(data / "test.h5"), load_captions(data / "captions.jsonl", "test")
     sentences = [caption.caption for caption in captions]
     caption_image = caption_image_index(captions, store.image_id)
     scores = {name: matcher.score_all(store, sentences) for name, matcher in matchers.items()}
@@ -73,16 +60,45 @@ def main(config: Demo) -> None:
     scan = matchers["SCAN t-i LSE"]
     pointed = pointing_accuracy(scan, store, emoji_scenes.read_mentions(data / "scenes.jsonl", "test"))
     print(f"\nwords that look at what they name: {pointed['hits']:.1f}% (a random region: {pointed['chance']:.1f}%)")
-    pictures = draw(scan, store, sentences, caption_image, data / "images", config.output)
-    for title, recipe in MODELS.items():
-        pictures[f"Learning curves: {title}"] = config.output / f"{recipe}.png"
-        plot_learning_curves(config.output / recipe / "log.jsonl", pictures[f"Learning curves: {title}"])
+    pictures = _draw(scan, store, sentences, caption_image, data / "images", config.output)
+    pictures |= _draw_learning_curves(config.output)
     details = {"words that look at what they name (%)": pointed, "environment": environment()}
     write_report(config.output / "report.md", results, title="Demo", details=details, pictures=pictures)
     print("\nreport:", config.output / "report.md", *pictures.values(), sep="\n  ")
 
 
-def draw(scan, store, sentences, caption_image, images, output) -> dict[str, Path]:
+def _prepare(data: Path, seed: int) -> None:
+    """Scenes, their region stores and a vocabulary, as far as they are not there already."""
+    captions_file = data / "captions.jsonl"
+    if not (data / "scenes.jsonl").is_file():  # written last
+        emoji_scenes.main(emoji_scenes.EmojiScenesConfig(output=data, seed=seed))
+    for split in ("train", "dev", "test"):
+        if not (data / f"{split}.h5").is_file():
+            regions.main(
+                regions.RegionsConfig(data / "images", data / f"{split}.h5", captions=captions_file, split=split)
+            )
+    train_captions = load_captions(captions_file, "train")
+    Vocabulary.build([caption.caption for caption in train_captions], min_count=1).save(data / "vocabulary.json")
+
+
+def _train(title: str, recipe: str, config: Demo) -> Matcher:
+    """The best model of a recipe's run, which goes on where it stopped."""
+    print(f"\n== training: {title}")
+    run = config.output / recipe
+    settings = load_recipe(RECIPES / f"{recipe}.yaml")
+    data = replace(settings.data, folder=config.output / "data")
+    train(replace(settings, output=run, data=data, seed=config.seed, resume=(run / CHECKPOINT).is_file()))
+    return Matcher.from_pretrained(run / "best")
+
+
+def _draw(
+    scan: Matcher,
+    store: RegionStore,
+    sentences: list[str],
+    caption_image: Int[Tensor, " caption"],
+    images: Path,
+    output: Path,
+) -> dict[str, Path]:
     """What three held-out sentences retrieve, and where the words of one of them look."""
     chosen = [len(sentences) * part // 7 for part in (1, 3, 5)]
     rows = [
@@ -99,5 +115,8 @@ def draw(scan, store, sentences, caption_image, images, output) -> dict[str, Pat
     return pictures
 
 
-if __name__ == "__main__":
-    main(tyro.cli(Demo))
+def _draw_learning_curves(output: Path) -> dict[str, Path]:
+    pictures = {f"Learning curves: {title}": output / f"{recipe}.png" for title, recipe in MODELS.items()}
+    for recipe, picture in zip(MODELS.values(), pictures.values(), strict=True):
+        plot_learning_curves(output / recipe / "log.jsonl", picture)
+    return pictures

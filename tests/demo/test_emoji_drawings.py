@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from preprocess import emoji_drawings
-from preprocess.emoji_drawings import EmojiDrawings, main
+from scripts.demo import emoji_drawings
+from scripts.demo.emoji_drawings import EmojiDrawings, main
 from xmodal.data.labelled import load_index
 
 VENDORS = ("Goog", "Twtr")

