@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from xmodal.data.pairs import whole_batch
 from xmodal.encoders.backbone import BACKBONES, without_weights
-from xmodal.names import build
+from xmodal.names import build, storable
 from xmodal.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class Embedder(Pretrained, library_name="xmodal", license="apache-2.0"):
     ) -> None:
         super().__init__()
         self.backbone = build("backbone", BACKBONES, backbone)
-        self.embed = build("embedding head", HEADS, {"name": head, "input_dim": self.backbone.feature_dim, "dim": dim})
+        known = {"input_dim": self.backbone.feature_dim, "dim": dim}
+        self.embed = build("embedding head", HEADS, {"name": head}, known)
         self.dim, self.normalize = dim, normalize
 
     def forward(self, images: Num[Tensor, "image ..."]) -> Float[Tensor, "image dim"]:
@@ -77,9 +78,18 @@ class Embedder(Pretrained, library_name="xmodal", license="apache-2.0"):
         """
         return embed_all(self, images, self.device, batch_size=batch_size, workers=workers, progress=progress)
 
+    def _options_to_save(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {**options, "backbone": _storable_backbone(options["backbone"])}
+
     @classmethod
     def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         return {**options, "backbone": without_weights(options["backbone"])}
+
+
+def _storable_backbone(options: dict[str, Any]) -> dict[str, Any]:
+    if "backbone" in options:
+        options = {**options, "backbone": _storable_backbone(options["backbone"])}
+    return storable("backbone", BACKBONES, options)
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from xmodal.encoders.bert import BERTEncoder
 from xmodal.encoders.gru import GRUEncoder
 from xmodal.encoders.regions import RegionProjection
 from xmodal.heads import HEADS, Attention
-from xmodal.names import build
+from xmodal.names import build, find, options_of, storable
 from xmodal.objectives.captioning import Captioner
 from xmodal.pretrained import Pretrained
 from xmodal.scoring import score_all
@@ -24,7 +24,7 @@ from xmodal.scoring.blocks import bar_options, result_dtype
 from xmodal.scoring.memory import check_budget, fill_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     from jaxtyping import Bool, Float, Int
@@ -37,6 +37,18 @@ if TYPE_CHECKING:
 
 IMAGE_ENCODERS: dict[str, type[nn.Module]] = {"regions": RegionProjection}
 TEXT_ENCODERS: dict[str, type[nn.Module]] = {"gru": GRUEncoder, "bert": BERTEncoder}
+CAPTIONERS: dict[str, type[nn.Module]] = {"captioner": Captioner}
+
+
+def needs_vocabulary(text: Mapping[str, Any]) -> bool:
+    """Whether the text encoder that these options name numbers words by a vocabulary; others bring a tokenizer.
+
+    Example:
+        >>> from xmodal.model import needs_vocabulary
+        >>> needs_vocabulary({"name": "gru", "dim": 1024}), needs_vocabulary({"name": "bert"})
+        (True, False)
+    """
+    return "vocabulary_size" in options_of(find("text encoder", TEXT_ENCODERS, text.get("name"))).named
 
 
 class Tokenizer(Protocol):
@@ -64,8 +76,9 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
 
     Args:
         image: `{"name": "regions", "input_dim": 2048, "dim": 1024, ...}`, the options of an image encoder.
-        text: `{"name": "gru", "dim": 1024, ...}` or `{"name": "bert", "model": ..., ...}`.
-        head: `{"name": "scan", "temperature": 9.0, ...}`, the options of a head in `xmodal.heads.HEADS`.
+        text: `{"name": "gru", ...}` or `{"name": "bert", "model": ..., ...}`; `dim` is the image encoder's.
+        head: `{"name": "scan", "temperature": 9.0, ...}`, the options of a head in `xmodal.heads.HEADS`, or
+            `{"name": "package.module:Class", ...}` for one of your own; `dim` is the image encoder's.
         vocabulary: words as for `xmodal.data.Vocabulary`, for text encoders that have no tokenizer of their own.
         extractor: what made the region features, so that `score` can take image files: the name of an extractor in
             `xmodal.encoders.extractors.EXTRACTORS`, or `{"name": ..., **options}` (`RegionStore.extractor`); None if
@@ -74,7 +87,8 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
             write captions (VSRN); None for none. Needs a vocabulary and a head with `reason` and `summarize`.
 
     Raises:
-        ValueError: for an unknown name or option, with the nearest one that exists, and for a missing vocabulary.
+        ValueError: for an unknown name or option, with the nearest one that exists, for parts of different dim, and for
+            a vocabulary that is missing or not wanted.
 
     Example:
         >>> import torch
@@ -100,19 +114,18 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
     ) -> None:
         super().__init__()
         self.image_encoder = build("image encoder", IMAGE_ENCODERS, image)
+        dim = self.image_encoder.dim
         words = Vocabulary(vocabulary) if vocabulary is not None else None
-        if words is not None:
-            text = {**text, "vocabulary_size": len(words)}
-        elif text.get("name") == "gru":
-            raise ValueError("text encoder 'gru' needs a vocabulary; pass vocabulary=list_of_words")
-        self.text_encoder = build("text encoder", TEXT_ENCODERS, text)
+        if needs_vocabulary(text) and words is None:
+            raise ValueError(f"text encoder {text['name']!r} needs a vocabulary; pass vocabulary=list_of_words")
+        if words is not None and not needs_vocabulary(text):
+            raise ValueError(f"text encoder {text['name']!r} has a tokenizer of its own; leave the vocabulary out")
+        _check_same_dim(dim, text.get("dim", dim))
+        known = {"dim": dim} if words is None else {"dim": dim, "vocabulary_size": len(words)}
+        self.text_encoder = build("text encoder", TEXT_ENCODERS, text, known)
         self.tokenizer: Tokenizer = words if words is not None else self.text_encoder.tokenizer
-        if self.image_encoder.dim != self.text_encoder.dim:
-            raise ValueError(
-                f"the image encoder has dim {self.image_encoder.dim} and the text encoder dim {self.text_encoder.dim}; "
-                "both encode into one joint space, so give them the same dim"
-            )
-        self.head = build("head", HEADS, head)
+        _check_same_dim(dim, self.text_encoder.dim)
+        self.head = build("head", HEADS, head, {"dim": dim})
         self.extractor = extractor
         self.captioner = None if captioner is None else _build_captioner(captioner, self.head, words)
 
@@ -316,6 +329,13 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         if isinstance(self.text_encoder, BERTEncoder):
             self.text_encoder.save_architecture(save_directory / "transformer")
 
+    def _options_to_save(self, options: dict[str, Any]) -> dict[str, Any]:
+        parts = {"image": ("image encoder", IMAGE_ENCODERS), "text": ("text encoder", TEXT_ENCODERS)}
+        parts |= {"head": ("head", HEADS), "captioner": ("captioner", CAPTIONERS)}
+        defaults = {"captioner": {"name": "captioner"}}
+        chosen = {part: defaults.get(part, {}) | options[part] for part in parts if options.get(part) is not None}
+        return {**options, **{part: storable(*parts[part], given) for part, given in chosen.items()}}
+
     @classmethod
     def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         if (folder / "transformer").is_dir():
@@ -329,8 +349,16 @@ def _build_captioner(options: dict[str, Any], head: Head, vocabulary: Vocabulary
             f"a captioner needs a vocabulary and a head with region states, as VSRN has; the head is {head}"
         )
     start, end, pad = (vocabulary.words.index(word) for word in (START, END, PAD))
-    fixed = {"name": "captioner", "dim": head.dim, "vocabulary_size": len(vocabulary)}
-    return build("captioner", {"captioner": Captioner}, {**options, **fixed, "start": start, "end": end, "pad": pad})
+    known = {"dim": head.dim, "vocabulary_size": len(vocabulary), "start": start, "end": end, "pad": pad}
+    return build("captioner", CAPTIONERS, {"name": "captioner", **options}, known)
+
+
+def _check_same_dim(image: int, text: int) -> None:
+    if image != text:
+        raise ValueError(
+            f"the image encoder has dim {image} and the text encoder dim {text}; "
+            "both encode into one joint space, so give them the same dim"
+        )
 
 
 def _join(batches: Iterable[EncodedSet]) -> EncodedSet:

@@ -1,45 +1,252 @@
-"""Names that people type: build what a name stands for, and answer a wrong one with the nearest that exists."""
+"""Names that people type: build what a name stands for, and answer a wrong one with the nearest that exists.
+
+A part has one of three kinds of names: one of a registry of ours (`scan`), `package.module:Class` for a class of
+anybody else, or the name of an entry point that an installed package declares (in the groups of `KINDS`).
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib
 import inspect
-from typing import TYPE_CHECKING, Any
+import pkgutil
+import re
+import sys
+import warnings
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
-def build(kind: str, registry: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> Any:
-    """Call what `options["name"]` stands for in a registry with the other options.
+@dataclass(frozen=True)
+class Kind:
+    """What a class that is not ours must be to serve as a part, and the entry points by which packages offer some."""
+
+    base: str = "torch.nn:Module"
+    """The class that it must be derived from."""
+    group: str | None = None
+    """Group of entry points; None for none."""
+    members: tuple[str, ...] = ()
+    """What it must define besides."""
+
+
+KINDS = {
+    "image encoder": Kind(group="xmodal.encoders"),
+    "text encoder": Kind(group="xmodal.encoders"),
+    "head": Kind("xmodal.heads:Head", "xmodal.heads"),
+    "objective": Kind(group="xmodal.objectives"),
+    "adversary": Kind("xmodal.objectives:ADDR", "xmodal.adversaries"),
+    "captioner": Kind("xmodal.objectives:Captioner", "xmodal.captioners"),
+    "backbone": Kind(group="xmodal.backbones"),
+    "extractor": Kind("builtins:object", "xmodal.extractors", members=("name", "__call__")),
+}
+"""The kinds of parts; a kind that is not here needs a Module and has no entry points."""
+
+_DOTTED = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)")
+
+
+def build(
+    kind: str,
+    registry: Mapping[str, Callable[..., Any]],
+    options: Mapping[str, Any],
+    known: Mapping[str, Any] | None = None,
+) -> Any:
+    """Call what `options["name"]` stands for with the other options.
+
+    Args:
+        kind: what is built, for messages and as a key of `KINDS`.
+        registry: parts by their names.
+        options: the name and the options.
+        known: sizes that the surroundings know (`dim`, `vocabulary_size`, ...); those that the part takes are filled
+            in.
 
     Raises:
-        ValueError: for a name or an option that does not exist, naming the nearest one that does, and for an option
-            that is missing.
+        ValueError: for a name or an option that does not exist, naming the nearest one that does, for an option that is
+            missing, and for a stated size that differs from the known one.
 
     Example:
         >>> from xmodal.heads import HEADS
+        >>> from xmodal.names import build
         >>> build("head", HEADS, {"name": "cosine", "pooling": "max"})
         Cosine(pooling='max')
+        >>> build("head", HEADS, {"name": "xmodal.heads.cosine:Cosine"})
+        Cosine(pooling='mean')
+        >>> build("head", HEADS, {"name": "vsrn", "layers": 1}, known={"dim": 8, "vocabulary_size": 100}).dim
+        8
         >>> build("head", HEADS, {"name": "cosin"})
         Traceback (most recent call last):
         ...
         ValueError: unknown head 'cosin' (did you mean 'cosine'?); known: ...
     """
-    arguments = dict(options)
-    name = arguments.pop("name", None)
-    if name not in registry:
-        raise ValueError(f"unknown {kind} {name!r}{near_miss(str(name), registry)}; known: {', '.join(registry)}")
-    known = inspect.signature(registry[name]).parameters
-    for option in arguments:
-        if option not in known:
-            raise ValueError(
-                f"{kind} {name!r} has no option {option!r}{near_miss(option, known)}; known: {', '.join(known)}"
-            )
-    missing = [option for option, what in known.items() if what.default is what.empty and option not in arguments]
+    name = options.get("name")
+    part = find(kind, registry, name)
+    takes = options_of(part)
+    arguments = fill(kind, registry, options, known or {})
+    arguments.pop("name")
+    beyond = [option for option in arguments if option not in takes.named]
+    if beyond and not takes.more:
+        near = near_miss(beyond[0], takes.named)
+        raise ValueError(f"{kind} {name!r} has no option {beyond[0]!r}{near}; known: {', '.join(takes.named)}")
+    missing = [option for option, what in takes.named.items() if what.required and option not in arguments]
     if missing:
-        raise ValueError(f"{kind} {name!r} needs the option {missing[0]!r}; it has {', '.join(known)}")
-    return registry[name](**arguments)
+        raise ValueError(f"{kind} {name!r} needs the option {missing[0]!r}; it has {', '.join(takes.named)}")
+    try:
+        return part(**arguments)
+    except TypeError as error:
+        if not takes.more:
+            raise
+        raise ValueError(f"{kind} {name!r} cannot be made with the options {arguments}: {error}") from error
+
+
+def find(kind: str, registry: Mapping[str, Callable[..., Any]], name: Any) -> Callable[..., Any]:
+    """What a name stands for: an entry of the registry, a class by its dotted name, or an entry point.
+
+    Raises:
+        ValueError: nothing has this name, the module behind it cannot be imported, or what is found there is no class
+            of this kind.
+
+    Example:
+        >>> from xmodal.heads import HEADS
+        >>> from xmodal.names import find
+        >>> find("head", HEADS, "scan") is find("head", HEADS, "xmodal.heads:SCAN")
+        True
+        >>> find("head", HEADS, "os:system")
+        Traceback (most recent call last):
+        ...
+        ValueError: head 'os:system' is a builtin_function_or_method, not a class derived from xmodal.heads.base.Head
+    """
+    offered: dict[str, metadata.EntryPoint] = {}
+    if isinstance(name, str):
+        if name in registry:
+            return registry[name]
+        if ":" in name:
+            return _dotted(kind, name, f"{kind} {name!r}")
+        offered = _entry_points(kind)
+        if name in offered:
+            value = offered[name].value.split("[")[0].strip()
+            return _dotted(kind, value, f"{kind} {name!r} (entry point {value})")
+    names = [*registry, *offered]
+    hint = "; name a class of your own package.module:Class" if isinstance(name, str) and "." in name else ""
+    raise ValueError(f"unknown {kind} {name!r}{near_miss(str(name), names)}; known: {', '.join(names)}{hint}")
+
+
+def fill(
+    kind: str, registry: Mapping[str, Callable[..., Any]], options: Mapping[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options with every known size filled in that the named part takes; a stated None counts as left out.
+
+    Raises:
+        ValueError: a stated size differs from the known one, and as for `find`.
+
+    Example:
+        >>> from xmodal.heads import HEADS
+        >>> from xmodal.names import fill
+        >>> fill("head", HEADS, {"name": "vsrn"}, {"dim": 8}), fill("head", HEADS, {"name": "scan"}, {"dim": 8})
+        ({'name': 'vsrn', 'dim': 8}, {'name': 'scan'})
+        >>> fill("head", HEADS, {"name": "vsrn", "dim": 4}, {"dim": 8})
+        Traceback (most recent call last):
+        ...
+        ValueError: head 'vsrn': dim is stated as 4, but it is 8 here; leave it out, or change what it comes from
+    """
+    filled = dict(options)
+    takes = options_of(find(kind, registry, options.get("name"))).named
+    for size, value in known.items():
+        stated = options.get(size)
+        if stated is not None and stated != value:
+            raise ValueError(
+                f"{kind} {options['name']!r}: {size} is stated as {stated!r}, but it is {value!r} here; "
+                "leave it out, or change what it comes from"
+            )
+        if size in takes:
+            filled[size] = value
+    return filled
+
+
+def storable(kind: str, registry: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options under the name by which any other process finds the same part.
+
+    That is a name of ours for a part of ours, and `package.module:Class` for every other, even where a name was put
+    into the registry by hand.
+
+    Warns:
+        UserWarning: no other process can find it, as with a class that a script or a notebook defines.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> from xmodal.heads import HEADS
+        >>> from xmodal.names import storable
+        >>> storable("head", {**HEADS, "mine": Fraction}, {"name": "mine", "steps": 3})
+        {'name': 'fractions:Fraction', 'steps': 3}
+        >>> storable("head", HEADS, {"name": "xmodal.heads:SCAN"})
+        {'name': 'scan'}
+    """
+    name = options.get("name")
+    part = find(kind, registry, name)
+    ours = [key for key, value in registry.items() if value is part]
+    if ours and part.__module__.partition(".")[0] == "xmodal":
+        return {**options, "name": name if name in ours else ours[0]}
+    where = f"{part.__module__}:{part.__qualname__}" if inspect.isclass(part) else ""
+    if where and part.__module__ == "__main__":
+        warnings.warn(f"{kind} {name!r} is stored as {where!r}. {_NOT_ELSEWHERE}", stacklevel=2)
+    elif not (_DOTTED.fullmatch(where) and _leads_to(where, part)):
+        warnings.warn(f"{kind} {name!r} is no class that can be imported. {_NOT_ELSEWHERE}", stacklevel=2)
+        return dict(options)
+    return {**options, "name": where}
+
+
+_NOT_ELSEWHERE = (
+    "Another process cannot load it: put the class at the top of a file of its own, import it from there, and name it "
+    "file:Class."
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a constructor says of one of its options."""
+
+    annotation: Any
+    """As written, which may be text; `inspect.Parameter.empty` where there is none."""
+    default: Any
+    """`inspect.Parameter.empty` where there is none."""
+    required: bool
+    """Whether it cannot be left out."""
+    owner: Any
+    """The class or function that has it, whose module explains the annotation and whose docstring explains the rest."""
+
+
+class Options(NamedTuple):
+    """The options of a part."""
+
+    named: dict[str, Option]
+    """Those in its signature; where that ends in `**options`, also those of the classes it is derived from."""
+    more: bool
+    """Whether it takes others as well."""
+
+
+def options_of(part: Callable[..., Any]) -> Options:
+    """The options of a class, a function or anything that can be called.
+
+    Example:
+        >>> from xmodal.heads import SCAN
+        >>> from xmodal.names import options_of
+        >>> class Slow(SCAN):
+        ...     def __init__(self, rounds: int, **options):
+        ...         super().__init__(**options)
+        >>> options = options_of(Slow)
+        >>> options.named["rounds"].required, options.named["temperature"].default, options.more
+        (True, 9.0, True)
+    """
+    named: dict[str, Option] = {}
+    for number, (owner, parameters) in enumerate(_signatures(part)):
+        for option, what in parameters.items():
+            # What is inherited may be given by the derived class itself.
+            required = number == 0 and what.default is what.empty
+            named.setdefault(option, Option(what.annotation, what.default, required, owner))
+    return Options(named, _is_open(part))
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
@@ -53,3 +260,104 @@ def near_miss(word: str, known: Iterable[str]) -> str:
     lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), list(lower), n=1)
     return f" (did you mean {lower[close[0]]!r}?)" if close else ""
+
+
+def _signatures(part: Any) -> Iterator[tuple[Any, dict[str, inspect.Parameter]]]:
+    """The named parameters of a constructor, then, as long as one takes `**options`, of those it inherits from."""
+    yield part, _named_parameters(part)
+    if not (inspect.isclass(part) and _is_open(part)):
+        return
+    for parent in part.__mro__[1:]:
+        if "__init__" in vars(parent):
+            if parent is object or parent.__module__.partition(".")[0] == "torch":
+                return
+            yield parent, _named_parameters(parent)
+            if not _is_open(parent):
+                return
+
+
+def _parameters(part: Any) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(part).parameters.values())
+    except (TypeError, ValueError):  # something built in that does not say
+        return [inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)]
+
+
+def _named_parameters(part: Any) -> dict[str, inspect.Parameter]:
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {parameter.name: parameter for parameter in _parameters(part) if parameter.kind not in variable}
+
+
+def _is_open(part: Any) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in _parameters(part))
+
+
+def _entry_points(kind: str) -> dict[str, metadata.EntryPoint]:
+    group = KINDS.get(kind, Kind()).group
+    return {entry.name: entry for entry in metadata.entry_points(group=group)} if group else {}
+
+
+def _dotted(kind: str, name: str, what: str) -> Any:
+    """The class behind `package.module:Class`, if it is one of this kind."""
+    match = _DOTTED.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{what} must be named package.module:Class, such as my_heads:Mine")
+    module = _import(match[1], what)
+    needed = KINDS.get(kind, Kind())
+    base = _lookup(importlib.import_module(needed.base.partition(":")[0]), needed.base.partition(":")[2])
+    found = _lookup(module, match[2])
+    if found is None:
+        fitting = [key for key, value in vars(module).items() if _is_part(value, base, needed) and value is not base]
+        there = f"; it has {', '.join(fitting)}" if fitting else ""
+        note = f". {_NOT_ELSEWHERE}" if match[1] == "__main__" else ""
+        file = getattr(module, "__file__", None) or "built in"
+        near = near_miss(match[2], [*fitting, *vars(module)])
+        raise ValueError(f"{what}: module {match[1]!r} ({file}) has no {match[2]!r}{near}{there}{note}")
+    if not _is_part(found, base, needed):
+        is_what = (
+            f"a class derived from {', '.join(_path(parent) for parent in found.__bases__)}"
+            if inspect.isclass(found)
+            else f"a {type(found).__name__}"
+        )
+        wanted = f"a class derived from {_path(base)}" if base is not object else "a class"
+        members = f" with {' and '.join(needed.members)}" if needed.members else ""
+        raise ValueError(f"{what} is {is_what}, not {wanted}{members}")
+    return found
+
+
+def _is_part(found: Any, base: type, kind: Kind) -> bool:
+    return (
+        inspect.isclass(found)
+        and issubclass(found, base)
+        and all(any(member in vars(parent) for parent in found.__mro__) for member in kind.members)
+    )
+
+
+def _path(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _lookup(module: Any, path: str) -> Any:
+    return functools.reduce(lambda found, part: getattr(found, part, None), path.split("."), module)
+
+
+def _leads_to(where: str, part: Any) -> bool:
+    module, _, path = where.partition(":")
+    return module in sys.modules and _lookup(sys.modules[module], path) is part
+
+
+def _import(module: str, what: str) -> Any:
+    """Import a module; say apart that it is not there and that it fails."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"{what}: module {module!r} needs a module that is not there: {error}") from error
+        parent = sys.modules.get(error.name.rpartition(".")[0])
+        beside = [found.name for found in pkgutil.iter_modules(getattr(parent, "__path__", None))]
+        near = near_miss(error.name.rpartition(".")[2], beside)
+        raise ValueError(
+            f"{what}: there is no module {error.name!r}{near}, neither installed nor on sys.path"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{what}: importing module {module!r} failed: {type(error).__name__}: {error}") from error

@@ -42,8 +42,17 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         with written_whole(folder / WEIGHTS) as temporary:
             save_model(self, str(temporary))
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the arguments and the weights into a folder; see huggingface_hub's `save_pretrained`."""
+        arguments = self._options_to_save(self._hub_mixin_config or {})
+        return super().save_pretrained(save_directory, **{"config": arguments, **options})
+
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save_weights(save_directory)
+
+    def _options_to_save(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by which another process builds the same model."""
+        return options
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:

@@ -312,7 +312,10 @@ def test_a_validation_image_without_caption_is_refused(config, change, data_fold
         ({"model__head": {"name": "scan", "temprature": 1}}, "no option 'temprature' .*'temperature'"),
         ({"model__head": {}}, "unknown head None"),
         ({"model__image": {"name": "regions"}}, "image encoder 'regions' needs the option 'dim'"),
-        ({"model__image": {"name": "regions", "dim": 16, "input_dim": 9}}, "have dim 8, this encoder takes 9"),
+        (
+            {"model__image": {"name": "regions", "dim": 16, "input_dim": 9}},
+            "input_dim is stated as 9, but it is 8 here",
+        ),
         ({"model__image": {"name": "regions", "dim": 8}}, "image encoder has dim 8 and the text encoder dim 16"),
         ({"model__text": {"name": "grue", "dim": 16}}, "unknown text encoder 'grue' .*'gru'"),
         ({"objective": {"name": "hing"}}, "unknown objective 'hing' .*'hinge'"),

@@ -68,11 +68,12 @@ class Adversary:
             device: where the training is.
 
         Raises:
-            ValueError: for a name or an option that does not exist, naming the nearest one that does.
+            ValueError: for a name or an option that does not exist, naming the nearest one that does, and for a stated
+                size that is another one.
         """
-        options = {"learning_rate": 1e-3, **config, "dim": dim, "pairs": pairs}
+        options = {"learning_rate": 1e-3, **config}
         learning_rate = options.pop("learning_rate")
-        return cls(build("adversary", ADVERSARIES, options).to(device), learning_rate)
+        return cls(build("adversary", ADVERSARIES, options, {"dim": dim, "pairs": pairs}).to(device), learning_rate)
 
     def __call__(
         self, features: DomainFeatures, scores: Float[Tensor, "pair pair"], step: int

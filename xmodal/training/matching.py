@@ -9,10 +9,9 @@ import torch
 from xmodal.data import PairDataset, RegionStore, Vocabulary, load_captions
 from xmodal.data.captions import caption_image_index
 from xmodal.data.word_vectors import load_word_vectors
-from xmodal.encoders.gru import GRUEncoder
 from xmodal.evaluation import evaluate_protocol
-from xmodal.model import Matcher
-from xmodal.names import build
+from xmodal.model import IMAGE_ENCODERS, Matcher, needs_vocabulary
+from xmodal.names import build, fill
 from xmodal.objectives import OBJECTIVES
 from xmodal.scoring.triton_kernels import check_triton, kernel_options
 from xmodal.training.adversary import Adversary
@@ -68,16 +67,17 @@ class MatchingTask:
         self.validation.evaluate(torch.zeros(1, 1).expand(self.validation.shape), config.protocol)
         captions = load_captions(config.data.folder / "captions.jsonl", config.data.train)
         self.model = _build_matcher(config.model, store, config.data)
+        dim = self.model.image_encoder.dim
+        # What cannot be built is refused before all captions are tokenized.
+        objective = build("objective", OBJECTIVES, config.objective, {"dim": dim})
+        self.adversary = None
+        if config.adversary:
+            self.adversary = Adversary.build(config.adversary, dim=dim, pairs=len(captions), device=device)
         self.dataset = PairDataset(store, captions, self.model.tokenizer)
-        objective = build("objective", OBJECTIVES, config.objective)
         if config.scoring == "triton":
             check_triton(torch.float32, device)
             kernel_options(self.model.head)
         self.step_module = MatchingStep(self.model, objective, config.model.captioning_weight, config.scoring)
-        self.adversary = None
-        if config.adversary:
-            dim = self.model.image_encoder.dim
-            self.adversary = Adversary.build(config.adversary, dim=dim, pairs=len(self.dataset), device=device)
 
     def batches(self, process: int, processes: int) -> ShuffledBatches:
         """Every caption once an epoch, shuffled."""
@@ -146,11 +146,9 @@ class ValidationSplit:
 
 def _build_matcher(config: ModelConfig, store: RegionStore, data: DataConfig) -> Matcher:
     """The matcher of a configuration; what the data decides (dim, vocabulary, extractor) is read from the data."""
-    vocabulary = None
-    if config.text.get("name") != "bert":
-        vocabulary = Vocabulary.load(data.folder / "vocabulary.json")
+    vocabulary = Vocabulary.load(data.folder / "vocabulary.json") if needs_vocabulary(config.text) else None
     matcher = Matcher(
-        image={"input_dim": store.dim, **config.image},
+        image=fill("image encoder", IMAGE_ENCODERS, config.image, {"input_dim": store.dim}),
         text=config.text,
         head=config.head,
         vocabulary=vocabulary.words if vocabulary is not None else None,
@@ -158,8 +156,8 @@ def _build_matcher(config: ModelConfig, store: RegionStore, data: DataConfig) ->
         captioner=config.captioner or None,
     )
     if config.word_vectors is not None:
-        if vocabulary is None or not isinstance(matcher.text_encoder, GRUEncoder):
-            raise ValueError("word_vectors start a GRU text encoder; a transformer brings its own")
+        if vocabulary is None:
+            raise ValueError("word_vectors start a text encoder with a vocabulary; a transformer brings its own")
         vectors, found = load_word_vectors(config.word_vectors, vocabulary)
         matcher.text_encoder.start_from(vectors, found)
     return matcher

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from xmodal.data.labelled import LabelledFeatures, check_class_disjoint, image_transform, load_labelled
 from xmodal.embedder import Embedder
+from xmodal.encoders.backbone import BACKBONES
 from xmodal.evaluation.labelled import evaluate_embeddings
-from xmodal.names import build
+from xmodal.names import build, fill
 from xmodal.objectives import METRIC_OBJECTIVES
 from xmodal.training.sampler import ClassBatches
 from xmodal.training.step import gather
@@ -151,12 +151,15 @@ def load_split(config: LabelledDataConfig, splits: tuple[str, ...], *, train: bo
 def with_input_dim(backbone: dict[str, Any], dim: int) -> dict[str, Any]:
     """The options of a backbone whose innermost one takes features of a length, which the options may leave out.
 
+    Raises:
+        ValueError: for another length, and as for `xmodal.names.find`.
+
     >>> with_input_dim({"name": "projected", "backbone": {"name": "mlp"}}, 1280)
-    {'name': 'projected', 'backbone': {'input_dim': 1280, 'name': 'mlp'}}
+    {'name': 'projected', 'backbone': {'name': 'mlp', 'input_dim': 1280}}
     """
     if "backbone" in backbone:
         return {**backbone, "backbone": with_input_dim(backbone["backbone"], dim)}
-    return {"input_dim": dim, **backbone}
+    return fill("backbone", BACKBONES, backbone, {"input_dim": dim})
 
 
 def build_objective(config: dict[str, Any], embedder: Embedder, images: LabelledSet) -> nn.Module:
@@ -168,9 +171,5 @@ def build_objective(config: dict[str, Any], embedder: Embedder, images: Labelled
     >>> type(build_objective({"name": "metric", "metric": {"name": "binomial"}}, embedder, birds)).__name__
     'MetricObjective'
     """
-    kind = METRIC_OBJECTIVES.get(str(config.get("name")))
-    known = inspect.signature(kind).parameters if kind else {}
-    sizes = {"feature_dim": embedder.backbone.feature_dim, "dim": embedder.dim, "classes": len(images.class_names)}
-    return build(
-        "objective", METRIC_OBJECTIVES, {**config, **{name: size for name, size in sizes.items() if name in known}}
-    )
+    known = {"feature_dim": embedder.backbone.feature_dim, "dim": embedder.dim, "classes": len(images.class_names)}
+    return build("objective", METRIC_OBJECTIVES, config, known)
