@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from shape_checking import import_with_shape_checks
 
-settings.register_profile("xmodal", deadline=None, derandomize=True, max_examples=50)
+# No example is too slow, and none takes too long to make: a busy machine must not fail a test.
+settings.register_profile(
+    "xmodal", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("xmodal")
 torch.set_num_threads(1)
 

@@ -78,18 +78,18 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 @pytest.fixture(scope="module")
 def fresh_import():
-    """What a new interpreter prints when it imports torch and then the packages, with the time of every import."""
-    command = [sys.executable, "-X", "importtime", "-c", IMPORTS]
-    return subprocess.run(command, capture_output=True, text=True, check=True)
+    """The modules that a new interpreter loads when it imports the packages after torch."""
+    return json.loads(subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, check=True).stdout)
 
 
 def test_nothing_beyond_torch_is_loaded(fresh_import):
-    roots = {name.split(".")[0] for name in json.loads(fresh_import.stdout)}
+    roots = {name.split(".")[0] for name in fresh_import}
     assert roots - set(sys.stdlib_module_names) == {"xmodal"}
 
 
-def test_importing_takes_less_than_a_fifth_of_a_second_beyond_torch(fresh_import):
-    """Counted as the time spent in xmodal's own modules, which other load on the machine hardly disturbs."""
-    rows = [line.removeprefix("import time:").split("|") for line in fresh_import.stderr.splitlines()]
-    microseconds = sum(int(row[0]) for row in rows if len(row) == 3 and row[2].strip().startswith("xmodal"))
-    assert 0 < microseconds < 200_000
+def test_nothing_but_heads_and_objectives_is_loaded(fresh_import):
+    """What makes an import slow is what it loads; how long that takes depends on the machine and what else it does."""
+    rooms = {name.split(".")[1] for name in fresh_import if name.startswith("xmodal.")}
+    assert rooms == {"heads", "objectives", "numerics"}
+    files = [file for room in ("heads", "objectives") for file in (PACKAGE / room).rglob("*.py")]
+    assert len(fresh_import) <= len(files) + 2, "beside them only xmodal itself and its numerics"

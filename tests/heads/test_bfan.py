@@ -80,7 +80,7 @@ def test_golden(focal):
     torch.testing.assert_close(words.grad, golden[f"loss/{focal}/hard/grad_captions"], atol=2e-4, rtol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 999), sizes, sizes, st.integers(1, 7), st.integers(1, 6), st.sampled_from(FOCALS))
 def test_equals_the_plain_loop(seed, images, captions, regions, words, focal):
     r, w, region_mask, word_mask = random_batch(seed, images, captions, regions, words, dim=3)
@@ -89,7 +89,7 @@ def test_equals_the_plain_loop(seed, images, captions, regions, words, focal):
     torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 999), st.sampled_from(FOCALS), st.sampled_from(["t2i", "i2t"]))
 def test_attention_equals_the_plain_loop(seed, focal, direction):
     r, w, region_mask, word_mask = random_batch(seed, 2, 2, 6, 5, dim=3)
@@ -107,7 +107,7 @@ def test_attention_equals_the_plain_loop(seed, focal, direction):
         assert not kept[pair][~real].any()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 999), st.integers(1, 4), st.integers(0, 3), st.integers(0, 3), st.sampled_from(FOCALS))
 def test_order_padding_and_batch_do_not_matter(seed, count, more_regions, more_words, focal):
     r, w, region_mask, word_mask = random_batch(seed, count, count + 1, 5, 4, dim=4)

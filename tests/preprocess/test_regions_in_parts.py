@@ -22,6 +22,8 @@ from xmodal.data import RegionStore
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "PYTHONWARNINGS": "ignore"}
+HANGS = 900
+"""Seconds after which a process is not slow, as on a busy machine, but hangs."""
 
 
 @pytest.fixture
@@ -37,8 +39,8 @@ def folder(tmp_path):
     return folder
 
 
-def start(folder, output, *launcher, seconds=0.0, join="virtual"):
-    arguments = [str(HERE / "mean_color.py"), str(folder), str(output), str(seconds), join]
+def start(folder, output, *launcher, batches="", join="virtual"):
+    arguments = [str(HERE / "mean_color.py"), str(folder), str(output), str(batches), join]
     return subprocess.Popen(
         [sys.executable, *launcher, *arguments],
         env=ENVIRONMENT,
@@ -50,7 +52,7 @@ def start(folder, output, *launcher, seconds=0.0, join="virtual"):
 
 
 def finish(process):
-    told, _ = process.communicate(timeout=120)
+    told, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 0, told
     return told
 
@@ -72,16 +74,16 @@ def test_two_processes_and_a_killed_one_write_what_one_process_writes(folder, tm
     assert len(contents(one)[0]["image_id"][1]) == 10
 
     parts = tmp_path / "killed.h5.parts"
-    slow = start(folder, killed, seconds=0.4)
+    stalled = start(folder, killed, batches=2)
     while len(list(parts.glob("*.json"))) < 2:
-        assert slow.poll() is None, slow.communicate()[0]
+        assert stalled.poll() is None, stalled.communicate()[0]
         time.sleep(0.02)
-    os.killpg(slow.pid, signal.SIGKILL)
-    slow.communicate()
-    assert slow.returncode == -signal.SIGKILL
+    os.killpg(stalled.pid, signal.SIGKILL)
+    stalled.communicate()
+    assert stalled.returncode == -signal.SIGKILL
     assert not killed.exists()
     done = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
-    assert 2 <= len(done) < 6
+    assert len(done) == 2
     resumed = finish(start(folder, killed))
     assert f"{2 * len(done)}/11" in resumed, "the parts that were done are not done again"
     assert contents(killed) == contents(one)
