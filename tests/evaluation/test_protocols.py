@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from xmodal.data import Relevance
 from xmodal.evaluation import PROTOCOLS, evaluate_protocol, evaluate_retrieval, protocols
 from xmodal.evaluation.protocols import Protocol, cut_folds, mean_over_folds
 
@@ -35,9 +36,9 @@ def test_plain_is_evaluate_retrieval():
     assert json.loads(json.dumps(result)) == result
 
 
-def test_folds_follow_relevance_not_file_order(three_folds):
+def test_folds_follow_a_given_order_of_images(three_folds):
     scores, caption_image = three_folds
-    result = evaluate_protocol(scores, caption_image, "tiny-3fold")
+    result = evaluate_protocol(scores, caption_image, "tiny-3fold", image_order=range(12))
     for number, fold in enumerate(result["folds"]):
         images = list(range(4 * number, 4 * number + 4))
         captions = [caption for caption in range(18) if caption_image[caption] in images]
@@ -46,11 +47,25 @@ def test_folds_follow_relevance_not_file_order(three_folds):
     assert len(result["folds"]) == 3
 
 
-def test_order_of_captions_does_not_matter(three_folds):
+def test_folds_follow_the_order_in_which_captions_first_speak_of_images(three_folds):
     scores, caption_image = three_folds
-    shuffle = torch.randperm(18)
-    shuffled = evaluate_protocol(scores[:, shuffle], caption_image[shuffle], "tiny-3fold")
+    order = list(dict.fromkeys(caption_image.tolist()))
+    result = evaluate_protocol(scores, caption_image, "tiny-3fold")
+    assert result == evaluate_protocol(scores, caption_image, "tiny-3fold", image_order=order)
+
+
+def test_order_of_the_store_does_not_matter(three_folds):
+    scores, caption_image = three_folds
+    shuffle = torch.randperm(12)
+    shuffled = evaluate_protocol(scores[shuffle], shuffle.argsort()[caption_image], "tiny-3fold")
     assert shuffled == evaluate_protocol(scores, caption_image, "tiny-3fold")
+
+
+def test_order_of_captions_does_not_matter_where_that_of_images_is_given(three_folds):
+    scores, caption_image = three_folds
+    shuffle, order = torch.randperm(18), torch.randperm(12)
+    shuffled = evaluate_protocol(scores[:, shuffle], caption_image[shuffle], "tiny-3fold", image_order=order)
+    assert shuffled == evaluate_protocol(scores, caption_image, "tiny-3fold", image_order=order)
 
 
 def hand_made(offset: float) -> dict:
@@ -85,7 +100,7 @@ def test_folds_scored_apart_give_the_same_result(three_folds):
     scores, caption_image = three_folds
     folds = [
         evaluate_retrieval(scores[fold.images][:, fold.captions], fold.caption_image)
-        for fold in cut_folds(caption_image, 3)
+        for fold in cut_folds(Relevance.from_caption_image(caption_image), 3)
     ]
     result = evaluate_protocol(scores, caption_image, "tiny-3fold")
     assert mean_over_folds(folds) == {name: result[name] for name in ("i2t", "t2i", "rsum")}
@@ -108,10 +123,30 @@ def test_unfit_sizes_are_refused():
         evaluate_protocol(torch.zeros(1000, 5000), torch.arange(5000) // 5, "coco-5k")
     with pytest.raises(ValueError, match="5 images cannot be cut into 2 folds"):
         cut_folds(torch.arange(5), 2)
+    with pytest.raises(ValueError, match="list each of the 4 images once, got 3 entries"):
+        cut_folds(torch.arange(4), 2, image_order=[0, 1, 2])
+
+
+def test_captions_of_several_images_make_no_folds():
+    relevance = Relevance([0, 1, 1], [0, 0, 1], None, images=2, captions=2)
+    with pytest.raises(ValueError, match="exactly one image each, which those of Relevance"):
+        cut_folds(relevance, 2)
+    assert evaluate_protocol(torch.eye(2), relevance)["rsum"] == 600
+
+
+@pytest.mark.parametrize("protocol", ["coco-5k", "coco-1k-5fold"])
+def test_images_with_more_than_five_captions_are_told_what_to_do(protocol):
+    """Karpathy's COCO test split: 5000 images, ten captions too many."""
+    caption_image = torch.cat([torch.arange(5000).repeat_interleave(5), torch.arange(10)])
+    scores = torch.zeros(1, 1).expand(5000, 25010)
+    with pytest.raises(ValueError, match=r"there are 5000 x 25010 .* --captions-per-image 5"):
+        evaluate_protocol(scores, caption_image, protocol)
+    with pytest.raises(ValueError, match=r"5000 x 24990 .* fit: plain$"):
+        evaluate_protocol(scores[:, :24990], caption_image[:24990], protocol)
 
 
 def test_unknown_protocol_names_the_nearest():
-    with pytest.raises(ValueError, match=r"no protocol 'coco5k'; did you mean 'coco-5k'\? known: plain, "):
+    with pytest.raises(ValueError, match=r"no protocol 'coco5k' \(did you mean 'coco-5k'\?\); known: plain, "):
         evaluate_protocol(torch.eye(2), torch.arange(2), "coco5k")
     with pytest.raises(ValueError, match="no protocol 'xyz'; known: plain, "):
         evaluate_protocol(torch.eye(2), torch.arange(2), "xyz")
@@ -121,4 +156,6 @@ def test_bad_scores_name_their_fold(three_folds):
     scores, caption_image = three_folds
     scores[7] = torch.nan
     with pytest.raises(ValueError, match=r"in the fold of images 4 to 7: the score of image 3 .* is NaN"):
-        evaluate_protocol(scores, caption_image, "tiny-3fold")
+        evaluate_protocol(scores, caption_image, "tiny-3fold", image_order=range(12))
+    with pytest.raises(ValueError, match=r"in the fold of images 7, 5, 3, \.\.\.: the score of image 0 .* is NaN"):
+        evaluate_protocol(scores, caption_image, "tiny-3fold", image_order=[7, 5, 3, 1, 0, 2, 4, 6, 8, 9, 10, 11])

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from xmodal.data.relevance import Relevance
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Float, Int
     from torch import Tensor
 
@@ -32,59 +36,69 @@ class Ranks(NamedTuple):
 @torch.no_grad()
 def retrieval_ranks(
     scores: Float[Tensor, "image caption"],
-    caption_image: Int[Tensor, "caption"],
+    caption_image: Int[Tensor, " caption"] | Relevance,
     *,
     block: int | None = None,
 ) -> Ranks:
-    """Rank every image's best caption among all captions, and every caption's image among all images.
+    """Rank every image's best caption among all captions, and every caption's best image among all images.
 
-    A wrong answer with the same score as the right one is placed before it. The captions of one image never compete
-    with each other.
+    A wrong answer with the same score as the right one is placed before it. The right answers of one query never
+    compete with each other.
 
     Args:
         scores: similarity of every image to every caption, higher is more alike; any device, any real dtype, compared
             as it is. `torch.from_numpy(np.load(path, mmap_mode="c"))` ranks a matrix larger than memory.
         caption_image: the image (a row of `scores`) that each caption describes; any number of captions an image, in
-            any order.
+            any order. Or a `Relevance`, where a caption may have several images; grades do not matter here.
         block: images compared at once; by default as many as keep the temporaries near ten megabytes. The ranks do
             not depend on it.
 
     Raises:
-        ValueError: wrong shapes, a caption of no known image, an image without a caption, or a NaN score.
+        ValueError: wrong shapes, a caption of no known image, an image or a caption without any right answer, or a NaN
+            score.
 
     >>> scores = torch.tensor([[0.9, 0.2, 0.4], [0.1, 0.2, 0.6]])
     >>> retrieval_ranks(scores, torch.tensor([0, 0, 1]))
     Ranks(i2t=tensor([1, 1]), t2i=tensor([1, 2, 1]))
     """
-    scores, caption_image = check_relevance(scores, caption_image)
+    scores, relevance = check_relevance(scores, caption_image)
+    check_answers(relevance)
     images, captions = scores.shape
     if block is None:
         block = max(1, BLOCK_ELEMENTS // captions)
     if block < 1:
         raise ValueError(f"block is {block}; it must be at least one image")
 
-    positive = scores[caption_image, torch.arange(captions, device=scores.device)]
-    best = positive.new_zeros(images).scatter_reduce(0, caption_image, positive, "amax", include_self=False)
-    # A caption as good as its image's best one is found by the count below, but is no wrong answer.
-    right = torch.bincount(caption_image[positive == best[caption_image]], minlength=images)
+    image, caption = relevance.image.to(scores.device), relevance.caption.to(scores.device)
+    right = scores[image, caption]
+    best_caption, right_captions = _best(right, image, images)
+    best_image, right_images = _best(right, caption, captions)
 
     as_good_captions = torch.zeros(images, dtype=torch.int64, device=scores.device)
     as_good_images = torch.zeros(captions, dtype=torch.int64, device=scores.device)
     for start in range(0, images, block):
         rows = slice(start, start + block)
         part = scores[rows]
-        if part.max().isnan():  # a maximum carries any NaN along
-            image, caption = part.isnan().nonzero()[0].tolist()
-            raise ValueError(
-                f"the score of image {start + image} and caption {caption} is NaN and cannot be ranked; "
-                "look for NaN features, or all-zero padding without its mask"
-            )
-        as_good_captions[rows] = torch.count_nonzero(part >= best[rows, None], dim=1)
-        as_good_images += torch.count_nonzero(part >= positive, dim=0)
-    return Ranks(i2t=as_good_captions - right + 1, t2i=as_good_images)
+        check_no_nan(part, range(start, start + len(part)), range(captions))
+        as_good_captions[rows] = torch.count_nonzero(part >= best_caption[rows, None], dim=1)
+        as_good_images += torch.count_nonzero(part >= best_image, dim=0)
+    return Ranks(i2t=as_good_captions - right_captions + 1, t2i=as_good_images - right_images + 1)
 
 
-def evaluate_retrieval(scores: Float[Tensor, "image caption"], caption_image: Int[Tensor, "caption"]) -> dict[str, Any]:
+def _best(
+    right: Float[Tensor, " pair"], query: Int[Tensor, " pair"], queries: int
+) -> tuple[Float[Tensor, " query"], Int[Tensor, " query"]]:
+    """Every query's best score of a right answer, and how many of its right answers have it.
+
+    These are found among all that are as good, but are no wrong answers.
+    """
+    best = right.new_zeros(queries).scatter_reduce(0, query, right, "amax", include_self=False)
+    return best, torch.bincount(query[right == best[query]], minlength=queries)
+
+
+def evaluate_retrieval(
+    scores: Float[Tensor, "image caption"], caption_image: Int[Tensor, " caption"] | Relevance
+) -> dict[str, Any]:
     """Evaluate retrieval in both directions: recalls, median and mean rank, and the sum of the six recalls.
 
     Arguments and errors are those of `retrieval_ranks`, the result that of `retrieval_metrics`.
@@ -122,41 +136,102 @@ def direction_metrics(ranks: Int[Tensor, "query"]) -> dict[str, float]:
 
 
 def check_relevance(
-    scores: Float[Tensor, "image caption"], caption_image: Int[Tensor, "caption"]
-) -> tuple[Float[Tensor, "image caption"], Int[Tensor, "caption"]]:
-    """Return scores and relevance as tensors on one device, or say what keeps them from being ranked.
+    scores: Float[Tensor, "image caption"], caption_image: Int[Tensor, " caption"] | Relevance
+) -> tuple[Float[Tensor, "image caption"], Relevance]:
+    """Return scores as a tensor and relevance as a `Relevance` of their size, or say what is wrong with either.
 
     Raises:
-        ValueError: see `retrieval_ranks`.
+        ValueError: wrong shapes, or a caption of no known image.
 
+    >>> check_relevance(torch.eye(2), torch.tensor([0, 1]))[1]
+    Relevance(2 pairs of 2 images and 2 captions)
     >>> check_relevance(torch.eye(2), torch.tensor([0, 2]))
     Traceback (most recent call last):
     ...
     ValueError: caption_image[1] is 2; expected an image index from 0 to 1
     """
     scores = torch.as_tensor(scores)
-    caption_image = torch.as_tensor(caption_image, device=scores.device)
     if scores.ndim != 2 or scores.numel() == 0:
         raise ValueError(f"scores have shape {tuple(scores.shape)}; expected (image, caption), at least one of each")
-    images, captions = scores.shape
+    return scores, as_relevance(caption_image, *scores.shape)
+
+
+def as_relevance(caption_image: Int[Tensor, " caption"] | Relevance, images: int, captions: int) -> Relevance:
+    """The relevance of so many images and captions, given as such or as the image of every caption.
+
+    Raises:
+        ValueError: it is of another size, or a caption is of no known image.
+
+    >>> as_relevance(torch.tensor([1, 0]), images=2, captions=2).caption_image
+    tensor([1, 0])
+    """
+    if isinstance(caption_image, Relevance):
+        if (caption_image.images, caption_image.captions) != (images, captions):
+            raise ValueError(
+                f"the relevance is of {caption_image.images} images and {caption_image.captions} captions, and the "
+                f"scores of {images} and {captions} (scores are image x caption: transpose them if need be)"
+            )
+        return caption_image
+    caption_image = torch.as_tensor(caption_image)
     if caption_image.shape != (captions,):
         raise ValueError(
-            f"caption_image has shape {tuple(caption_image.shape)} and scores {tuple(scores.shape)}; expected one "
+            f"caption_image has shape {tuple(caption_image.shape)} and scores {(images, captions)}; expected one "
             f"image index for each of the {captions} captions (scores are image x caption: transpose them if need be)"
         )
     if caption_image.is_floating_point() or caption_image.dtype == torch.bool:
         raise ValueError(f"caption_image is {caption_image.dtype}; expected integer image indices")
-    caption_image = caption_image.long()
     outside = ((caption_image < 0) | (caption_image >= images)).nonzero()
     if len(outside):
         caption = int(outside[0])
         raise ValueError(
             f"caption_image[{caption}] is {int(caption_image[caption])}; expected an image index from 0 to {images - 1}"
         )
-    silent = (torch.bincount(caption_image, minlength=images) == 0).nonzero()
-    if len(silent):
+    return Relevance.from_caption_image(caption_image, images)
+
+
+def check_answers(relevance: Relevance) -> None:
+    """Refuse images without a caption and captions without an image: they have no rank.
+
+    Raises:
+        ValueError: there are some; the first is named.
+
+    >>> check_answers(Relevance.from_caption_image(torch.tensor([0, 2])))
+    Traceback (most recent call last):
+    ...
+    ValueError: image 1 has no caption (1 of 3 images have none), so it has no rank; leave such images out ...
+    """
+    sides = (("image", "caption", relevance.image, relevance.images),)
+    sides += (("caption", "image", relevance.caption, relevance.captions),)
+    for query, answer, asked, count in sides:
+        silent = (torch.bincount(asked, minlength=count) == 0).nonzero()
+        if len(silent):
+            raise ValueError(
+                f"{query} {int(silent[0])} has no {answer} ({len(silent)} of {count} {query}s have none), so it has no "
+                f"rank; leave such {query}s out of the scores, or take evaluate_relevance, which does not count them"
+            )
+
+
+def check_no_nan(
+    part: Float[Tensor, "image caption"], images: Sequence[int] | Tensor, captions: Sequence[int] | Tensor
+) -> None:
+    """Refuse NaN among some scores.
+
+    Args:
+        part: the scores.
+        images: which image each row is, for the message.
+        captions: which caption each column is.
+
+    Raises:
+        ValueError: there is one; its pair is named.
+
+    >>> check_no_nan(torch.tensor([[0.5, torch.nan]]), images=[7], captions=[0, 1])
+    Traceback (most recent call last):
+    ...
+    ValueError: the score of image 7 and caption 1 is NaN and cannot be ranked; ...
+    """
+    if part.max().isnan():  # a maximum carries any NaN along
+        row, column = part.isnan().nonzero()[0].tolist()
         raise ValueError(
-            f"image {int(silent[0])} has no caption ({len(silent)} of {images} images have none), so it has no rank; "
-            "leave such images out of the scores"
+            f"the score of image {int(images[row])} and caption {int(captions[column])} is NaN and cannot be ranked; "
+            "look for NaN features, or all-zero padding without its mask"
         )
-    return scores, caption_image

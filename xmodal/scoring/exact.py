@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_relevance, evaluate_retrieval
+from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_answers, check_relevance, evaluate_retrieval
 from xmodal.scoring.blocks import make_plan, score_all, score_tiles
 from xmodal.scoring.pairs import score_pairs
 from xmodal.scoring.tiles import fast_path
@@ -115,7 +115,8 @@ def evaluate_exact(
         report = {"recomputed": 0, "settled": count, "error_bound": 0.0, "largest_error": 0.0, "widened": 0}
         return {**evaluate_retrieval(scores, caption_image), "exact": {"pairs": count, **report}}
     scores = score_all(*inputs, dtype=dtype, progress=progress, backend=BACKEND, **options)
-    scores, caption_image = check_relevance(scores, caption_image)
+    scores, relevance = check_relevance(scores, caption_image)
+    check_answers(relevance)
     settling = _Settling(inputs, options, exact_dtype, scores.to(exact_dtype), caption_image)
     settling.run()
     return {**evaluate_retrieval(settling.scores, caption_image), "exact": settling.report()}

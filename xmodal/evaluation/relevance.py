@@ -1,0 +1,178 @@
+"""Retrieval where a query may have many right answers, of different grades, as in CxC and ECCV Caption.
+
+Everything is made of one thing: the ranks of all right answers of a query. Equal scores count against the model: wrong
+answers come before right ones, and right ones of a lower grade before those of a higher one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from xmodal.data.relevance import Relevance, load_relevance
+from xmodal.evaluation.ranks import BLOCK_ELEMENTS, RECALL_LEVELS, check_no_nan, check_relevance, direction_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+__all__ = ["AnswerRanks", "Relevance", "answer_ranks", "evaluate_relevance", "load_relevance"]
+
+
+class AnswerRanks(NamedTuple):
+    """Where some queries find their right answers, the first one first. Only queries that have one are listed."""
+
+    query: Int[Tensor, " query"]
+    """Which image, or caption, each query is."""
+    rank: Int[Tensor, "query answer"]
+    """1-based, rising; 0 after the last right answer of a query."""
+    grade: Float[Tensor, "query answer"]
+    """How well the answer at this rank fits; 0 after the last."""
+
+
+@torch.no_grad()
+def evaluate_relevance(
+    scores: Float[Tensor, "image caption"],
+    caption_image: Int[Tensor, " caption"] | Relevance,
+    *,
+    block: int | None = None,
+) -> dict[str, Any]:
+    """Evaluate retrieval in both directions by all right answers of every query, and by their grades.
+
+    Queries without a right answer are left out and those with one are counted: in CxC and ECCV Caption only some images
+    and captions were judged. (ECCV Caption judged other pairs for images than for captions: evaluate each direction
+    with the judgements that were made for it.)
+
+    Args:
+        scores: similarity of every image to every caption, higher is more alike; any real dtype.
+        caption_image: which pairs belong together, as a `Relevance` or as the image of every caption.
+        block: queries looked at at once; by default as many as keep the temporaries near twenty megabytes. The result
+            does not depend on it.
+
+    Returns:
+        `{"i2t": {...}, "t2i": {...}, "rsum"}` like `evaluate_retrieval`, in percent, with all that it has (the recalls
+        and `MedR`, `MeanR` are those of the best right answer) and
+
+        - `R-precision`: of the first R answers, those that are right, where R is how many right ones there are.
+        - `mAP@R`: mean over the ranks 1 to R of the precision so far, where the rank holds a right answer, else 0
+          (Musgrave et al., ECCV 2020; the main figure of ECCV Caption, Chun et al., ECCV 2022).
+        - `nDCG`: sum over the right answers of grade / log2(rank + 1), divided by the same of the best order.
+        - `queries`: how many there are with a right answer.
+
+    Raises:
+        ValueError: wrong shapes, a NaN score, or no query with a right answer.
+
+    >>> both = Relevance([0, 0, 1], [0, 1, 1], [1.0, 0.5, 1.0], images=2, captions=2)
+    >>> result = evaluate_relevance(torch.tensor([[0.1, 0.8], [0.3, 0.9]]), both)
+    >>> result["i2t"]["R-precision"], result["t2i"]["R@1"], round(result["i2t"]["nDCG"], 1)
+    (100.0, 50.0, 93.0)
+    """
+    scores, relevance = check_relevance(scores, caption_image)
+    if block is not None and block < 1:
+        raise ValueError(f"block is {block}; it must be at least one query")
+    if not len(relevance.image):
+        raise ValueError(f"{relevance} has no pair that belongs together; there is nothing to evaluate")
+    sides = {}
+    for direction in ("i2t", "t2i"):
+        parts = answer_ranks(scores, relevance, direction, block=block)
+        columns = zip(*(_query_metrics(part) for part in parts), strict=True)
+        sides[direction] = _mean_metrics(*(torch.cat(column) for column in columns))
+    rsum = sum(metrics[f"R@{level}"] for metrics in sides.values() for level in RECALL_LEVELS)
+    return {**sides, "rsum": rsum}
+
+
+def answer_ranks(
+    scores: Float[Tensor, "image caption"],
+    relevance: Relevance,
+    direction: Literal["i2t", "t2i"],
+    *,
+    block: int | None = None,
+) -> Iterator[AnswerRanks]:
+    """The ranks of all right answers of all queries of one direction, some queries at a time.
+
+    Arguments and errors are those of `evaluate_relevance`.
+
+    >>> relevance = Relevance.from_caption_image(torch.tensor([0, 1, 0]))
+    >>> (part,) = answer_ranks(torch.tensor([[0.9, 0.6, 0.5], [0.1, 0.3, 0.2]]), relevance, "i2t")
+    >>> part.rank
+    tensor([[1, 3],
+            [1, 0]])
+    """
+    query, item = (relevance.image, relevance.caption)[:: 1 if direction == "i2t" else -1]
+    order = query.argsort(stable=True)
+    query, item, grade = query[order], item[order], relevance.grade[order]
+    asked, counts = query.unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0)
+    items = scores.shape[1 if direction == "i2t" else 0]
+    for queries in torch.arange(len(asked)).split(block or max(1, BLOCK_ELEMENTS // items)):
+        pairs = slice(int(ends[queries[0]] - counts[queries[0]]), int(ends[queries[-1]]))
+        chosen = asked[queries]
+        if direction == "i2t":
+            part = scores[chosen.to(scores.device)]
+            check_no_nan(part, chosen, range(items))
+        else:
+            part = scores[:, chosen.to(scores.device)]
+            check_no_nan(part, range(items), chosen)
+            part = part.T
+        lengths = counts[queries].tolist()
+        answers, grades = (pad_sequence(list(x[pairs].split(lengths)), batch_first=True) for x in (item, grade))
+        yield AnswerRanks(chosen, *_rank(_comparable(part), answers, grades))
+
+
+def _comparable(scores: Float[Tensor, "query item"]) -> Float[Tensor, "query item"]:
+    """The same order as rows in memory, in a dtype that can be sorted and searched."""
+    dtype = torch.promote_types(scores.dtype, torch.float32) if scores.is_floating_point() else torch.float64
+    return scores.to("cpu", dtype).contiguous()
+
+
+def _rank(
+    scores: Float[Tensor, "query item"], answers: Int[Tensor, "query answer"], grades: Float[Tensor, "query answer"]
+) -> tuple[Int[Tensor, "query answer"], Float[Tensor, "query answer"]]:
+    """Ranks of the right answers, rising, and their grades in this order. Places with grade 0 are padding."""
+    right = scores.gather(1, answers).masked_fill(grades == 0, float("-inf"))
+    # By grade first, then stably by score: of equal scores the lower grade comes first, and padding last of all.
+    order = grades.masked_fill(grades == 0, float("inf")).argsort(dim=1, stable=True)
+    order = order.gather(1, right.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    right, grades = right.gather(1, order), grades.gather(1, order)
+    real = grades > 0
+    rising = torch.from_numpy(
+        np.sort(scores.numpy(), axis=1)
+    )  # several times as fast as torch, which sorts indices too
+    as_good = scores.shape[1] - torch.searchsorted(rising, right)
+    as_good_right = torch.searchsorted(-right, -right, right=True).minimum(real.sum(dim=1, keepdim=True))
+    place = torch.arange(1, right.shape[1] + 1)
+    return (as_good - as_good_right + place) * real, grades
+
+
+def _query_metrics(answers: AnswerRanks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rank of the best right answer, R-precision, mAP@R and nDCG of every query; the latter three from 0 to 1."""
+    _, rank, grade = answers
+    real = rank > 0
+    count = real.sum(dim=1)
+    within = real & (rank <= count[:, None])
+    precision = torch.arange(1, rank.shape[1] + 1) / rank.clamp_min(1).double()
+    ideal = grade.sort(dim=1, descending=True).values
+    places = torch.arange(1, rank.shape[1] + 1).expand_as(rank)
+    return (
+        rank[:, 0],
+        within.sum(dim=1) / count.double(),
+        (precision * within).sum(dim=1) / count,
+        _gain(rank, grade) / _gain(places, ideal),
+    )
+
+
+def _gain(rank: Int[Tensor, "query answer"], grade: Float[Tensor, "query answer"]) -> Float[Tensor, " query"]:
+    """Discounted cumulative gain."""
+    return (grade / (rank + 1).double().log2().clamp_min(1)).sum(dim=1)
+
+
+def _mean_metrics(best: Tensor, r_precision: Tensor, average_precision: Tensor, gain: Tensor) -> dict[str, float]:
+    """Means over queries, in percent."""
+    means = {"R-precision": r_precision, "mAP@R": average_precision, "nDCG": gain}
+    percent = {name: 100 * float(values.mean()) for name, values in means.items()}
+    return {**direction_metrics(best), **percent, "queries": len(best)}
