@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from xmodal.heads import BFAN, SCAN, SCAN_PUBLISHED
-from xmodal.scoring.triton_kernels import Tile, triton_scores
+from xmodal.scoring.triton import TileShape, triton_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,13 @@ SAMPLE = 64
 """Images and captions whose scores are checked in float64 first."""
 LARGEST_ERROR = 10.0
 """In errors of the head itself in bfloat16, above which the kernel is wrong and not just rounded."""
-TILES = (Tile(), Tile(depth=128, stages=2), Tile(columns=128), Tile(rows=64, warps=4), Tile(rows=64, columns=128))
+SHAPES = (
+    TileShape(),
+    TileShape(depth=128, stages=2),
+    TileShape(columns=128),
+    TileShape(rows=64, warps=4),
+    TileShape(rows=64, columns=128),
+)
 HEADS: dict[str, Head] = {
     "SCAN t-i LSE": SCAN(**SCAN_PUBLISHED["t-i LSE"]),
     "SCAN i-t LSE": SCAN(**SCAN_PUBLISHED["i-t LSE COCO"]),
@@ -95,17 +101,17 @@ def gpu(repetitions: int) -> None:
     for name, head in HEADS.items():
         own_error = largest_error(head, head, regions, words, mask)
         print(f"{name:18}{'the head itself':>30}{'':20}{own_error:10.1e}")
-        for tile in tqdm(TILES, desc=name, leave=False):
-            fused = partial(triton_scores, head, tile=tile)
+        for shape in tqdm(SHAPES, desc=name, leave=False):
+            fused = partial(triton_scores, head, shape=shape)
             error = largest_error(fused, head, regions, words, mask)
             if not error < LARGEST_ERROR * own_error:
-                raise SystemExit(f"{name}, {tile}: scores are wrong by {error:.1e}, so they are not timed")
+                raise SystemExit(f"{name}, {shape}: scores are wrong by {error:.1e}, so they are not timed")
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             time = milliseconds(partial(fused, regions, words, None, mask), repetitions)
             peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-            shape = f"{tile.rows} x {tile.columns} x {tile.depth}, {tile.warps}"
-            tqdm.write(f"{name:18}{shape:>30}{time:9.1f}{time / product:10.2f}x{error:10.1e}{peak:9.0f}")
+            text = f"{shape.rows} x {shape.columns} x {shape.depth}, {shape.warps}"
+            tqdm.write(f"{name:18}{text:>30}{time:9.1f}{time / product:10.2f}x{error:10.1e}{peak:9.0f}")
 
     regions, words, mask = regions[:128], words[:128], mask[:128]
     print(f"\n{'gradients, 128 x 128':28}{'ms':>9}")

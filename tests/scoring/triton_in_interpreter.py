@@ -12,10 +12,10 @@ from xmodal.heads import BFAN, SCAN, SCAN_PUBLISHED
 from xmodal.model import Matcher
 from xmodal.objectives import HingeRanking
 from xmodal.scoring import score_all
-from xmodal.scoring.triton_kernels import Tile, triton_scores
+from xmodal.scoring.triton import TileShape, triton_scores
 from xmodal.training.step import MatchingStep
 
-TILE = Tile(rows=32, columns=32, depth=16)
+SHAPE = TileShape(rows=32, columns=32, depth=16)
 """Small, so that a few items already need several tiles."""
 
 
@@ -27,8 +27,8 @@ def draw_side(lengths, width, dim, generator, scale=1.0):
     return items.masked_fill(~mask[:, :, None], float("nan")), mask
 
 
-def compare(head, regions, words, region_mask, word_mask, tile: Tile | None = TILE):
-    fused = triton_scores(head, regions, words, region_mask, word_mask, tile=tile)
+def compare(head, regions, words, region_mask, word_mask, shape: TileShape | None = SHAPE):
+    fused = triton_scores(head, regions, words, region_mask, word_mask, shape=shape)
     expected = head(regions, words, region_mask, word_mask)
     assert fused.dtype == torch.float32
     torch.testing.assert_close(fused, expected, atol=2e-5, rtol=2e-5)
@@ -76,7 +76,7 @@ def test_bfan_equals_the_head(image_lengths, caption_lengths, focal, temperature
 @pytest.mark.parametrize("focal", ["prob", "equal"])
 def test_bfan_keeps_all_of_uniform_attention(focal):
     regions, words = torch.ones(2, 5, 8), torch.ones(3, 4, 8)
-    torch.testing.assert_close(triton_scores(BFAN(focal), regions, words, tile=TILE), torch.full((2, 3), 2.0))
+    torch.testing.assert_close(triton_scores(BFAN(focal), regions, words, shape=SHAPE), torch.full((2, 3), 2.0))
 
 
 @pytest.mark.parametrize("options", SCAN_PUBLISHED.values(), ids=SCAN_PUBLISHED.keys())
@@ -84,7 +84,7 @@ def test_published_shapes_in_the_default_tile(options):
     generator = torch.Generator().manual_seed(0)
     regions = torch.nn.functional.normalize(torch.randn(4, 36, 100, generator=generator), dim=-1)
     words, word_mask = draw_side([12, 9, 70, 7], 70, 100, generator)
-    compare(SCAN(**options), regions, words, None, word_mask, tile=None)
+    compare(SCAN(**options), regions, words, None, word_mask, shape=None)
 
 
 @pytest.mark.parametrize("head", [SCAN(), SCAN("i2t", temperature=4.0), BFAN()], ids=str)
@@ -111,7 +111,7 @@ def test_half_precision_inputs_lose_nothing_further(head, dtype):
     generator = torch.Generator().manual_seed(1)
     regions, words = torch.randn(3, 9, 32, generator=generator), torch.randn(4, 7, 32, generator=generator)
     regions, words = regions.to(dtype), words.to(dtype)
-    fused = triton_scores(head, regions, words, tile=TILE)
+    fused = triton_scores(head, regions, words, shape=SHAPE)
     torch.testing.assert_close(fused, head(regions.float(), words.float()), atol=2e-5, rtol=2e-5)
 
 
@@ -120,8 +120,8 @@ def test_the_answer_does_not_depend_on_the_tile():
     regions, region_mask = draw_side([3, 16, 1, 9, 9], 16, 20, generator)
     words, word_mask = draw_side([1] * 18 + [16, 5, 8], 16, 20, generator)
     sides = (regions, words, region_mask, word_mask)
-    small = triton_scores(SCAN(), *sides, tile=Tile(16, 16, 16))
-    torch.testing.assert_close(small, triton_scores(SCAN(), *sides, tile=Tile(64, 32, 32)), atol=2e-6, rtol=0)
+    small = triton_scores(SCAN(), *sides, shape=TileShape(16, 16, 16))
+    torch.testing.assert_close(small, triton_scores(SCAN(), *sides, shape=TileShape(64, 32, 32)), atol=2e-6, rtol=0)
     assert triton_scores(SCAN(), regions[:0], words, region_mask[:0], word_mask).shape == (0, 21)
 
 
@@ -139,7 +139,7 @@ def test_the_answer_does_not_depend_on_the_tile():
 )
 @pytest.mark.parametrize("masked", [True, False])
 def test_gradients_equal_those_of_the_head(head, masked, monkeypatch):
-    monkeypatch.setattr("xmodal.scoring.triton_kernels.BACKWARD_BYTES", 5000)  # several steps
+    monkeypatch.setattr("xmodal.scoring.triton.kernels.BACKWARD_BYTES", 5000)  # several steps
     generator = torch.Generator().manual_seed(3)
     regions, region_mask = draw_side([5, 9, 2, 7], 9, 12, generator)
     words, word_mask = draw_side([2, 8, 5], 8, 12, generator)
@@ -150,7 +150,7 @@ def test_gradients_equal_those_of_the_head(head, masked, monkeypatch):
     regions, words = regions.nan_to_num(1.0).requires_grad_(), words.nan_to_num(1.0).requires_grad_()
     weight = torch.randn(4, 3, generator=generator)
     fused = torch.autograd.grad(
-        (weight * triton_scores(head, regions, words, *masks, tile=TILE)).sum(), (regions, words)
+        (weight * triton_scores(head, regions, words, *masks, shape=SHAPE)).sum(), (regions, words)
     )
     expected = torch.autograd.grad((weight * head(regions, words, *masks)).sum(), (regions, words))
     for got, wanted in zip(fused, expected, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xmodal.evaluation.exact import evaluate_exact
 from xmodal.evaluation.labelled import evaluate_embeddings
 from xmodal.evaluation.protocols import PROTOCOLS, evaluate_protocol
 from xmodal.evaluation.ranks import evaluate_retrieval, retrieval_ranks
@@ -12,6 +13,7 @@ __all__ = [
     "PROTOCOLS",
     "Relevance",
     "evaluate_embeddings",
+    "evaluate_exact",
     "evaluate_protocol",
     "evaluate_relevance",
     "evaluate_retrieval",

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
 
 from xmodal.scoring.tiles import fast_path
-from xmodal.scoring.triton_kernels import LONGEST_SETS, PRECISION, check_triton, kernel_options
+from xmodal.scoring.triton.kernels import LONGEST_SETS, PRECISION, check_triton, kernel_options
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def choose_backend(
         check_triton(dtype, device)
         kernel_options(head)
     if backend == "compile":
-        if fast_path(head) is None:
+        if fast_path(head.comparison) is None:
             raise ValueError(f"backend='compile' scores BFAN, SCAN, got {type(head).__name__}; use backend='eager'")
         _check_compiler(device)
     return backend

@@ -18,7 +18,7 @@ from xmodal.scoring.backends import choose_backend
 from xmodal.scoring.memory import check_budget, fill_matrix
 from xmodal.scoring.packing import Collection
 from xmodal.scoring.tiles import Scratch, compile_path, fast_path, multiply
-from xmodal.scoring.triton_kernels import triton_scores
+from xmodal.scoring.triton import triton_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -177,7 +177,7 @@ def score_tiles(
         >>> sum(tile.scores.numel() for tile in score_tiles(SCAN(), regions, words, None, None, plan))
         24
     """
-    path = fast_path(head)
+    path = fast_path(head.comparison)
     if plan.backend == "triton" or path is None:
         tiles = _fused_tiles if plan.backend == "triton" else _compared_tiles
         yield from tiles(head, regions, words, region_mask, word_mask, plan, wanted)

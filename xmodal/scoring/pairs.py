@@ -48,7 +48,7 @@ def score_pairs(
     budget = check_budget(budget_bytes, device)
     dtype = result_dtype(regions.dtype)
     scores = torch.empty(len(images), dtype=dtype)
-    path, scratch = fast_path(head), Scratch()
+    path, scratch = fast_path(head.comparison), Scratch()
     if path is None:
         pair_bytes = regions[0].nbytes + words[0].nbytes
         for some in torch.arange(len(images)).split(max(1, budget // 4 // pair_bytes)):

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from xmodal.heads import Head
-    from xmodal.heads.attention import Aggregation, Normalization
-    from xmodal.heads.bfan import Focal
+    from xmodal.heads.attention import Aggregation, Focal, Normalization
+    from xmodal.heads.comparison import Comparison
     from xmodal.scoring.packing import Block, Pack, Use
 
 TINY = 1e-30
@@ -72,14 +71,12 @@ class FastPath(NamedTuple):
     score: Callable[[Tensor, Block, Block, Scratch], Tensor]
 
 
-def fast_path(head: Head) -> FastPath | None:
-    """The fast path of a head; None for others, which compare through `Head.compare`.
+def fast_path(how: Comparison | None) -> FastPath | None:
+    """The fast path of heads that compare in some way; None for the others, which are asked themselves.
 
-    >>> from xmodal.heads import Cosine
-    >>> fast_path(SCAN()).captions, fast_path(Cosine())
+    >>> fast_path(CrossAttention()).captions, fast_path(None)
     (Use(query=True, context=False), None)
     """
-    how = head.comparison
     if not isinstance(how, CrossAttention):
         return None
     uses = (BOTH, BOTH) if how.both else (CONTEXT, QUERY) if how.direction == "t2i" else (QUERY, CONTEXT)
@@ -89,7 +86,7 @@ def fast_path(head: Head) -> FastPath | None:
 def compile_path(path: FastPath) -> FastPath:
     """The same, with the passes over a tile fused by a compiler; pack by pack, to compile for one structure only.
 
-    >>> path = fast_path(SCAN())
+    >>> path = fast_path(CrossAttention())
     >>> compile_path(path).captions  # nothing is compiled before the first tile
     Use(query=True, context=False)
     """
@@ -114,7 +111,7 @@ def multiply(
     """The products of two blocks, in at least float32 whatever they are multiplied in.
 
     >>> from xmodal.scoring.packing import Collection
-    >>> path, cpu = fast_path(SCAN()), torch.device("cpu")
+    >>> path, cpu = fast_path(CrossAttention()), torch.device("cpu")
     >>> images, captions = (Collection(torch.randn(2, size, 8), None, torch.float32, cpu) for size in (36, 12))
     >>> both = [torch.arange(2)]
     >>> products = multiply(images.block(both, path.images), captions.block(both, path.captions), path, Scratch())

@@ -13,7 +13,7 @@ from xmodal.evaluation import evaluate_protocol
 from xmodal.model import IMAGE_ENCODERS, Matcher, needs_vocabulary
 from xmodal.names import build, fill
 from xmodal.objectives import OBJECTIVES
-from xmodal.scoring.triton_kernels import check_triton, kernel_options
+from xmodal.scoring.triton import check_triton, kernel_options
 from xmodal.training.adversary import Adversary
 from xmodal.training.augmentation import shrink
 from xmodal.training.sampler import ShuffledBatches

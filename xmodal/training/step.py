@@ -11,7 +11,7 @@ from torch import nn
 
 from xmodal.objectives.addr import DomainFeatures
 from xmodal.objectives.captioning import caption_labels
-from xmodal.scoring.triton_kernels import triton_scores
+from xmodal.scoring.triton import triton_compare
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -52,7 +52,7 @@ class MatchingStep(nn.Module):
         self.matcher = matcher
         self.objective = objective
         self.captioning_weight = captioning_weight
-        self.compare = partial(triton_scores, matcher.head) if scoring == "triton" else matcher.head.compare
+        self.compare = partial(triton_compare, matcher.head) if scoring == "triton" else matcher.head.compare
 
     def forward(self, batch: PairBatch, step: int, adversary: Adversary | None = None) -> dict[str, Float[Tensor, ""]]:
         """Loss terms of a batch at an optimizer step (0-based); `total` is what training minimizes.

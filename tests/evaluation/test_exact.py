@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from xmodal.evaluation import evaluate_retrieval
+from xmodal.evaluation import evaluate_retrieval, exact
 from xmodal.heads import BFAN, SCAN, Cosine
-from xmodal.scoring import evaluate_exact, exact, score_all
+from xmodal.scoring import evaluate_exact, score_all
 
 BUDGET = 100_000
 """Small enough for many tiles: one tile must not settle everything."""

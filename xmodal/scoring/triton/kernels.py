@@ -2,8 +2,8 @@
 
 The engine in `blocks` writes every product to memory and reads it back for each step of the head. Here one program
 takes some images and some captions whole, multiplies all their regions and words, and finishes the head on the product
-while it is in registers; only the scores are written. `triton_device` holds the programs and says how; this file packs
-the two sides and starts them.
+while it is in registers; only the scores are written. `device` holds the programs and says how, `packing` makes what
+they read; this file decides what the kernels take, and starts them.
 
 Sides are packed without padding: a tile of 128 by 64 holds as many whole images (or captions) as fit, one behind the
 other. That is what a GPU pays for, so a region detector with a varying number of boxes costs what its boxes cost.
@@ -20,18 +20,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from xmodal.heads.base import check_inputs
 from xmodal.heads.comparison import CrossAttention
+from xmodal.scoring.triton.packing import longest, pack, tile_items, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
     from xmodal.heads import Head
+    from xmodal.scoring.triton.packing import Packed
 
 BOUNDED_NORMALIZATIONS = ("l2", "clipped_l2", "l1", "clipped_l1")
 """Those that leave logits in [-1, 1], which spares the kernel a maximum over every segment."""
@@ -46,9 +45,6 @@ With half precision inputs the products are exact anyway; the ten bits then hold
 terms come from inputs of eight (bfloat16) or eleven bits.
 """
 
-MAX_SETS = 16
-"""Images or captions in one side of a tile, as in `triton_device`."""
-
 LONGEST_SETS = (64, 128)
 """Items of the longest image and caption, in either order. Two sides of 128 would not fit the shared memory of an H100
 in every dtype."""
@@ -57,7 +53,7 @@ BACKWARD_BYTES = 256 << 20
 """Bound on the gradients of products that the backward pass holds at a time."""
 
 
-class Tile(NamedTuple):
+class TileShape(NamedTuple):
     """Shape of a program: how many rows and columns of the product, in what steps of dim, on how many warps."""
 
     rows: int = 128
@@ -67,24 +63,6 @@ class Tile(NamedTuple):
     stages: int = 3
 
 
-class Packed(NamedTuple):
-    """One side of the comparison: the real items of all sets one behind the other, cut into tiles of whole sets.
-
-    The order is that of the kernels' arguments.
-    """
-
-    items: Float[Tensor, "item dim"]
-    sets: Int[Tensor, "tile size"]
-    """The set of every item counted within its tile, -1 after the last one."""
-    start: Int[Tensor, " tile+1"]
-    """The first item of every tile."""
-    first_set: Int[Tensor, " tile+1"]
-    """The first set of every tile."""
-    norms: Float[Tensor, " item"]
-    grams: Float[Tensor, "tile size size"]
-    """Products of the items of a tile with one another in float32, zero between different sets."""
-
-
 def triton_scores(
     head: Head,
     regions: Float[Tensor, "image region dim"],
@@ -92,7 +70,7 @@ def triton_scores(
     region_mask: Bool[Tensor, "image region"] | None = None,
     word_mask: Bool[Tensor, "caption word"] | None = None,
     *,
-    tile: Tile | None = None,
+    shape: TileShape | None = None,
 ) -> Float[Tensor, "image caption"]:
     """Scores of `head(regions, words, region_mask, word_mask)` from one fused kernel, with gradients.
 
@@ -105,42 +83,67 @@ def triton_scores(
     scores of its neighbors NaN as well, where the head would keep it to itself.
 
     Args:
-        head: a SCAN or BFAN head, see below for what the kernel does not take.
+        head: one that declares cross attention, as SCAN and BFAN do; see below for what the kernel does not take.
         regions: region embeddings in float32, bfloat16 or float16 on a CUDA device (on a CPU only in the interpreter).
         words: word embeddings, of the same dtype and on the same device.
         region_mask: True = real region; None means that all are real. Holes are allowed.
         word_mask: True = real word; None means that all are real.
-        tile: the shape of a program; chosen by the longest image and caption if not given.
+        shape: of a program; chosen by the longest image and caption if not given.
 
     Returns:
         Scores in float32. With float32 inputs they equal the head's to about 1e-6.
 
     Raises:
         ValueError: for inputs that no head can score (see `xmodal.heads.base.check_inputs`), other dtypes and devices,
-            a head other than SCAN and BFAN, a normalization that does not bound the logits (softmax, clipped, none), a
-            temperature or lse_scale above 32, and images and captions too long for a tile (see `choose_tile`).
+            a head that does not declare cross attention, a normalization that does not bound the logits (softmax,
+            clipped, none), a temperature or lse_scale above 32, and images and captions too long for a tile (see
+            `choose_shape`).
         ModuleNotFoundError: where triton is not installed.
 
     Example:
         >>> import torch
         >>> from xmodal.heads import SCAN
-        >>> from xmodal.scoring.triton_kernels import triton_scores
+        >>> from xmodal.scoring.triton import triton_scores
         >>> regions, words = torch.randn(4, 36, 64), torch.randn(6, 12, 64)
         >>> triton_scores(SCAN(), regions.cuda(), words.cuda()).shape  # doctest: +SKIP
         torch.Size([4, 6])
     """
-    check_inputs(regions, words, region_mask, word_mask)
+    kernel_options(head)  # what the kernel cannot compare need not be embedded
+    sides = head.embed_images(regions, region_mask), head.embed_captions(words, word_mask)
+    return triton_compare(head, *sides, region_mask, word_mask, shape=shape)
+
+
+def triton_compare(
+    head: Head,
+    images: Float[Tensor, "image region dim"],
+    captions: Float[Tensor, "caption word dim"],
+    region_mask: Bool[Tensor, "image region"] | None = None,
+    word_mask: Bool[Tensor, "caption word"] | None = None,
+    *,
+    shape: TileShape | None = None,
+) -> Float[Tensor, "image caption"]:
+    """`head.compare` from the fused kernel: as `triton_scores`, for what `embed_images` and `embed_captions` gave.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import SCAN
+        >>> from xmodal.scoring.triton import triton_compare
+        >>> images, captions = torch.randn(4, 36, 64), torch.randn(6, 12, 64)
+        >>> triton_compare(SCAN(), images.cuda(), captions.cuda()).shape  # doctest: +SKIP
+        torch.Size([4, 6])
+    """
+    check_inputs(images, captions, region_mask, word_mask)
     options = kernel_options(head)
-    if (words.dtype, words.device) != (regions.dtype, regions.device):
+    if (captions.dtype, captions.device) != (images.dtype, images.device):
         raise ValueError(
-            f"regions and words must have one dtype and device, got {regions.dtype} on {regions.device} "
-            f"and {words.dtype} on {words.device}"
+            f"regions and words must have one dtype and device, got {images.dtype} on {images.device} "
+            f"and {captions.dtype} on {captions.device}"
         )
-    check_triton(regions.dtype, regions.device)
-    if tile is None:
-        lengths = longest(regions, region_mask), longest(words, word_mask)
-        tile = choose_tile(*(lengths if options["direction"] == "t2i" else reversed(lengths)))
-    return _FusedScores.apply(regions, words, region_mask, word_mask, options, tile)  # type: ignore[no-any-return]
+    check_triton(images.dtype, images.device)
+    if shape is None:
+        lengths = longest(images, region_mask), longest(captions, word_mask)
+        shape = choose_shape(*(lengths if options["direction"] == "t2i" else reversed(lengths)))
+    return _FusedScores.apply(images, captions, region_mask, word_mask, options, shape)  # type: ignore[no-any-return]
 
 
 def kernel_options(head: Head) -> dict[str, Any]:
@@ -148,13 +151,16 @@ def kernel_options(head: Head) -> dict[str, Any]:
 
     Example:
         >>> from xmodal.heads import BFAN, SCAN
-        >>> from xmodal.scoring.triton_kernels import kernel_options
+        >>> from xmodal.scoring.triton import kernel_options
         >>> options = kernel_options(SCAN(temperature=9.0))
         >>> options["direction"], options["normalization"], options["both"], kernel_options(BFAN())["both"]
         ('t2i', 'clipped_l2', False, True)
     """
     if not isinstance(head.comparison, CrossAttention):
-        raise ValueError(f"the Triton kernel scores SCAN and BFAN, got {type(head).__name__}; use another backend")
+        raise ValueError(
+            f"the Triton kernel scores SCAN and BFAN, got {type(head).__name__}, which does not declare that "
+            "it compares as they do; use another backend"
+        )
     options = asdict(head.comparison)
     options["focal"] = options["focal"] or "none"
     if options["normalization"] not in BOUNDED_NORMALIZATIONS:
@@ -171,130 +177,37 @@ def kernel_options(head: Head) -> dict[str, Any]:
     return options
 
 
-def choose_tile(rows: int, columns: int) -> Tile:
-    """The tile for images and captions of at most so many items, see `LONGEST_SETS`.
+def choose_shape(rows: int, columns: int) -> TileShape:
+    """The shape for images and captions of at most so many items, see `LONGEST_SETS`.
 
     Example:
-        >>> from xmodal.scoring.triton_kernels import choose_tile
-        >>> choose_tile(rows=36, columns=100)
-        Tile(rows=64, columns=128, depth=64, warps=8, stages=3)
+        >>> from xmodal.scoring.triton.kernels import choose_shape
+        >>> choose_shape(rows=36, columns=100)
+        TileShape(rows=64, columns=128, depth=64, warps=8, stages=3)
     """
     short, long = LONGEST_SETS
-    return Tile(rows=short, columns=long) if columns > short >= rows else Tile()
-
-
-def longest(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None) -> int:
-    """Real items of the longest set; 0 where there is none.
-
-    Example:
-        >>> import torch
-        >>> from xmodal.scoring.triton_kernels import longest
-        >>> longest(torch.ones(2, 3, 8), torch.tensor([[True, False, False], [True, True, False]]))
-        2
-    """
-    return items.shape[1] if mask is None else int(mask.sum(dim=1).max().item() if len(mask) else 0)
-
-
-def pack(
-    items: Float[Tensor, "set item dim"],
-    mask: Bool[Tensor, "set item"] | None,
-    size: int,
-    depth: int,
-    *,
-    with_grams: bool = True,
-) -> Packed:
-    """Drop the padding and cut the sets, in their order, into tiles of at most `size` items.
-
-    The dim is filled up with zeros to a multiple of `depth`, which changes no product. `with_grams=False` leaves the
-    Gram matrices out, for a side that only attends.
-
-    Example:
-        >>> import torch
-        >>> from xmodal.scoring.triton_kernels import pack
-        >>> words, real = torch.ones(2, 3, 8), torch.tensor([[True, False, False], [True, True, False]])
-        >>> side = pack(words, real, size=4, depth=16)
-        >>> side.items.shape, side.sets, side.norms
-        (torch.Size([3, 16]), tensor([[ 0,  1,  1, -1]], dtype=torch.int32), tensor([2.8284, 2.8284, 2.8284]))
-    """
-    mask = _mask_or_ones(items, mask)
-    lengths = mask.sum(dim=1).cpu()
-    first_set = torch.tensor(tile_boundaries(lengths.tolist(), size))
-    first_item = F.pad(lengths.cumsum(0), (1, 0))
-    start = first_item[first_set]
-    sets = torch.full((len(start) - 1, size), -1)
-    tile_of_set = torch.repeat_interleave(torch.arange(len(sets)), first_set.diff())
-    ordinal = torch.arange(len(lengths)) - first_set[tile_of_set]
-    tile_of_item, ordinal = tile_of_set.repeat_interleave(lengths), ordinal.repeat_interleave(lengths)
-    sets[tile_of_item, torch.arange(len(ordinal)) - start[tile_of_item]] = ordinal
-    packed = F.pad(items[mask], (0, -items.shape[2] % depth)).contiguous()
-    norms = packed.float().square().sum(dim=1).sqrt()
-    sets, start, first_set = (index.to(items.device, torch.int32) for index in (sets, start, first_set))
-    grams = torch.empty(len(sets) if with_grams else 0, size, size, device=items.device)
-    side = Packed(packed, sets, start, first_set, norms, grams)
-    if with_grams:
-        for tiles, _, members, together in _tile_items(side):
-            grams[tiles] = (members @ members.transpose(1, 2)).masked_fill_(~together, 0.0)
-    return side
-
-
-def _tile_items(side: Packed) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Some tiles at a time: which, the places of their items among all, the items, and who shares a set with whom.
-
-    Places after a tile's last item repeat another item and share a set with nobody.
-    """
-    count, size = side.sets.shape
-    for first in range(0, count, 64):
-        tiles = slice(first, min(first + 64, count))
-        places = side.start[:-1][tiles, None] + torch.arange(size, device=side.items.device)
-        places = places.clamp_max(len(side.items) - 1)
-        sets = side.sets[tiles]
-        together = (sets[:, :, None] == sets[:, None, :]) & (sets >= 0)[:, None, :]
-        yield tiles, places, side.items[places].float(), together
-
-
-def tile_boundaries(lengths: Sequence[int], size: int) -> list[int]:
-    """The first set of every tile, and the number of sets at the end: each tile takes what still fits, in order.
-
-    Raises:
-        ValueError: where a set is longer than a tile.
-
-    Example:
-        >>> tile_boundaries([36, 36, 36, 36, 100], size=128)
-        [0, 3, 4, 5]
-    """
-    if max(lengths) > size:
-        raise ValueError(
-            f"an image or caption has {max(lengths)} items, more than the {size} of a tile of the Triton kernel; "
-            "use another backend"
-        )
-    boundaries, filled = [0], 0
-    for number, length in enumerate(lengths):
-        if filled + length > size or number - boundaries[-1] == MAX_SETS:
-            boundaries.append(number)
-            filled = 0
-        filled += length
-    return [*boundaries, len(lengths)]
+    return TileShape(rows=short, columns=long) if columns > short >= rows else TileShape()
 
 
 class _FusedScores(torch.autograd.Function):
     """The kernels as one differentiable operation. In direction i2t the captions are the rows of the product."""
 
     @staticmethod
-    def forward(ctx: Any, regions, words, region_mask, word_mask, options, tile) -> Tensor:
-        from xmodal.scoring.triton_device import score_tiles
+    def forward(ctx: Any, regions, words, region_mask, word_mask, options, shape) -> Tensor:
+        from xmodal.scoring.triton.device import fused_scores
 
         ctx.save_for_backward(regions, words, region_mask, word_mask)
-        ctx.options, ctx.tile = options, tile
+        ctx.options, ctx.shape = options, shape
         scores = torch.empty(len(regions), len(words), dtype=torch.float32, device=regions.device)
         if scores.numel():
-            rows, columns = _pack_sides(regions, words, region_mask, word_mask, options, tile)
+            rows, columns = _pack_sides(regions, words, region_mask, word_mask, options, shape)
             row_scores = scores if options["direction"] == "t2i" else scores.T
             _launch(
-                score_tiles,
+                fused_scores,
                 len(rows.sets) * len(columns.sets),
                 (*rows, *columns, row_scores, *row_scores.stride(), len(rows.sets), len(columns.sets)),
                 options,
-                tile,
+                shape,
                 regions.dtype,
                 GROUP=8,
             )
@@ -303,13 +216,13 @@ class _FusedScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        from xmodal.scoring.triton_device import product_gradients
+        from xmodal.scoring.triton.device import product_gradients
 
         regions, words, region_mask, word_mask = ctx.saved_tensors
         gradients = grad_outputs[0].float()
         if not gradients.numel():
             return torch.zeros_like(regions), torch.zeros_like(words), None, None, None, None
-        rows, columns = _pack_sides(regions, words, region_mask, word_mask, ctx.options, ctx.tile)
+        rows, columns = _pack_sides(regions, words, region_mask, word_mask, ctx.options, ctx.shape)
         images_are_rows = ctx.options["direction"] == "t2i"
         if not images_are_rows:
             gradients = gradients.T
@@ -317,7 +230,7 @@ class _FusedScores(torch.autograd.Function):
         by_norms_and_grams = [torch.zeros_like(t) for side in (rows, columns) for t in (side.norms, side.grams)]
 
         start, count = rows.start.tolist(), len(columns.items)
-        step = max(1, BACKWARD_BYTES // (ctx.tile.rows * count * rows.items.element_size()))
+        step = max(1, BACKWARD_BYTES // (ctx.shape.rows * count * rows.items.element_size()))
         for first in range(0, len(rows.sets), step):
             last = min(first + step, len(rows.sets))
             part = slice(start[first], start[last])
@@ -328,7 +241,7 @@ class _FusedScores(torch.autograd.Function):
                 (*rows, *columns, gradients, *gradients.stride(), by_product, *by_norms_and_grams,
                  first, count, len(columns.sets)),
                 ctx.options,
-                ctx.tile,
+                ctx.shape,
                 regions.dtype,
             )  # fmt: skip
             by_rows[part] = (by_product @ columns.items).float()
@@ -338,7 +251,7 @@ class _FusedScores(torch.autograd.Function):
         _add_norm_and_gram_gradients(rows, by_rows, by_row_norms, by_row_grams)
         _add_norm_and_gram_gradients(columns, by_columns, by_column_norms, by_column_grams)
         by_regions, by_words = (by_rows, by_columns) if images_are_rows else (by_columns, by_rows)
-        return _unpack(by_regions, regions, region_mask), _unpack(by_words, words, word_mask), None, None, None, None
+        return unpack(by_regions, regions, region_mask), unpack(by_words, words, word_mask), None, None, None, None
 
 
 def _pack_sides(
@@ -347,7 +260,7 @@ def _pack_sides(
     region_mask: Tensor | None,
     word_mask: Tensor | None,
     options: dict[str, Any],
-    tile: Tile,
+    shape: TileShape,
 ) -> tuple[Packed, Packed]:
     """Rows and columns of the product: the side that is attended over, and the one that attends."""
     if _interpreting() and regions.dtype == torch.bfloat16:
@@ -357,8 +270,8 @@ def _pack_sides(
     images, captions = (regions, region_mask), (words, word_mask)
     rows, columns = (images, captions) if options["direction"] == "t2i" else (captions, images)
     return (
-        pack(*rows, tile.rows, tile.depth),
-        pack(*columns, tile.columns, tile.depth, with_grams=options["both"]),
+        pack(*rows, shape.rows, shape.depth),
+        pack(*columns, shape.columns, shape.depth, with_grams=options["both"]),
     )
 
 
@@ -367,17 +280,17 @@ def _launch(
     programs: int,
     arguments: tuple[Any, ...],
     options: dict[str, Any],
-    tile: Tile,
+    shape: TileShape,
     dtype: torch.dtype,
     **constants: int,
 ) -> None:
     """Run so many programs of a kernel with what all of them take."""
     kernel[(programs,)](
         *arguments, float(options["temperature"]), float(options["lse_scale"]),
-        DIM=arguments[0].shape[1], ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, **constants,
+        DIM=arguments[0].shape[1], ROWS=shape.rows, COLUMNS=shape.columns, DEPTH=shape.depth, **constants,
         NORMALIZATION=options["normalization"], AGGREGATION=options["aggregation"],
         FOCAL=options["focal"], BOTH=options["both"], PRECISION=PRECISION[dtype],
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        num_warps=shape.warps, num_stages=shape.stages, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -386,22 +299,9 @@ def _add_norm_and_gram_gradients(side: Packed, by_items: Tensor, by_norms: Tenso
     by_items += side.items.float() * (by_norms / side.norms.clamp_min(torch.finfo(torch.float32).tiny))[:, None]
     if not len(by_grams):
         return
-    for tiles, places, items, together in _tile_items(side):
+    for tiles, places, items, together in tile_items(side):
         by_members = 2.0 * by_grams[tiles].masked_fill(~together, 0.0) @ items
         by_items.index_add_(0, places.flatten(), by_members.flatten(0, 1))  # zero where a place repeats
-
-
-def _unpack(packed: Tensor, like: Tensor, mask: Tensor | None) -> Tensor:
-    """Packed gradients to the padded shape and dtype of the input."""
-    padded = torch.zeros_like(like)
-    padded[_mask_or_ones(like, mask)] = packed[:, : like.shape[2]].to(like.dtype)
-    return padded
-
-
-def _mask_or_ones(items: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return torch.ones(items.shape[:2], dtype=torch.bool, device=items.device)
-    return mask.to(items.device)
 
 
 def _interpreting() -> bool:
@@ -414,7 +314,7 @@ def check_triton(dtype: torch.dtype, device: torch.device) -> None:
 
     Example:
         >>> import torch
-        >>> from xmodal.scoring.triton_kernels import check_triton
+        >>> from xmodal.scoring.triton import check_triton
         >>> check_triton(torch.float64, torch.device("cuda"))
         Traceback (most recent call last):
         ...

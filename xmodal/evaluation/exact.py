@@ -109,7 +109,7 @@ def evaluate_exact(
     inputs = (head, regions, words, region_mask, word_mask)
     options = {"budget_bytes": budget_bytes, "device": device}
     exact_dtype = torch.promote_types(regions.dtype, torch.float32)
-    if fast_path(head) is None:
+    if fast_path(head.comparison) is None:
         scores = score_all(*inputs, dtype=exact_dtype, progress=progress, **options)
         count = scores.numel()
         report = {"recomputed": 0, "settled": count, "error_bound": 0.0, "largest_error": 0.0, "widened": 0}

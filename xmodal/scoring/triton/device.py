@@ -212,7 +212,7 @@ def attend_backward(
 
 
 @triton.jit
-def multiply(
+def tile_products(
     row_items, column_items, first_row, end_row, first_column, end_column,
     DIM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -247,7 +247,7 @@ def scores_at(scores, row_stride, column_stride, row_first_set, column_first_set
 
 
 @triton.jit
-def score_tiles(
+def fused_scores(
     row_items,  # (item, DIM) packed rows of the context side
     row_sets,  # (tile, ROWS) the set of every row, counted within its tile; -1 after a tile's last item
     row_start,  # (tile + 1,) the first item of every tile
@@ -286,7 +286,7 @@ def score_tiles(
     first_row, end_row = tl.load(row_start + row_tile), tl.load(row_start + row_tile + 1)
     first_column, end_column = tl.load(column_start + column_tile), tl.load(column_start + column_tile + 1)
     rows, columns = first_row + tl.arange(0, ROWS), first_column + tl.arange(0, COLUMNS)
-    products = multiply(
+    products = tile_products(
         row_items, column_items, first_row, end_row, first_column, end_column, DIM, ROWS, COLUMNS, DEPTH, PRECISION
     )
     row_members = memberships(row_sets + row_tile * ROWS, ROWS)
@@ -368,12 +368,12 @@ def product_gradients(
     BOTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of the products, norms and Gram matrices from those of the scores; arguments as for `score_tiles`."""
+    """Gradients of the products, norms and Gram matrices from those of the scores; arguments as for `fused_scores`."""
     row_tile, column_tile = first_tile + tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles
     first_row, end_row = tl.load(row_start + row_tile), tl.load(row_start + row_tile + 1)
     first_column, end_column = tl.load(column_start + column_tile), tl.load(column_start + column_tile + 1)
     rows, columns = first_row + tl.arange(0, ROWS), first_column + tl.arange(0, COLUMNS)
-    products = multiply(
+    products = tile_products(
         row_items, column_items, first_row, end_row, first_column, end_column, DIM, ROWS, COLUMNS, DEPTH, PRECISION
     )
     row_members = memberships(row_sets + row_tile * ROWS, ROWS)
