@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import xmodal.evaluation.labelled as module
+import xmodal.evaluation.neighbors as module
 from xmodal.evaluation.labelled import (
     evaluate_embeddings,
     kmeans_clusters,

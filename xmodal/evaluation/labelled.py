@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
+
+from xmodal.evaluation.neighbors import as_points, center, nearest_neighbors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
-
-BLOCK_ELEMENTS = 2**22
-"""Similarities held at once: about 100 MB of temporaries, whatever the number of images."""
-
-ROUNDING = 8
-"""Similarities that differ by less than this many units in the last place of the largest possible one are equal."""
-
-
-class Neighbors(NamedTuple):
-    """What some queries retrieve, nearest first, themselves left out."""
-
-    query: Int[Tensor, "query"]
-    """Which image each query is."""
-    neighbor: Int[Tensor, "query neighbor"]
-    """Which images are retrieved."""
-    correct: Bool[Tensor, "query neighbor"]
-    """Whether they are of the query's class."""
 
 
 @torch.no_grad()
@@ -46,10 +30,11 @@ def evaluate_embeddings(
     """Evaluate embeddings of labelled images by retrieval and by clustering.
 
     Every image is a query among all others. A query whose class has no other image has no right answer: it is left out
-    of the retrieval metrics and counted. A wrong image as near as a right one, to rounding, is placed before it.
+    of the retrieval metrics and counted. A wrong image as near as a right one is placed before it: where all embeddings
+    are equal, nothing is found. Distances count as in float64, whatever the type, offset and scale of the embeddings.
 
     Args:
-        embeddings: one row an image.
+        embeddings: one row an image, of any real type; like labels and queries, a tensor or an array.
         labels: its class.
         query: True for the queries, which are then looked up among the other images only, the gallery; None to look up
             every image among all others.
@@ -80,57 +65,12 @@ def evaluate_embeddings(
     >>> metrics["R@1"], metrics["mAP@R"], metrics["NMI"]
     (100.0, 100.0, 100.0)
     """
-    embeddings, labels = _checked(embeddings, labels, query, ks)
-    if normalize:
-        embeddings = torch.nn.functional.normalize(embeddings)
-    metrics = _retrieval_metrics(embeddings, labels, query, ks, progress)
+    embeddings, labels, query = _checked(embeddings, labels, query, ks)
+    metrics = _retrieval_metrics(embeddings, labels, query, ks, normalize, progress)
     if kmeans:
-        clusters = kmeans_clusters(embeddings, len(labels.unique()), seed)
+        clusters = kmeans_clusters(as_points(embeddings, normalize=normalize), len(labels.unique()), seed)
         metrics |= {"NMI": 100 * normalized_mutual_information(labels, clusters), "F1": 100 * pair_f1(labels, clusters)}
     return metrics
-
-
-def nearest_neighbors(
-    embeddings: Float[Tensor, "image dim"],
-    labels: Int[Tensor, "image"],
-    queries: Int[Tensor, "query"],
-    gallery: Int[Tensor, "item"],
-    count: int,
-    *,
-    progress: bool = False,
-) -> Iterator[Neighbors]:
-    """The nearest images to every query by Euclidean distance, some queries at a time.
-
-    Wrong images come before right ones that are equally near, to rounding. No image is its own neighbor.
-
-    Args:
-        embeddings: one row an image; normalize them to compare by cosine.
-        labels: its class.
-        queries: which images to look up.
-        gallery: which images to look among.
-        count: how many neighbors, fewer than there are images in the gallery.
-        progress: show a bar.
-
-    >>> points, labels = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([0, 1, 0])
-    >>> everything = torch.arange(3)
-    >>> (found,) = nearest_neighbors(points, labels, everything, everything, count=1)
-    >>> found.neighbor.flatten(), found.correct.flatten()
-    (tensor([1, 0, 1]), tensor([False, False, False]))
-    """
-    # Nearer means a larger <q, x> - |x|^2 / 2, whatever the query.
-    items = embeddings[gallery]
-    offset = items.square().sum(dim=1) / 2
-    # Equal images may differ in the last digits of a product, which depend on where in the matrix they are.
-    rounding = ROUNDING * torch.finfo(items.dtype).eps * 2 * float(offset.max())
-    place = torch.full_like(labels, -1).index_copy(0, gallery, torch.arange(len(gallery), device=labels.device))
-    bar = {"desc": "neighbors", "unit": "block", "delay": 2, "leave": False, "disable": not progress}
-    for block in tqdm(queries.split(max(1, BLOCK_ELEMENTS // len(gallery))), **bar):
-        same = labels[block, None] == labels[gallery]
-        nearness = embeddings[block] @ items.T - offset - rounding * same
-        itself = (place[block] >= 0).nonzero().squeeze(1)
-        nearness[itself, place[block][itself]] = -torch.inf
-        nearest = nearness.topk(count).indices
-        yield Neighbors(block, gallery[nearest], same.gather(1, nearest))
 
 
 def kmeans_clusters(embeddings: Float[Tensor, "image dim"], clusters: int, seed: int = 0) -> Int[Tensor, "image"]:
@@ -142,7 +82,8 @@ def kmeans_clusters(embeddings: Float[Tensor, "image dim"], clusters: int, seed:
     """
     import faiss
 
-    points = embeddings.float().cpu().contiguous().numpy()
+    # Its distances are float32: about the points' median and at a scale of one they lose least.
+    points = center(as_points(embeddings, normalize=False)).points.float().cpu().contiguous().numpy()
     # Bounds on the points of a cluster are only about warnings and subsampling, of which we want none.
     bounds = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
     kmeans = faiss.Kmeans(points.shape[1], clusters, niter=20, seed=seed, **bounds)
@@ -177,11 +118,15 @@ def _checked(
     labels: Int[Tensor, "image"],
     query: Bool[Tensor, "image"] | None,
     ks: Sequence[int],
-) -> tuple[Float[Tensor, "image dim"], Int[Tensor, "image"]]:
-    """Embeddings of at least float32 and labels from 0 on, on one device."""
-    embeddings, labels = torch.as_tensor(embeddings), torch.as_tensor(labels)
-    if embeddings.ndim != 2 or len(embeddings) < 2:
-        raise ValueError(f"embeddings have shape {tuple(embeddings.shape)}; wanted (image, dim), at least two images")
+) -> tuple[Float[Tensor, "image dim"], Int[Tensor, "image"], Bool[Tensor, "image"] | None]:
+    """Embeddings, labels from 0 on and queries, as tensors on one device."""
+    embeddings = torch.as_tensor(embeddings)
+    labels = torch.as_tensor(labels, device=embeddings.device)
+    query = None if query is None else torch.as_tensor(query, device=embeddings.device)
+    if embeddings.ndim != 2 or len(embeddings) < 2 or not embeddings.shape[1]:
+        raise ValueError(
+            f"embeddings have shape {tuple(embeddings.shape)}; wanted (image, dim), at least two images and one dim"
+        )
     if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
         raise ValueError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}; wanted an integer for each of the "
@@ -198,8 +143,7 @@ def _checked(
     gallery = len(labels) - 1 if query is None else int((~query).sum())
     if not ks or min(ks) < 1 or max(ks) > gallery:
         raise ValueError(f"ks are {tuple(ks)}; wanted levels from 1 to {gallery}, the number of images looked among")
-    labels = labels.to(embeddings.device).unique(return_inverse=True)[1]
-    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), labels
+    return embeddings, labels.unique(return_inverse=True)[1], query
 
 
 def _retrieval_metrics(
@@ -207,6 +151,7 @@ def _retrieval_metrics(
     labels: Int[Tensor, "image"],
     query: Bool[Tensor, "image"] | None,
     ks: Sequence[int],
+    normalize: bool,
     progress: bool,
 ) -> dict[str, float]:
     in_gallery = labels if query is None else labels[~query]
@@ -220,7 +165,8 @@ def _retrieval_metrics(
     ranks = torch.arange(1, depth + 1, device=labels.device)
     images = torch.arange(len(labels), device=labels.device)
     queries, gallery = (images, images) if query is None else (images[query], images[~query])
-    for block in nearest_neighbors(embeddings, labels, queries, gallery, depth, progress=progress):
+    search = nearest_neighbors(embeddings, labels, queries, gallery, depth, normalize=normalize, progress=progress)
+    for block in search:
         wanted = right[block.query, None]
         # The hits of a lone query are none: it adds nothing to any sum.
         counted = block.correct & (ranks <= wanted)
