@@ -59,6 +59,7 @@ def test_loading_reads_no_pretrained_weights(tmp_path):
     config["backbone"]["weights"] = "/gone/resnet18.pth"
     (tmp_path / "config.json").write_text(json.dumps(config))
     Embedder.from_pretrained(tmp_path)
+    del config["weights_sha256"]
     with pytest.raises(FileNotFoundError, match=r"no weights at /gone/resnet18\.pth"):
         Embedder(**config)
 

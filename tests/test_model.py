@@ -11,8 +11,10 @@ import pytest
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
+from safetensors import SafetensorError
 from tiny_data import DIM, make_data
 
+from xmodal import pretrained
 from xmodal.data import RegionStore
 from xmodal.model import Matcher
 
@@ -155,12 +157,93 @@ def test_saved_and_loaded_it_gives_the_same_scores(store, tmp_path, capfd, kind)
     assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "model").iterdir()}
 
 
-def test_weights_are_replaced_whole(tmp_path):
-    make_matcher().save_pretrained(tmp_path)
+def test_a_model_takes_the_place_of_another_one_and_nothing_else_goes(tmp_path):
+    make_matcher().save_pretrained(tmp_path / "model")
+    for name, text in (("README.md", "my own model card"), ("notes.txt", "mine")):
+        (tmp_path / "model" / name).write_text(text)
     other = make_matcher(seed=1)
-    other.save_weights(tmp_path)
-    loaded = Matcher.from_pretrained(tmp_path).state_dict()
+    other.save_pretrained(tmp_path / "model")
+    loaded = Matcher.from_pretrained(tmp_path / "model").state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in other.state_dict().items())
+    assert (tmp_path / "model" / "README.md").read_text() == "my own model card"
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_is_saved_to_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("mine")
+    for seed in (0, 1):
+        make_matcher(seed=seed).save_pretrained(".")
+    assert sorted(path.name for path in Path.cwd().iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "notes.txt",
+    ]
+    Matcher.from_pretrained(tmp_path)
+
+
+def test_saving_that_fails_leaves_the_old_model(tmp_path, monkeypatch):
+    matcher = make_matcher()
+    matcher.save_pretrained(tmp_path / "model")
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(pretrained, "save_model", full)
+    with pytest.raises(OSError, match=r"no room to write .*model"):
+        make_matcher(seed=1).save_pretrained(tmp_path / "model")
+    loaded = Matcher.from_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in matcher.state_dict().items())
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path, at=-5):
+    damaged = bytearray(path.read_bytes())
+    damaged[at] ^= 1
+    path.write_bytes(damaged)
+
+
+DAMAGES = {
+    "a bit of the weights": lambda folder: flip(folder / "model.safetensors"),
+    "a bit of the header": lambda folder: flip(folder / "model.safetensors", at=30),
+    "weights cut off": lambda folder: cut(folder / "model.safetensors"),
+    "no weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
+    "configuration cut off": lambda folder: cut(folder / "config.json"),
+    "no configuration": lambda folder: (folder / "config.json").write_text(""),
+    "a list": lambda folder: (folder / "config.json").write_text("[]"),
+    "not text": lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"),
+    "deep": lambda folder: (folder / "config.json").write_text("[" * 100_000),
+    "an empty object": lambda folder: (folder / "config.json").write_text("{}"),
+    "a number for options": lambda folder: (folder / "config.json").write_text('{"image": 1, "text": 2, "head": 3}'),
+    "null for a word": lambda folder: edit(folder / "config.json", vocabulary=[None]),
+    "another size": lambda folder: edit(folder / "config.json", vocabulary=["a", "b", "c", "d", "e", "f", "g"]),
+}
+
+
+def edit(path, **changes):
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("hashed", [True, False], ids=["with a hash", "from before there was one"])
+def test_damage_to_a_model_is_noticed_by_name(tmp_path, damage, hashed):
+    make_matcher().save_pretrained(tmp_path)
+    if not hashed:
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["weights_sha256"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    damage(tmp_path)
+    if not hashed and damage is DAMAGES["a bit of the weights"]:
+        Matcher.from_pretrained(tmp_path)  # nothing could tell
+        return
+    with pytest.raises(ValueError, match=r"config\.json|model\.safetensors"):
+        Matcher.from_pretrained(tmp_path)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path, monkeypatch):

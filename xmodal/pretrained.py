@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 
-from xmodal.data.atomic import written_whole
+from xmodal.data.atomic import folder_written_whole
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
 WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+HASH = "weights_sha256"
+"""What the configuration calls the hash of the file of weights, by which damage to it is noticed."""
+
+ADVICE = "Copy the model's folder again, or train or import it again."
 
 
 class Pretrained(nn.Module, PyTorchModelHubMixin):
@@ -32,23 +42,35 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     2.0
     """
 
+    _own_files = (CONFIG, WEIGHTS)
+    """What `save_pretrained` writes besides the model card."""
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
 
-    def save_weights(self, folder: Path) -> None:
-        """Replace the weights in a folder that `save_pretrained` wrote; a reader finds the old or new ones, whole."""
-        with written_whole(folder / WEIGHTS) as temporary:
-            save_model(self, str(temporary))
-
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write the arguments and the weights into a folder; see huggingface_hub's `save_pretrained`."""
-        arguments = self._options_to_save(self._hub_mixin_config or {})
-        return super().save_pretrained(save_directory, **{"config": arguments, **options})
+        """Write configuration and weights to a folder; `options` are those of the hub's `save_pretrained`.
+
+        A model that is there is replaced in one step, so that a reader finds the old or the new one, whole; what else
+        is in the folder stays.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full; a model that is there stays.
+        """
+        card, arguments = Path(save_directory) / CARD, self._options_to_save(self._hub_mixin_config or {})
+        with folder_written_whole(save_directory, keep=lambda name: name not in self._own_files) as temporary:
+            if card.is_file():  # a model card that somebody wrote is not replaced
+                shutil.copyfile(card, temporary / CARD)
+            result = super().save_pretrained(temporary, **{"config": arguments, **options})
+            stored = json.loads((temporary / CONFIG).read_text("utf-8"))
+            stored[HASH] = _hash(temporary / WEIGHTS)
+            (temporary / CONFIG).write_text(json.dumps(stored, indent=2, sort_keys=True), "utf-8")
+        return result
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        self.save_weights(save_directory)
+        save_model(self, str(save_directory / WEIGHTS))
 
     def _options_to_save(self, options: dict[str, Any]) -> dict[str, Any]:
         """The arguments by which another process builds the same model."""
@@ -60,11 +82,12 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
 
         Raises:
             FileNotFoundError: if a path is given and no model is there.
+            ValueError: the configuration or the weights are damaged, or they do not belong together.
         """
         folder = Path(pretrained_model_name_or_path)
         is_hub_id = isinstance(pretrained_model_name_or_path, str) and len(folder.parts) == 2 and not folder.exists()
-        if not is_hub_id and not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no model: config.json is missing (save_pretrained writes one)")
+        if not is_hub_id:
+            _read_config(folder)
         return super().from_pretrained(str(pretrained_model_name_or_path), **options)
 
     @classmethod
@@ -73,13 +96,44 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         known = inspect.signature(cls.__init__).parameters
         download = {name: options.pop(name) for name in list(options) if name not in known}
         folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **download))
-        weights = folder / WEIGHTS
+        config, weights = folder / CONFIG, folder / WEIGHTS
         if not weights.is_file():
             raise FileNotFoundError(f"{weights} does not exist: the folder has a configuration but no weights")
-        model = cls(**cls._options_to_load(folder, options))
-        return cls._load_as_safetensor(model, str(weights), map_location, strict).eval()
+        noted = _read_config(folder).get(HASH)
+        if noted is not None and noted != _hash(weights):
+            raise ValueError(f"{weights} is damaged, or not of this {CONFIG}: its hash differs. {ADVICE}")
+        try:
+            model = cls(**cls._options_to_load(folder, options))
+        except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:  # of values of a wrong kind
+            raise ValueError(f"{config} does not describe a {cls.__name__} ({error}). {ADVICE}") from error
+        try:
+            return cls._load_as_safetensor(model, str(weights), map_location, strict).eval()
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{weights} is damaged, or not of this {CONFIG} ({error}). {ADVICE}") from error
 
     @classmethod
     def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         """The arguments with which to build a model whose weights are then read from a folder."""
         return options
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a model, as far as it can be read."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no model: {CONFIG} is missing (save_pretrained writes one)")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is no JSON ({error}). {ADVICE}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(config).__name__}, wanted an object. {ADVICE}")
+    return config
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -49,18 +49,53 @@ def killed_while(write, seconds: float) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_kill_leaves_a_whole_checkpoint(tmp_path, seed):
-    checkpoints.save_checkpoint(tmp_path, {"number": 0, "tensor": torch.zeros(2_000_000)})
+    checkpoints.save_checkpoint(tmp_path, {"step": 0, "tensor": torch.zeros(2_000_000)})
     seconds = random.Random(seed).uniform(0.02, 0.15)
     killed_while(
         lambda number: checkpoints.save_checkpoint(
-            tmp_path, {"number": number, "tensor": torch.full((2_000_000,), float(number))}
+            tmp_path, {"step": number, "tensor": torch.full((2_000_000,), float(number))}
         ),
         seconds,
     )
     state = checkpoints.load_checkpoint(tmp_path)
-    assert (state["tensor"] == state["number"]).all()
-    others = [path.name for path in tmp_path.iterdir() if path.name != checkpoints.CHECKPOINT]
+    assert (state["tensor"] == state["step"]).all()
+    others = [path.name for path in tmp_path.iterdir() if path.name not in (checkpoints.CHECKPOINT, "checkpoint.1.pt")]
     assert all(name.startswith(".") and name.endswith(".partial") for name in others)
+
+
+def test_the_last_checkpoints_are_kept(tmp_path):
+    for step in range(5):
+        checkpoints.save_checkpoint(tmp_path, {"step": step}, keep=3)
+    steps = {path.name: torch.load(path)["step"] for path in tmp_path.iterdir()}
+    assert steps == {"checkpoint.pt": 4, "checkpoint.1.pt": 3, "checkpoint.2.pt": 2}
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last", "cut", "empty"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_offered(tmp_path, place):
+    for step in (100, 200):
+        checkpoints.save_checkpoint(tmp_path, {"step": step, "tensor": torch.rand(10_000)})
+    path = tmp_path / checkpoints.CHECKPOINT
+    damaged = bytearray(path.read_bytes())
+    if place == "cut":
+        damaged = damaged[: len(damaged) // 2]
+    elif place == "empty":
+        damaged.clear()
+    else:
+        # "last" is in the directory of the records: in the name of one of them.
+        damaged[{"first": 2, "middle": len(damaged) // 2, "last": damaged.rindex(b"version")}[place]] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged.*checkpoint\.1\.pt is whole, of step 100: rename"):
+        checkpoints.load_checkpoint(tmp_path)
+    (tmp_path / "checkpoint.1.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="No other checkpoint is whole: start a new run"):
+        checkpoints.load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("line", ['{"step": 1', "1", '{"loss": 2}', "\xff", "[" * 10_000, '{"step": [1]}'])
+def test_a_damaged_log_is_named_with_the_line(tmp_path, line):
+    (tmp_path / checkpoints.LOG).write_text('{"step": 1}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2 is damaged"):
+        checkpoints.Log(tmp_path, step=5)
 
 
 @pytest.mark.parametrize("seed", range(8))

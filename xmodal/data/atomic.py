@@ -77,6 +77,9 @@ def written_whole(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]
 def folder_written_whole(path: str | Path, *, keep: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
     """A temporary folder of the same name that takes the place of `path`, in one step, on a clean exit.
 
+    The current folder, a folder above it and a mounted one cannot be replaced: what was written is moved there, a file
+    at a time.
+
     Args:
         path: the folder to write, or to replace.
         keep: says of the name of a file or folder in an old `path`, if nothing of that name was written, whether it
@@ -91,10 +94,11 @@ def folder_written_whole(path: str | Path, *, keep: Callable[[str], bool] = lamb
     >>> [file.name for file in Path("model").iterdir()]
     ['config.json']
     """
-    path = Path(path)
+    path = Path(path).resolve()
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file. Name a folder to write.")
-    with _aside(path) as temporary:
+    fixed = path == Path.cwd() or path in Path.cwd().parents or path.is_mount()
+    with _aside(path / path.name if fixed else path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         temporary.unlink()
@@ -104,10 +108,10 @@ def folder_written_whole(path: str | Path, *, keep: Callable[[str], bool] = lamb
             if file.is_file():
                 file.chmod(mode)
                 _sync(file)
-        if path.is_dir():
-            for old in path.iterdir():
-                if keep(old.name) and not (temporary / old.name).exists():
-                    (shutil.copytree if old.is_dir() else shutil.copy2)(old, temporary / old.name)
+        if fixed:
+            _move_into(temporary, path)
+        elif path.is_dir():
+            _link_kept(path, temporary, keep)
             _exchange(temporary, path)
         else:
             temporary.rename(path)
@@ -292,6 +296,39 @@ def _put(temporary: Path, path: Path, overwrite: bool) -> None:
             refuse_existing(path)
             temporary.replace(path)
     _sync(path.parent)
+
+
+def _link_kept(old: Path, new: Path, keep: Callable[[str], bool]) -> None:
+    """Give what is to be kept of an old folder to the new one as well."""
+    for entry in old.iterdir():
+        if not keep(entry.name) or (new / entry.name).exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=link)
+        else:
+            link(entry, new / entry.name)
+
+
+def link(old: str | Path, new: str | Path) -> None:
+    """The same file under a second name; a copy where the file system has no links.
+
+    >>> _ = Path("old.txt").write_text("hello")
+    >>> link("old.txt", "new.txt")
+    >>> Path("new.txt").read_text()
+    'hello'
+    """
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(old, new, follow_symlinks=False)
+
+
+def _move_into(new: Path, old: Path) -> None:
+    """Move the contents of a folder into another one, over what has the same names."""
+    for entry in new.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(old / entry.name, ignore_errors=True)
+        entry.replace(old / entry.name)
 
 
 def _exchange(one: Path, other: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import random
-import shutil
 import subprocess
 import sys
+import zipfile
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 import yaml
 
-from xmodal.data.atomic import written_whole
+from xmodal.data.atomic import link, written_whole
 from xmodal.training.config import flatten
 
 if TYPE_CHECKING:
@@ -30,23 +31,39 @@ LOG = "log.jsonl"
 BEST = "best"
 
 
-def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+def save_checkpoint(folder: Path, state: Mapping[str, Any], *, keep: int = 2) -> None:
     """Write the run's state beside the old one and rename it into place: a kill leaves one of the two whole.
 
-    >>> save_checkpoint(Path("."), {"step": 100})
-    >>> [path.name for path in Path(".").iterdir()]
-    ['checkpoint.pt']
+    Args:
+        folder: run folder.
+        state: tensors and plain values.
+        keep: how many of the last checkpoints to keep; the one before the last is `checkpoint.1.pt`, and so on.
+
+    Raises:
+        OSError: the disk is full, say; the checkpoints that were there stay.
+
+    >>> for step in (100, 200, 300):
+    ...     save_checkpoint(Path("."), {"step": step})
+    >>> sorted(path.name for path in Path(".").iterdir())
+    ['checkpoint.1.pt', 'checkpoint.pt']
     """
     with written_whole(folder / CHECKPOINT) as temporary:
-        torch.save(dict(state), temporary)
+        with temporary.open("wb") as file:  # whose errors, unlike those of torch's own writing, say what is wrong
+            torch.save(dict(state), file)
+        kept = [folder / CHECKPOINT, *(folder / f"checkpoint.{number}.pt" for number in range(1, keep))]
+        for newer, older in reversed(list(itertools.pairwise(kept))):
+            if newer.is_file():
+                with written_whole(older) as copy:
+                    copy.unlink()
+                    link(newer, copy)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """The run's last state.
+    """The run's last state, every byte of which is checked.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if the file is damaged.
+        ValueError: if the file is damaged; the message names the checkpoint before it, if that one is whole.
 
     >>> save_checkpoint(Path("."), {"step": 100, "weight": torch.ones(2)})
     >>> load_checkpoint(Path("."))
@@ -54,20 +71,45 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     """
     path = folder / CHECKPOINT
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: there is nothing to resume; start a new run without --resume")
+        left = f"; there is a model in {folder / BEST}, but no state to go on from" if (folder / BEST).exists() else ""
+        raise FileNotFoundError(
+            f"{path} does not exist: there is nothing to resume{left}. Start a new run without --resume, in another "
+            "folder if this one holds a model."
+        )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} is damaged or no checkpoint of xmodal ({error}); start a new run in another folder"
-        ) from error
+        return _read(path)
+    except ValueError as error:
+        raise ValueError(f"{error}. {_older(folder)}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint, if all of it is as it was written."""
+    try:
+        with zipfile.ZipFile(path) as records:
+            damaged = records.testzip()  # torch writes checksums and does not look at them
+        if damaged is not None:
+            raise ValueError(f"the checksum of its record {damaged} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is damaged can fail in any way
+        raise ValueError(f"{path} is damaged or no checkpoint of xmodal ({error})") from error
+    if not isinstance(state, dict) or "step" not in state:
+        raise ValueError(f"{path} is no checkpoint of xmodal: it does not hold the state of a run")
+    return state
+
+
+def _older(folder: Path) -> str:
+    """What to do about a damaged checkpoint."""
+    for path in sorted(folder.glob("checkpoint.*.pt")):
+        try:
+            step = _read(path)["step"]
+        except ValueError:
+            continue
+        return f"{path} is whole, of step {step}: rename it to {CHECKPOINT} and resume from there"
+    return "No other checkpoint is whole: start a new run in another folder"
 
 
 def save_best(folder: Path, model: Model) -> None:
-    """Write the best model so far, as its `from_pretrained` reads it.
-
-    Within a run only the weights change. So the first call writes the folder aside and renames it, and later ones
-    replace the weights file in it: at every moment `best` is one whole model.
+    """Write the best model so far, as its `from_pretrained` reads it: at every moment `best` is one whole model.
 
     >>> from xmodal.embedder import Embedder
     >>> embedder = Embedder({"name": "mlp", "input_dim": 8}, dim=4)
@@ -75,13 +117,7 @@ def save_best(folder: Path, model: Model) -> None:
     >>> Embedder.from_pretrained("best").dim
     4
     """
-    if (folder / BEST).is_dir():
-        model.save_weights(folder / BEST)
-        return
-    aside = folder / f".{BEST}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    aside.rename(folder / BEST)
+    model.save_pretrained(folder / BEST)
 
 
 def random_states() -> dict[str, Any]:
@@ -166,8 +202,8 @@ class Log:
         path = folder / LOG
         kept: list[str] = []
         if step and path.is_file():
-            whole_lines = path.read_text().split("\n")[:-1]  # a kill may have left the beginning of one more
-            kept = [line for line in whole_lines if json.loads(line)["step"] <= step]
+            whole_lines = path.read_text("utf-8", "replace").split("\n")[:-1]  # a kill may have left a beginning
+            kept = [line for number, line in enumerate(whole_lines, 1) if _step(line, f"{path}, line {number}") <= step]
         with written_whole(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
         self._file = path.open("a", buffering=1)  # flushed after every line
@@ -188,6 +224,14 @@ class Log:
             for name, value in flatten(values, "/").items():
                 if isinstance(value, (int, float)):
                     self._tensorboard.add_scalar(name, value, step)
+
+
+def _step(line: str, where: str) -> int:
+    """The step of a line of the log."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{where} is damaged: {line[:80]!r}. Remove the line, or the file, and resume.") from error
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

@@ -134,11 +134,15 @@ class RunConfig:
     """Seed of the initialization, the order of the data and everything else."""
     resume: bool = False
     """Go on from the run folder's last checkpoint."""
+    resume_if_present: bool = False
+    """Go on from the last checkpoint if there is one, else start: for supervisors that start a run again and again."""
+    keep: int = 2
+    """How many of the last checkpoints to keep: should the last one get damaged, there is another."""
     progress: bool = True
     """Show progress bars and the results of every validation."""
 
     def __post_init__(self) -> None:
-        _check(self, epochs=1, batch_size=2, accumulate=1, validate_every=0, seed=0)
+        _check(self, epochs=1, batch_size=2, accumulate=1, validate_every=0, seed=0, keep=1)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,7 @@ class Model(Protocol):
     """A model that can be kept."""
 
     def save_pretrained(self, save_directory: str | Path, /) -> Any:
-        """Write configuration and weights to a folder."""
-        ...
-
-    def save_weights(self, folder: Path, /) -> None:
-        """Replace the weights in such a folder."""
+        """Write configuration and weights to a folder, in the place of another one if there is one."""
         ...
 
 

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from xmodal.data.atomic import locked
 from xmodal.data.pairs import whole_batch
 from xmodal.names import near_miss
 from xmodal.training import checkpoints
@@ -39,6 +40,10 @@ TASKS: dict[type[RunConfig], type[Task]] = {TrainConfig: MatchingTask, Retrieval
 """What a configuration trains."""
 
 
+STATE = {"config", "step_module", "optimizer", "scheduler", "scaler", "step", "best", "random_states", "adversary"}
+"""What a checkpoint holds at least."""
+
+
 class Interrupted(SystemExit):
     """Training stopped on a signal after saving its state; exits with 128 + the signal's number, as shells expect."""
 
@@ -47,11 +52,12 @@ def train(config: RunConfig) -> dict[str, Any]:
     """Train as configured; returns the validation results of the best checkpoint.
 
     The run folder gets `config.yaml`, `environment.json`, `log.jsonl`, `checkpoint.pt` (the last state, for
-    `resume`) and `best/` (the best model on the validation split).
+    `resume`; `checkpoint.1.pt` is the one before) and `best/` (the best model on the validation split).
 
     Raises:
         FileNotFoundError: for data that is not there.
         FileExistsError: if the run folder already holds a run and `resume` is not set.
+        BlockingIOError: if another process trains into the run folder.
         OSError: if the run folder cannot be written.
         ValueError: for a configuration or data that cannot work.
         FloatingPointError: if the loss or its gradient stops being finite, naming the batch; the last checkpoint stays.
@@ -69,10 +75,12 @@ def train(config: RunConfig) -> dict[str, Any]:
     >>> train(RetrievalConfig(data=data, model=model, objective=objective, **run))["R@3"]
     100.0
     >>> sorted(path.name for path in Path("run").glob("*.*"))
-    ['checkpoint.pt', 'config.yaml', 'environment.json', 'log.jsonl']
+    ['checkpoint.1.pt', 'checkpoint.pt', 'config.yaml', 'environment.json', 'log.jsonl']
     """
     saved = _last_state(config)
-    with _accelerated(config) as accelerator:
+    with _accelerated(config) as accelerator, contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(locked(config.output))
         return _train(config, accelerator, saved)
 
 
@@ -103,6 +111,8 @@ def _train(config: RunConfig, accelerator: Accelerator, saved: dict[str, Any] | 
                 if stop.agreed(accelerator):
                     run.save()
                     raise Interrupted(128 + stop.signal)
+        if not run.best:  # a finished run, resumed without its best model
+            run.validate()
     return run.best
 
 
@@ -187,11 +197,16 @@ class _Run:
             is_best = not self.best or flatten(results)[config.criterion] > flatten(self.best)[config.criterion]
             if is_best:
                 self.best = {**results, "step": self.step, "epoch": epoch}
-                checkpoints.save_best(config.output, task.model)
             if config.progress:
                 tqdm.write(f"step {self.step}: {task.summary(results)}{'  (best)' if is_best else ''}")
         self.best = broadcast_object_list([self.best])[0]
         self.save()
+        self.keep_best()
+
+    def keep_best(self) -> None:
+        """Keep the model if it is the best one: after the state, from which whoever is killed in between makes up."""
+        if self.accelerator.is_main_process and self.best and self.best["step"] == self.step:
+            checkpoints.save_best(self.config.output, self.task.model)
 
     def save(self) -> None:
         """Save everything that a resumed run needs to be the same run."""
@@ -211,6 +226,7 @@ class _Run:
                     "random_states": random_states,
                     "adversary": [opponent.state_dict() for opponent in self._opponents],
                 },
+                keep=self.config.keep,
             )
         self.accelerator.wait_for_everyone()
 
@@ -227,6 +243,10 @@ class _Run:
         # A run may go on with another number of processes, though not bit for bit.
         random_states = saved["random_states"]
         checkpoints.restore_random_states(random_states[self.accelerator.process_index % len(random_states)])
+        self.keep_best()
+        if self.best and self.best["step"] != self.step and not (self.config.output / checkpoints.BEST).is_dir():
+            tqdm.write(f"{self.config.output / checkpoints.BEST} is gone; the best model from here on is kept")
+            self.best = {}
 
 
 class _SignalFlag:
@@ -271,20 +291,28 @@ def _accelerated(config: RunConfig) -> Iterator[Accelerator]:
 
 def _last_state(config: RunConfig) -> dict[str, Any] | None:
     """The state to resume from; None for a new run, which must not write over another one."""
-    if config.resume:
+    checkpoint, best = config.output / checkpoints.CHECKPOINT, config.output / checkpoints.BEST
+    if config.resume or (config.resume_if_present and checkpoint.exists()):
         saved = checkpoints.load_checkpoint(config.output)
+        if missing := STATE.difference(saved):
+            raise ValueError(f"{checkpoint} holds another kind of state: it lacks {', '.join(sorted(missing))}")
         _refuse_other_config(saved["config"], to_dict(config))
         return saved
-    if any((config.output / name).exists() for name in (checkpoints.CHECKPOINT, checkpoints.BEST)):
+    if checkpoint.exists():
         raise FileExistsError(
             f"{config.output} already holds a run; pass --resume to go on, or another --output to start a new one"
+        )
+    if best.exists():
+        raise FileExistsError(
+            f"{config.output} already holds a run's model, {best}, without a checkpoint to go on from; pass another "
+            "--output to start a new run"
         )
     return None
 
 
 def _refuse_other_config(saved: dict[str, Any], config: dict[str, Any]) -> None:
     """A resumed run may train longer or elsewhere, but not differently."""
-    free = {"output", "data.workers", "resume", "progress", "validate_every"}
+    free = {"output", "data.workers", "resume", "resume_if_present", "keep", "progress", "validate_every"}
     if config["optimizer"]["schedule"] != "cosine":  # which depends on the number of epochs
         free.add("epochs")
     old, new = flatten(saved), flatten(config)
