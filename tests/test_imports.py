@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import xmodal
+
 PACKAGE = Path(__file__).parents[1] / "xmodal"
 
 ORDER = [
@@ -90,3 +92,7 @@ def test_nothing_but_heads_and_objectives_is_loaded(fresh_import):
     assert rooms == {"heads", "objectives", "numerics"}
     files = [file for room in ("heads", "objectives") for file in (PACKAGE / room).rglob("*.py")]
     assert len(fresh_import) <= len(files) + 2, "beside them only xmodal itself and its numerics"
+
+
+def test_names_that_are_loaded_later_complete():
+    assert set(xmodal.__all__) <= set(dir(xmodal))

@@ -102,7 +102,4 @@ def _told(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MENDABLE):
         return 2, message or type(error).__name__
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        1,
-        f"{type(error).__name__}: {message} ({place.filename}, line {place.lineno}; {DEBUG} shows how it got there)",
-    )
+    return 1, f"{type(error).__name__} at {place.filename}, line {place.lineno}: {message} ({DEBUG_HELP})"

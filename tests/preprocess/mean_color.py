@@ -20,7 +20,7 @@ class MeanColor:
 
     def __init__(self, batches=None):
         """Waits for a signal after so many batches; None is never."""
-        self.batches_left = batches
+        self.batches_left, self.class_names = batches, {}
 
     def __call__(self, images):
         if self.batches_left is not None:

@@ -10,10 +10,12 @@ import signal
 import mean_color
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from preprocess import bottom_up_tsv, npz_folder, scan_npy
 from xmodal.data import RegionStore, RegionStoreWriter
+from xmodal.training.checkpoints import save_checkpoint
 
 resource = pytest.importorskip("resource", reason="limits on file sizes are Unix")
 DIM = 256
@@ -110,3 +112,9 @@ def test_a_store_that_was_cut_is_refused(tmp_path, share):
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match=r"train\.h5 is not an HDF5 file, or was cut off"):
         RegionStore(path)
+
+
+def test_a_checkpoint_names_the_full_disk(tmp_path):
+    failure = failure_on_a_full_disk(lambda: save_checkpoint(tmp_path, {"weight": torch.zeros(100_000)}), 100)
+    assert f"no room to write {tmp_path / 'checkpoint.pt'}" in failure
+    assert list(tmp_path.iterdir()) == []

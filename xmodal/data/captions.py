@@ -55,7 +55,7 @@ def load_captions(path: str | Path, split: str | None = None) -> list[Caption]:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no captions file at {path}. `python -m preprocess.captions --help` makes one.")
+        raise FileNotFoundError(f"no captions file at {path}. `xmodal prepare captions --help` makes one.")
     known: set[str] = set()
     with path.open("rb") as lines:
         captions = [_parse_line(line, known, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]

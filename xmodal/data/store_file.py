@@ -72,7 +72,7 @@ def open_checked(path: Path) -> Any:
     import h5py
 
     if not path.exists():
-        raise FileNotFoundError(f"no region store at {path}. The programs in preprocess/ make one.")
+        raise FileNotFoundError(f"no region store at {path}. `xmodal prepare --help` lists the programs that make one.")
     try:
         # No lock: a finished store never changes, and network file systems often cannot lock.
         file: Any = h5py.File(path, "r", locking=False)

@@ -171,7 +171,7 @@ class Vocabulary:
         """
         path = Path(path)
         if not path.exists():
-            raise FileNotFoundError(f"no vocabulary at {path}. `python -m preprocess.vocabulary --help` makes one.")
+            raise FileNotFoundError(f"no vocabulary at {path}. `xmodal prepare vocabulary --help` makes one.")
         try:
             words = _ordered(json.loads(path.read_text(encoding="utf-8")))
             if not set(SPECIAL_WORDS) <= set(words):

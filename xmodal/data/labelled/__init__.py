@@ -2,10 +2,10 @@
 
 Three sources say the same (see `load_labelled`):
 
-- an index, JSON lines with `path`, `class` and `split`, as `python -m preprocess.labelled_datasets` writes it; images
+- an index, JSON lines with `path`, `class` and `split`, as `xmodal prepare labelled` writes it; images
   stay where they are,
 - a folder with one folder a class,
-- an HDF5 file of precomputed features, as `python -m preprocess.labelled_datasets features` writes it.
+- an HDF5 file of precomputed features, as `xmodal prepare labelled features` writes it.
 """
 
 from xmodal.data.labelled.base import QUERY, LabelledBatch, LabelledSet, check_class_disjoint

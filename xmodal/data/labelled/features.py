@@ -1,4 +1,4 @@
-"""Precomputed features with their classes: the HDF5 file of `python -m preprocess.labelled_datasets features`."""
+"""Precomputed features with their classes: the HDF5 file of `xmodal prepare labelled features`."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def load_index(path: str | Path) -> list[LabelledImage]:
     with path.open("rb") as lines:
         images = [_parse_line(line, path, number) for number, line in enumerate(lines, start=1)]
     if not images:
-        raise ValueError(f"{path} is empty; `python -m preprocess.labelled_datasets --help` lists what makes an index")
+        raise ValueError(f"{path} is empty; `xmodal prepare labelled --help` lists what makes an index")
     return images
 
 

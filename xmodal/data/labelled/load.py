@@ -49,7 +49,7 @@ def load_labelled(
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"no labelled images at {path}. `python -m preprocess.labelled_datasets --help` lists what makes them."
+            f"no labelled images at {path}. `xmodal prepare labelled --help` lists what makes them."
         )
     wanted = [split] if isinstance(split, str) else split
     if path.suffix in (".h5", ".hdf5"):
