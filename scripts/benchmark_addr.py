@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from scripts.benchmark_heads import DIM, IMAGES, REGIONS, random_batch
-from xmodal.data import PairBatch
+from xmodal.data import PairBatch, RegionBatch
 from xmodal.model import Matcher
 from xmodal.objectives import HingeRanking
 from xmodal.training.adversary import Adversary
@@ -36,7 +36,8 @@ def pairs() -> PairBatch:
     features = torch.randn(IMAGES, REGIONS, FEATURE_DIM, generator=generator)
     tokens = torch.randint(4, WORDS, mask.shape, generator=generator) * mask
     index = torch.arange(IMAGES)
-    return PairBatch(features, torch.ones(IMAGES, REGIONS, dtype=torch.bool), tokens, mask, index, index)
+    images = RegionBatch(features, torch.ones(IMAGES, REGIONS, dtype=torch.bool))
+    return PairBatch(images, tokens, mask, index, index)
 
 
 def training_step(head: dict[str, Any], form: str | None) -> Callable[[PairBatch], None]:

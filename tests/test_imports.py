@@ -21,6 +21,7 @@ ORDER = [
     "scoring",
     "pretrained",
     "embedder",
+    "given",
     "model",
     "evaluation",
     "training",

@@ -46,7 +46,7 @@ def test_scores_are_those_of_every_pair_alone(store, head):
     assert scores.shape == (len(store), len(SENTENCES))
     tokens = [matcher.tokenizer([sentence]) for sentence in SENTENCES]
     for image in range(5):
-        features, mask = store.batch([image])
+        features, mask, _ = store.batch([image])
         alone = torch.cat([matcher(features, *pair[:1], mask, *pair[1:]) for pair in tokens], dim=1)
         torch.testing.assert_close(scores[image : image + 1], alone, atol=2e-5, rtol=0)
         torch.testing.assert_close(matcher.score(store[image], SENTENCES), alone, atol=2e-5, rtol=0)

@@ -53,7 +53,7 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "my_head.py").write_text(
         dedent(
             """
-            from torch import nn
+            from xmodal.encoders.base import TextEncoder
             from xmodal.heads import HEADS, VSRN, Head
 
             class Gated(Head):
@@ -70,7 +70,7 @@ def home(tmp_path, monkeypatch):
                 class Inner(Head):
                     pass
 
-            class Encoder(nn.Module):
+            class Encoder(TextEncoder):
                 def __init__(self, vocabulary_size: int, dim: int = 3):
                     super().__init__()
                     self.sizes = vocabulary_size, dim
@@ -115,7 +115,7 @@ def test_a_class_of_anybody_is_built_by_its_dotted_name(home, heads):
         ("my_head:SETTING", "is a int, not a class derived from"),
         (
             "my_head:Encoder",
-            "a class derived from torch.nn.modules.module.Module, not a class derived from xmodal.heads",
+            "a class derived from xmodal.encoders.base.TextEncoder, not a class derived from xmodal.heads",
         ),
         ("subprocess:Popen", "is a class derived from object, not a class derived from"),
         ("my_head.Gated", "unknown head 'my_head.Gated'.* name a class of your own package.module:Class"),

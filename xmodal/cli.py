@@ -139,19 +139,17 @@ def train(config: RunConfig) -> None:
 
 def evaluate(config: Evaluate) -> None:
     """Print a table of results."""
-    from xmodal.data import RegionStore, load_captions
-    from xmodal.data.captions import caption_image_index
+    from xmodal.data.split import open_split
     from xmodal.evaluation import format_table
     from xmodal.evaluation.matchers import evaluate_matchers
     from xmodal.evaluation.report import write_report
 
-    store = RegionStore(config.data.folder / f"{config.data.split}.h5")
-    captions = load_captions(config.data.folder / "captions.jsonl", config.data.split)
+    split = open_split(config.data.folder, config.data.split)
     results = evaluate_matchers(
         {str(path): _load(path) for path in config.models},
-        store,
-        [caption.caption for caption in captions],
-        caption_image_index(captions, store.image_id),
+        split.source,
+        split.sentences,
+        split.relevance.caption_image,
         protocol=config.protocol,
         progress=sys.stderr.isatty(),
     )
@@ -218,6 +216,7 @@ def inspect(config: Inspect) -> None:
     """Print and draw the regions of a photograph, and score it."""
     from xmodal.data.images import read_image
     from xmodal.encoders.extractors import EXTRACTORS
+    from xmodal.given import build_extractor
     from xmodal.names import build
     from xmodal.search.photograph import describe_regions, describe_scores
     from xmodal.search.pictures import draw_regions
@@ -228,9 +227,10 @@ def inspect(config: Inspect) -> None:
         raise ValueError("--sentences need --model to score them")
     image = read_image(config.image)
     matcher = None if config.model is None else _load(config.model)
-    extractor = (
-        build("extractor", EXTRACTORS, {"name": config.extractor}) if matcher is None else matcher.build_extractor()
-    )
+    if matcher is not None:
+        extractor = build_extractor(matcher.extractor)
+    else:
+        extractor = build("extractor", EXTRACTORS, {"name": config.extractor})
     (regions,) = extractor([image])
     scores = describe_scores(matcher, regions, config.sentences) if matcher is not None and config.sentences else []
     print(f"{config.image}: {image.width} x {image.height}, {len(regions.boxes)} regions by {extractor.name}")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from tqdm import tqdm
 
 from xmodal.data import Vocabulary
+from xmodal.data.region_store import RegionBatch
 from xmodal.data.vocabulary import END, PAD, SPECIAL_WORDS, START
 from xmodal.embedder import Embedder as Embedder
+from xmodal.encoders.base import EncodedSet, ImageEncoder, TextEncoder, Tokenizer
 from xmodal.encoders.bert import BERTEncoder
 from xmodal.encoders.gru import GRUEncoder
 from xmodal.encoders.regions import RegionProjection
+from xmodal.given import given_batches
 from xmodal.heads import HEADS, Attention
+from xmodal.inference import evaluating
 from xmodal.names import build, find, options_of, storable
 from xmodal.objectives.captioning import Captioner
 from xmodal.pretrained import Pretrained
@@ -24,20 +28,25 @@ from xmodal.scoring.blocks import bar_options, result_dtype
 from xmodal.scoring.memory import check_budget, fill_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    import numpy as np
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-    from xmodal.data import RegionStore
-    from xmodal.data.vocabulary import TokenBatch
-    from xmodal.encoders.region_extractor import RegionExtractor
+    from xmodal.data.image_source import ImageSource
+    from xmodal.given import GivenImage, GivenImages
     from xmodal.heads import Head
 
-IMAGE_ENCODERS: dict[str, type[nn.Module]] = {"regions": RegionProjection}
-TEXT_ENCODERS: dict[str, type[nn.Module]] = {"gru": GRUEncoder, "bert": BERTEncoder}
+IMAGE_ENCODERS: dict[str, type[ImageEncoder]] = {"regions": RegionProjection}
+TEXT_ENCODERS: dict[str, type[TextEncoder]] = {"gru": GRUEncoder, "bert": BERTEncoder}
 CAPTIONERS: dict[str, type[nn.Module]] = {"captioner": Captioner}
+
+BATCH_SIZE = 128
+"""Images that are encoded at once where nothing else is said."""
+
+ARCHITECTURE = "transformer"
+"""Folder of a saved matcher for what building its text encoder takes besides its options."""
 
 
 def needs_vocabulary(text: Mapping[str, Any]) -> bool:
@@ -49,26 +58,6 @@ def needs_vocabulary(text: Mapping[str, Any]) -> bool:
         (True, False)
     """
     return "vocabulary_size" in options_of(find("text encoder", TEXT_ENCODERS, text.get("name"))).named
-
-
-class Tokenizer(Protocol):
-    """Turns captions into padded numbers: `xmodal.data.Vocabulary`, or the subwords of a transformer."""
-
-    @property
-    def words(self) -> list[str]:
-        """Every word or subword, in the order of its number."""
-        ...
-
-    def __call__(self, captions: Sequence[str], /) -> TokenBatch:
-        """Numbers and mask, padded to the longest caption."""
-        ...
-
-
-class EncodedSet(NamedTuple):
-    """Encoded images or captions, padded to the longest: what a head takes."""
-
-    items: Float[Tensor, "set item dim"]
-    mask: Bool[Tensor, "set item"]
 
 
 class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
@@ -84,7 +73,7 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
             `xmodal.encoders.extractors.EXTRACTORS`, or `{"name": ..., **options}` (`RegionStore.extractor`); None if
             they came from elsewhere.
         captioner: options of an `xmodal.objectives.captioning.Captioner` that is trained jointly and lets the matcher
-            write captions (VSRN); None for none. Needs a vocabulary and a head with `reason` and `summarize`.
+            write captions (VSRN); None for none. Needs a vocabulary and a head whose `has_region_states` is true.
 
     Raises:
         ValueError: for an unknown name or option, with the nearest one that exists, for parts of different dim, and for
@@ -130,10 +119,15 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         self.captioner = None if captioner is None else _build_captioner(captioner, self.head, words)
 
     def encode_images(
-        self, region_features: Float[Tensor, "image region input_dim"]
+        self,
+        region_features: Float[Tensor, "image region input_dim"],
+        region_mask: Bool[Tensor, "image region"] | None = None,
     ) -> Float[Tensor, "image region dim"]:
-        """Region features into the joint space."""
-        return self.image_encoder(region_features)
+        """Bare region features into the joint space; without a mask all are real. The encoder itself takes batches."""
+        if region_mask is None:
+            region_mask = torch.ones(region_features.shape[:2], dtype=torch.bool, device=region_features.device)
+        items, _ = self.image_encoder(RegionBatch(region_features, region_mask))
+        return items
 
     def encode_captions(
         self, tokens: Int[Tensor, "caption word"], word_mask: Bool[Tensor, "caption word"]
@@ -149,26 +143,21 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         word_mask: Bool[Tensor, "caption word"],
     ) -> Float[Tensor, "image caption"]:
         """Scores of every image against every caption."""
-        regions, words = self.encode_images(region_features), self.encode_captions(tokens, word_mask)
-        return self.head(regions, words, region_mask, word_mask)
+        regions = EncodedSet(*self.image_encoder(RegionBatch(region_features, region_mask)))
+        return self.head(regions.items, self.encode_captions(tokens, word_mask), regions.mask, word_mask)
 
-    @torch.inference_mode()
     def embed_store(
-        self, store: RegionStore, *, images: range | None = None, batch_size: int = 128, progress: bool = False
+        self, store: ImageSource, *, images: range | None = None, batch_size: int = BATCH_SIZE, progress: bool = False
     ) -> EncodedSet:
-        """Encode the images of a store, in its order: all, or some of them."""
+        """Encode the images of a source, a region store say, in its order: all, or some of them; in evaluation mode."""
         images = range(len(store)) if images is None else images
         batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        with evaluating(self):
+            bar = tqdm(batches, "images", unit="batch", **bar_options(progress))
+            return _join(self._encode(store.batch(batch)) for batch in bar)
 
-        def encode(images: range) -> EncodedSet:
-            features, mask = (field.to(self.device) for field in store.batch(images))
-            return EncodedSet(self.encode_images(features), mask)
-
-        return _join(map(encode, tqdm(batches, "images", unit="batch", **bar_options(progress))))
-
-    @torch.inference_mode()
     def embed_captions(self, captions: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> EncodedSet:
-        """Tokenize and encode captions, in their order.
+        """Tokenize and encode captions, in their order, in evaluation mode.
 
         Raises:
             ValueError: there is no caption, or one has no words.
@@ -176,14 +165,15 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         batches = [captions[start : start + batch_size] for start in range(0, len(captions), batch_size)]
 
         def encode(some: Sequence[str]) -> EncodedSet:
-            tokens, mask = (field.to(self.device) for field in self.tokenizer(some))
+            tokens, mask = send_to_device(self.tokenizer(some), self.device)
             return EncodedSet(self.encode_captions(tokens, mask), mask)
 
-        return _join(map(encode, tqdm(batches, "captions", unit="batch", **bar_options(progress))))
+        with evaluating(self):
+            return _join(map(encode, tqdm(batches, "captions", unit="batch", **bar_options(progress))))
 
     def score_all(
         self,
-        store: RegionStore,
+        store: ImageSource,
         captions: Sequence[str],
         *,
         images: range | None = None,
@@ -193,35 +183,39 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         overwrite: bool = False,
         **options: Any,
     ) -> Float[Tensor, "image caption"]:
-        """Scores of every image of a store, or of some of them, against every caption.
+        """Scores of every image of a source, or of some of them, against every caption, in evaluation mode.
 
         Images are encoded and scored part by part, as many at a time as fit the budget; captions are encoded once and
         kept. Options and errors are those of `xmodal.scoring.score_all`.
+
+        Args:
+            store: the images: a region store, a folder of pixels, or another `xmodal.data.image_source.ImageSource`.
+            captions: the captions.
+            images: positions in the source; None for all.
+            budget_bytes: memory that the encoded images of a part, and scoring it, may take.
+            progress: show bars.
+            out: `.npy` file to write the scores to, for results larger than memory.
+            overwrite: replace `out` if it exists.
+            options: as for `xmodal.scoring.score_all`.
         """
-        sentences = self.embed_captions(captions, progress=progress)
-        options |= {"budget_bytes": budget_bytes, "progress": progress}
-        image_bytes = max(1, store.max_regions * sentences.items[0, 0].nbytes)
-        part = max(1, check_budget(budget_bytes, self.device) // image_bytes)
-
         chosen = range(len(store)) if images is None else images
+        budget = check_budget(budget_bytes, self.device)
+        options |= {"budget_bytes": budget_bytes, "progress": progress}
+        with evaluating(self):
+            sentences = self.embed_captions(captions, progress=progress)
 
-        def fill(scores: Tensor) -> None:
-            for start in range(0, len(chosen), part):
-                regions, mask = self.embed_store(store, images=chosen[start : start + part], progress=progress)
-                scores[start : start + part] = score_all(
-                    self.head, regions, sentences.items, mask, sentences.mask, **options
-                )
+            def fill(scores: Tensor) -> None:
+                start = 0
+                for regions, mask in self._encode_parts(store, chosen, budget, progress):
+                    part = score_all(self.head, regions, sentences.items, mask, sentences.mask, **options)
+                    scores[start : start + len(part)] = part
+                    start += len(part)
 
-        dtype = result_dtype(options.get("dtype") or sentences.items.dtype)
-        return fill_matrix((len(chosen), len(captions)), dtype, out, overwrite, fill)
+            dtype = result_dtype(options.get("dtype") or sentences.items.dtype)
+            return fill_matrix((len(chosen), len(captions)), dtype, out, overwrite, fill)
 
-    @torch.inference_mode()
-    def score(
-        self,
-        images: Tensor | np.ndarray | str | Path | list[Any] | tuple[Any, ...],
-        captions: str | Sequence[str],
-    ) -> Float[Tensor, "image caption"]:
-        """Scores of one image or many against one sentence or many.
+    def score(self, images: GivenImages, captions: str | Sequence[str]) -> Float[Tensor, "image caption"]:
+        """Scores of one image or many against one sentence or many, in evaluation mode.
 
         Args:
             images: region features `(region, dim)` of one image (a row of a region store, an array), the path of an
@@ -233,15 +227,13 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
                 an empty sentence, or an empty list.
             FileNotFoundError: for a file that is not there.
         """
-        regions = self._encode_given(images)
-        sentences = self.embed_captions([captions] if isinstance(captions, str) else captions)
-        return score_all(self.head, regions.items, sentences.items, regions.mask, sentences.mask)
+        with evaluating(self):
+            regions = self._encode_given(images)
+            sentences = self.embed_captions([captions] if isinstance(captions, str) else captions)
+            return score_all(self.head, regions.items, sentences.items, regions.mask, sentences.mask)
 
-    @torch.inference_mode()
-    def caption(
-        self, images: Tensor | np.ndarray | str | Path | list[Any] | tuple[Any, ...], *, beam_size: int = 5
-    ) -> list[str]:
-        """Sentences that the jointly trained captioner writes for images, given as for `score`.
+    def caption(self, images: GivenImages, *, beam_size: int = 5) -> list[str]:
+        """Sentences that the jointly trained captioner writes for images, in evaluation mode.
 
         Args:
             images: as for `score`.
@@ -252,82 +244,66 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         """
         if self.captioner is None:
             raise ValueError("this matcher has no captioner; train one with model.captioner, as the VSRN recipes do")
-        regions = self._encode_given(images)
-        states = self.head.reason(regions.items, regions.mask)
-        written = self.captioner.beam(states, regions.mask, beam_size=beam_size).tokens
+        with evaluating(self):
+            regions = self._encode_given(images)
+            states = self.head.image_stages(regions.items, regions.mask).states
+            written = self.captioner.beam(states, regions.mask, beam_size=beam_size).tokens
         words = self.tokenizer.words
         return [
             " ".join(words[token] for token in row if words[token] not in SPECIAL_WORDS) for row in written.tolist()
         ]
 
-    @torch.inference_mode()
-    def attention(self, region_features: Float[Tensor, "region input_dim"], caption: str) -> Attention:
-        """Where each token of one caption looks among the regions of one image; see `Head.attention`."""
-        tokens, word_mask = self.tokenizer([caption])
-        regions = self.encode_images(region_features[None].to(self.device))
-        words = self.encode_captions(tokens.to(self.device), word_mask.to(self.device))
-        return self.head.attention(regions, words, None, word_mask.to(self.device))
+    def attention(self, image: GivenImage, caption: str) -> Attention:
+        """Where each token of one caption looks among the regions of one image, in evaluation mode.
+
+        Args:
+            image: as for `score`.
+            caption: the sentence.
+
+        Returns:
+            As `Head.attention` of one pair; its rows are the tokens of `token_words`.
+        """
+        with evaluating(self):
+            regions, words = self._encode_given([image]), self.embed_captions([caption])
+            return self.head.attention(regions.items, words.items, regions.mask, words.mask)
 
     def token_words(self, caption: str) -> list[str]:
         """The tokens of a caption as the model knows them, in the order of `attention`'s rows."""
         words = self.tokenizer.words
         return [words[token] for token in self.tokenizer([caption]).tokens[0].tolist()]
 
-    def _encode_given(self, images: Any) -> EncodedSet:
-        """Encode what a user gave as one image or many."""
-        if isinstance(images, (str, Path)) or (not isinstance(images, (list, tuple)) and images.ndim == 2):
-            images = [images]
-        return _join(
-            EncodedSet(
-                self.encode_images(item[None].to(self.device)),
-                torch.ones(1, len(item), dtype=torch.bool, device=self.device),
-            )
-            for item in self._region_features(list(images))
-        )
+    def _encode(self, batch: Any) -> EncodedSet:
+        """A batch of a source or of given images into the joint space."""
+        return EncodedSet(*self.image_encoder(send_to_device(batch, self.device)))
 
-    def _region_features(self, images: list[Any]) -> list[Float[Tensor, "region input_dim"]]:
-        files = [Path(image) for image in images if isinstance(image, (str, Path))]
-        for file in files:
-            if not file.is_file():
-                raise FileNotFoundError(f"image {file} does not exist")
-        extracted = iter(self._extract(files)) if files else iter(())
-        features = [
-            next(extracted) if isinstance(image, (str, Path)) else torch.as_tensor(image).float() for image in images
-        ]
-        for position, item in enumerate(features):
-            if item.ndim != 2 or len(item) == 0:
-                raise ValueError(
-                    f"image {position}: region features must be (region, dim) with at least one region, "
-                    f"got {tuple(item.shape)}"
-                )
-        return features
+    def _encode_given(self, images: GivenImages) -> EncodedSet:
+        """What a user gave as one image or many into the joint space."""
+        return _join(map(self._encode, given_batches(images, self.image_encoder, self.extractor)))
 
-    def _extract(self, files: list[Path]) -> list[Float[Tensor, "region input_dim"]]:
-        from xmodal.data.images import read_image
-
-        return [regions.features for regions in self.build_extractor()([read_image(file) for file in files])]
-
-    def build_extractor(self) -> RegionExtractor:
-        """What finds the regions of photographs in the way in which those were found that the matcher was trained on.
-
-        Raises:
-            ValueError: the matcher does not know its extractor.
-            FileNotFoundError: the extractor's weights are not on this machine; the message says what to download.
-        """
-        from xmodal.encoders.extractors import EXTRACTORS
-
-        options = self.extractor if isinstance(self.extractor, dict) else {"name": self.extractor}
-        if options["name"] not in EXTRACTORS:
-            raise ValueError(
-                f"this matcher was trained on region features of extractor {options['name']!r}, which is not one of "
-                f"{', '.join(EXTRACTORS)}; extract the features yourself and pass them instead of image files"
-            )
-        return build("extractor", EXTRACTORS, options)
+    def _encode_parts(self, source: ImageSource, images: range, budget: int, progress: bool) -> Iterator[EncodedSet]:
+        """Some images of a source, as many at a time as fit a budget of bytes, but at least one."""
+        held: list[EncodedSet] = []
+        start, batch_size = 0, 1
+        with tqdm(total=len(images), desc="images", unit="image", **bar_options(progress)) as bar:
+            while start < len(images):
+                batch = self._encode(source.batch(images[start : start + batch_size]))
+                fitting = max(1, budget // batch.items[0].nbytes)
+                if fitting < len(batch.items):  # it holds an image of more regions than those before: again, in parts
+                    batch_size = fitting
+                    continue
+                if held and _bytes_together([*held, batch]) > budget:
+                    yield _join(held)
+                    held = []
+                held.append(batch)
+                start += len(batch.items)
+                bar.update(len(batch.items))
+                batch_size = min(BATCH_SIZE, fitting)
+        if held:
+            yield _join(held)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
-        if isinstance(self.text_encoder, BERTEncoder):
-            self.text_encoder.save_architecture(save_directory / "transformer")
+        self.text_encoder.save_architecture(save_directory / ARCHITECTURE)
 
     def _options_to_save(self, options: dict[str, Any]) -> dict[str, Any]:
         parts = {"image": ("image encoder", IMAGE_ENCODERS), "text": ("text encoder", TEXT_ENCODERS)}
@@ -338,13 +314,14 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
 
     @classmethod
     def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-        if (folder / "transformer").is_dir():
-            options["text"] = {**options["text"], "model": str(folder / "transformer"), "load_weights": False}
+        if (folder / ARCHITECTURE).is_dir():
+            kind: Any = find("text encoder", TEXT_ENCODERS, options["text"].get("name"))
+            options["text"] = kind.options_to_load(options["text"], folder / ARCHITECTURE)
         return options
 
 
 def _build_captioner(options: dict[str, Any], head: Head, vocabulary: Vocabulary | None) -> Captioner:
-    if not hasattr(head, "reason") or vocabulary is None:
+    if not head.has_region_states or vocabulary is None:
         raise ValueError(
             f"a captioner needs a vocabulary and a head with region states, as VSRN has; the head is {head}"
         )
@@ -359,6 +336,12 @@ def _check_same_dim(image: int, text: int) -> None:
             f"the image encoder has dim {image} and the text encoder dim {text}; "
             "both encode into one joint space, so give them the same dim"
         )
+
+
+def _bytes_together(batches: Sequence[EncodedSet]) -> int:
+    """Bytes of the items of batches once they are padded to the longest."""
+    longest = max(items.shape[1] for items, _ in batches)
+    return sum(items.nbytes // items.shape[1] * longest for items, _ in batches)
 
 
 def _join(batches: Iterable[EncodedSet]) -> EncodedSet:

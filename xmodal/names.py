@@ -36,7 +36,7 @@ class Kind:
 
 KINDS = {
     "image encoder": Kind(group="xmodal.encoders"),
-    "text encoder": Kind(group="xmodal.encoders"),
+    "text encoder": Kind("xmodal.encoders.base:TextEncoder", "xmodal.encoders"),
     "head": Kind("xmodal.heads:Head", "xmodal.heads"),
     "objective": Kind(group="xmodal.objectives"),
     "adversary": Kind("xmodal.objectives:ADDR", "xmodal.adversaries"),

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from preprocess import regions
 from scripts.demo import emoji_scenes
-from xmodal.data import RegionStore, Vocabulary, load_captions
-from xmodal.data.captions import caption_image_index
+from xmodal.data import Vocabulary, load_captions
+from xmodal.data.split import open_split
 from xmodal.evaluation import evaluate_protocol, format_table
 from xmodal.evaluation.pointing import pointing_accuracy
 from xmodal.evaluation.report import plot_learning_curves, write_report
@@ -50,9 +50,8 @@ def main(config: Demo) -> None:
     _prepare(data, config.seed)
     matchers = {title: _train(title, recipe, config) for title, recipe in MODELS.items()}
 
-    store, captions = RegionStore(data / "test.h5"), load_captions(data / "captions.jsonl", "test")
-    sentences = [caption.caption for caption in captions]
-    caption_image = caption_image_index(captions, store.image_id)
+    split = open_split(data, "test")
+    store, sentences, caption_image = split.source, split.sentences, split.relevance.caption_image
     scores = {name: matcher.score_all(store, sentences) for name, matcher in matchers.items()}
     results = {name: evaluate_protocol(matrix, caption_image) for name, matrix in scores.items()}
     print(f"\n== test split: {len(store)} scenes with things that training never showed\n{format_table(results)}")

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from scripts.experiments.study import TEST, gain, remembered, spread, train_all, validation
-from xmodal.data import RegionStore, load_captions
-from xmodal.data.captions import caption_image_index
+from xmodal.data.split import open_split
 from xmodal.evaluation import evaluate_protocol
 from xmodal.evaluation.report import RECALLS, markdown_table
 from xmodal.model import Matcher
@@ -230,10 +229,9 @@ def test(run: TrainConfig) -> dict[str, Any]:
     """Test results of a run's best checkpoint, computed once."""
 
     def evaluate() -> dict[str, Any]:
-        store = RegionStore(run.data.folder / "test.h5")
-        captions = load_captions(run.data.folder / "captions.jsonl", "test")
-        scores = Matcher.from_pretrained(run.output / BEST).score_all(store, [caption.caption for caption in captions])
-        return evaluate_protocol(scores, caption_image_index(captions, store.image_id))
+        split = open_split(run.data.folder, "test")
+        scores = Matcher.from_pretrained(run.output / BEST).score_all(split.source, split.sentences)
+        return evaluate_protocol(scores, split.relevance.caption_image)
 
     return remembered(run.output / TEST, evaluate)
 

@@ -47,16 +47,17 @@ def test_a_batch_is_its_pairs(store, indices):
         caption = CAPTIONS[index]
         image = store.index(caption.image_id)
         assert batch.image[place] == image
-        assert torch.equal(batch.region_features[place][batch.region_mask[place]], store[image])
+        assert torch.equal(batch.images.regions[place][batch.images.region_mask[place]], store[image])
         assert batch.tokens[place][batch.word_mask[place]].tolist() == VOCABULARY.encode(caption.caption)
-    assert batch.region_mask.any(0).all()
+    assert batch.images.region_mask.any(0).all()
     assert batch.word_mask.any(0).all()
 
 
 def test_one_item_is_a_batch_of_one(store):
     dataset = PairDataset(store, CAPTIONS, VOCABULARY)
-    assert all(torch.equal(a, b) for a, b in zip(dataset[1], dataset.__getitems__([1]), strict=True))
-    assert dataset[1].region_features.shape == (1, 1, 3)
+    (images, *one), (same_images, *same) = dataset[1], dataset.__getitems__([1])
+    assert all(torch.equal(a, b) for a, b in zip([*images[:2], *one], [*same_images[:2], *same], strict=True))
+    assert dataset[1].images.regions.shape == (1, 1, 3)
 
 
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (1, "spawn")])

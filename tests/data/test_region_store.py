@@ -112,7 +112,7 @@ def test_what_the_detector_said_and_how_it_was_built(tmp_path):
 
 
 def test_read_all_is_every_image(path, images):
-    regions, mask = RegionStore(path).read_all()
+    regions, mask, _ = RegionStore(path).read_all()
     np.testing.assert_array_equal(regions[mask], np.concatenate(images))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from xmodal.data import RegionBatch
 from xmodal.encoders.regions import RegionProjection
 
 
@@ -14,9 +15,17 @@ def test_projection_is_linear_then_l2(weight_norm):
     encoder = RegionProjection(5, 7, weight_norm=weight_norm)
     features = torch.randn(2, 3, 5)
     plain = features @ encoder.projection.weight.T + encoder.projection.bias
-    torch.testing.assert_close(encoder(features), plain / plain.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(encoder.project(features), plain / plain.norm(dim=-1, keepdim=True))
     bare = RegionProjection(5, 7, normalize=False)
-    torch.testing.assert_close(bare(features), features @ bare.projection.weight.T)
+    torch.testing.assert_close(bare.project(features), features @ bare.projection.weight.T)
+
+
+def test_a_batch_is_projected_and_keeps_its_mask():
+    encoder, features = RegionProjection(5, 7), torch.randn(2, 3, 5)
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    items, item_mask = encoder(RegionBatch(features, mask))
+    assert torch.equal(items, encoder.project(features))
+    assert item_mask is mask
 
 
 def test_initialization_is_xavier_with_zero_bias():
@@ -40,10 +49,10 @@ def test_weight_norm_has_one_length_for_the_whole_weight():
 
 def test_an_empty_region_has_a_finite_gradient():
     encoder = RegionProjection(5, 7)
-    encoder(torch.zeros(1, 2, 5)).sum().backward()
+    encoder.project(torch.zeros(1, 2, 5)).sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
 
 
 def test_features_of_another_dim_are_refused():
     with pytest.raises(ValueError, match="have dim 4, this encoder takes 5"):
-        RegionProjection(5, 7)(torch.zeros(1, 2, 4))
+        RegionProjection(5, 7).project(torch.zeros(1, 2, 4))

@@ -6,6 +6,7 @@ import torch
 
 from xmodal.data import RegionStore, RegionStoreWriter
 from xmodal.model import Matcher
+from xmodal.scoring import score_all
 
 CAPTIONS = ["a dog", "a cat a cat", "dog", "a", "cat dog cat"]
 
@@ -33,10 +34,11 @@ def matcher():
 
 def test_images_streamed_from_the_store_score_as_when_all_are_encoded_at_once(matcher, store, tmp_path, monkeypatch):
     expected = matcher.score_all(store, CAPTIONS)
-    encoded, embed = [], matcher.embed_store
-    monkeypatch.setattr(matcher, "embed_store", lambda *a, **k: encoded.append(k["images"]) or embed(*a, **k))
+    scored = []
+    monkeypatch.setattr("xmodal.model.score_all", lambda *a, **k: scored.append(a[1]) or score_all(*a, **k))
     scores = matcher.score_all(store, CAPTIONS, budget_bytes=300, out=tmp_path / "scores.npy")
-    assert len(encoded) > 2
-    assert sum(map(len, encoded)) == len(store)
+    assert len(scored) > 2
+    assert sum(map(len, scored)) == len(store)
+    assert max(items.nbytes for items in scored if len(items) > 1) <= 300
     torch.testing.assert_close(scores, expected, atol=2e-5, rtol=0)
     assert np.array_equal(np.load(tmp_path / "scores.npy"), scores.numpy())

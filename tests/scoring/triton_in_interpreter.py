@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal.data import PairBatch
+from xmodal.data import PairBatch, RegionBatch
 from xmodal.heads import BFAN, SCAN, SCAN_PUBLISHED
 from xmodal.model import Matcher
 from xmodal.objectives import HingeRanking
@@ -164,7 +164,8 @@ def test_training_with_the_kernel_is_training_with_the_head():
     _, word_mask = draw_side([2, 8, 5, 3], 8, 12, generator)
     tokens = torch.randint(4, 9, word_mask.shape, generator=generator)
     order = word_mask.sum(1, keepdim=True) > torch.arange(8)  # a GRU reads from the first word on
-    batch = PairBatch(features.nan_to_num(1.0), region_mask, tokens, order, torch.arange(4), torch.arange(4))
+    images = RegionBatch(features.nan_to_num(1.0), region_mask)
+    batch = PairBatch(images, tokens, order, torch.arange(4), torch.arange(4))
     torch.manual_seed(0)
     matcher = Matcher(
         image={"name": "regions", "input_dim": 12, "dim": 16},

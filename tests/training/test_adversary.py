@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from xmodal.data import PairBatch
+from xmodal.data import PairBatch, RegionBatch
 from xmodal.model import Matcher
 from xmodal.objectives import HingeRanking
 from xmodal.objectives.addr import FORMS
@@ -43,8 +43,7 @@ def make_batch(seed: int = 0, pairs: int = 8) -> PairBatch:
     region_mask = torch.arange(3) < torch.randint(1, 4, (pairs, 1), generator=generator)
     word_mask = torch.arange(5) < torch.randint(1, 6, (pairs, 1), generator=generator)
     return PairBatch(
-        torch.randn(pairs, 3, 5, dtype=torch.float64, generator=generator),
-        region_mask,
+        RegionBatch(torch.randn(pairs, 3, 5, dtype=torch.float64, generator=generator), region_mask),
         torch.randint(0, 7, (pairs, 5), generator=generator) * word_mask,
         word_mask,
         torch.arange(pairs).clamp_min(1),
@@ -163,7 +162,7 @@ def test_mixed_precision_leaves_the_discriminators_in_float32():
     module, adversary = step_module("scan").float(), make_adversary("amortized")
     adversary.addr.float()
     batch = make_batch()
-    batch = batch._replace(region_features=batch.region_features.float())
+    batch = batch._replace(images=batch.images._replace(regions=batch.images.regions.float()))
     with torch.autocast("cpu", torch.bfloat16):
         terms = module(batch, 0, adversary)
     terms["total"].backward()

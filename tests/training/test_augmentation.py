@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xmodal.data import PairBatch
+from xmodal.data import PairBatch, RegionBatch
 from xmodal.training.augmentation import drop_at_random, shrink
 
 
@@ -12,7 +12,8 @@ def test_what_is_kept_is_real_in_order_and_never_nothing(seed, share):
     lengths = torch.randint(1, 8, (5,))
     mask = torch.arange(7) < lengths[:, None]
     items = torch.arange(1, 8).expand(5, 7).masked_fill(~mask, -1)
-    kept, kept_mask = drop_at_random(items, mask, share)
+    chosen = drop_at_random(mask, share)
+    kept, kept_mask = chosen.of(items), chosen.mask
     for row, row_mask, length in zip(kept, kept_mask, lengths.tolist(), strict=True):
         real = row[row_mask].tolist()
         assert real == sorted(set(real) & set(range(1, length + 1)))
@@ -24,18 +25,19 @@ def test_what_is_kept_is_real_in_order_and_never_nothing(seed, share):
 def test_about_the_share_is_dropped():
     torch.manual_seed(0)
     mask = torch.ones(200, 50, dtype=torch.bool)
-    _, kept = drop_at_random(torch.zeros(200, 50, 3), mask, 0.2)
+    kept = drop_at_random(mask, 0.2).mask
     assert 0.78 < kept.sum() / mask.sum() < 0.82
 
 
 def test_nothing_to_drop_leaves_the_batch_and_the_generator_alone():
-    batch = PairBatch(
-        torch.rand(2, 3, 4), torch.ones(2, 3).bool(), torch.ones(2, 5), torch.ones(2, 5).bool(), *[[0, 1]] * 2
-    )
+    images = RegionBatch(torch.rand(2, 3, 4), torch.ones(2, 3).bool(), torch.rand(2, 3, 4))
+    batch = PairBatch(images, torch.ones(2, 5), torch.ones(2, 5).bool(), *[[0, 1]] * 2)
     before = torch.get_rng_state()
     assert shrink(batch, 0.0, 0.0) is batch
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
     smaller = shrink(batch, 0.5, 0.5)
-    assert smaller.region_features.shape[:2] == smaller.region_mask.shape
+    assert smaller.images.regions.shape[:2] == smaller.images.boxes.shape[:2] == smaller.images.region_mask.shape
+    kept = smaller.images.boxes[smaller.images.region_mask]
+    assert all((box == images.boxes).all(dim=-1).any() for box in kept), "boxes go with their regions"
     assert smaller.tokens.shape == smaller.word_mask.shape

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xmodal.data import PairBatch
+from xmodal.data import PairBatch, RegionBatch
 from xmodal.model import Matcher
 from xmodal.objectives import HingeRanking
 from xmodal.objectives.captioning import caption_labels
@@ -28,18 +28,19 @@ def make_batch(matcher):
     tokens, word_mask = matcher.tokenizer(CAPTIONS)
     region_mask = torch.arange(5) < torch.tensor([5, 3, 4, 1])[:, None]
     features = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
-    return PairBatch(features, region_mask, tokens, word_mask, torch.arange(4), torch.arange(4))
+    return PairBatch(RegionBatch(features, region_mask), tokens, word_mask, torch.arange(4), torch.arange(4))
 
 
 def test_total_is_ranking_plus_weighted_captioning():
     matcher = make_matcher().eval()
     batch = make_batch(matcher)
     terms = MatchingStep(matcher, HingeRanking(), captioning_weight=0.5)(batch, 0)
-    scores = matcher(batch.region_features, batch.tokens, batch.region_mask, batch.word_mask)
+    features, region_mask, _ = batch.images
+    scores = matcher(features, batch.tokens, region_mask, batch.word_mask)
     torch.testing.assert_close(terms["ranking"], HingeRanking()(scores, batch.image, step=0)["total"])
-    states = matcher.head.reason(matcher.encode_images(batch.region_features), batch.region_mask)
+    states = matcher.head.reason(matcher.encode_images(features), region_mask)
     labels = caption_labels(batch.tokens, batch.word_mask)
-    torch.testing.assert_close(terms["captioning"], matcher.captioner.loss(states, *labels, batch.region_mask))
+    torch.testing.assert_close(terms["captioning"], matcher.captioner.loss(states, *labels, region_mask))
     torch.testing.assert_close(terms["total"], terms["ranking"] + 0.5 * terms["captioning"])
 
 
@@ -58,7 +59,7 @@ def test_jointly_trained_captioner_learns_to_write_the_captions(tmp_path):
         step_module(batch, step)["total"].backward()
         optimizer.step()
     matcher.eval()
-    images = [features[mask] for features, mask in zip(batch.region_features, batch.region_mask, strict=True)]
+    images = [features[mask] for features, mask in zip(*batch.images[:2], strict=True)]
     assert matcher.caption(images) == CAPTIONS
     assert matcher.caption(images[1], beam_size=1) == [CAPTIONS[1]]
     matcher.save_pretrained(tmp_path / "model")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from xmodal.data import PairBatch
+from xmodal.data import PairBatch, RegionBatch
 from xmodal.model import Matcher
 from xmodal.names import build
 from xmodal.objectives import OBJECTIVES
@@ -67,8 +67,7 @@ def half(process: int) -> PairBatch:
     region_mask = torch.arange(regions) < torch.randint(1, regions + 1, (4, 1), generator=generator)
     word_mask = torch.arange(words) < torch.randint(1, words + 1, (4, 1), generator=generator)
     return PairBatch(
-        torch.randn(4, regions, 5, dtype=torch.float64, generator=generator),
-        region_mask,
+        RegionBatch(torch.randn(4, regions, 5, dtype=torch.float64, generator=generator), region_mask),
         torch.randint(0, 7, (4, words), generator=generator) * word_mask,
         word_mask,
         torch.tensor([0, 1, 2, 3]) + 3 * process,
@@ -80,10 +79,13 @@ def joined() -> PairBatch:
     def pad(tensor: torch.Tensor, length: int) -> torch.Tensor:
         return nn.functional.pad(tensor, [0, 0] * (tensor.ndim - 2) + [0, length - tensor.shape[1]])
 
-    halves = zip(half(0), half(1), strict=True)
-    return PairBatch(
-        *(torch.cat([pad(t, max(a.shape[1], b.shape[1])) if t.ndim > 1 else t for t in (a, b)]) for a, b in halves)
-    )
+    def join(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        longest = max(one.shape[1], other.shape[1]) if one.ndim > 1 else 0
+        return torch.cat([pad(half, longest) if half.ndim > 1 else half for half in (one, other)])
+
+    (images, *rest), (other_images, *other_rest) = half(0), half(1)
+    regions = RegionBatch(*map(join, images[:2], other_images[:2]))
+    return PairBatch(regions, *map(join, rest, other_rest))
 
 
 def work(process: int, folder) -> None:

@@ -12,10 +12,11 @@ import torch
 
 from xmodal.data import RegionStore, RegionStoreWriter, load_captions
 from xmodal.data.captions import caption_image_index
+from xmodal.data.split import open_split
 from xmodal.evaluation import evaluate_retrieval
 from xmodal.model import Matcher
 from xmodal.training import checkpoints, matching, trainer
-from xmodal.training.matching import MatchingTask, ValidationSplit
+from xmodal.training.matching import MatchingTask
 from xmodal.training.step import MatchingStep
 from xmodal.training.trainer import Interrupted, train
 
@@ -59,9 +60,9 @@ def test_training_learns_and_keeps_the_best_model(config, change, data_folder, r
     assert lines[-1]["epoch"] == 15
 
     matcher = Matcher.from_pretrained(config.output / "best")
-    split = ValidationSplit(RegionStore(data_folder / "dev.h5"), config.data)
-    scores = matcher.score_all(split.store, split.sentences)
-    assert split.evaluate(scores, "plain")["rsum"] == best["rsum"]
+    split = open_split(data_folder, "dev")
+    scores = matcher.score_all(split.source, split.sentences)
+    assert evaluate_retrieval(scores, split.relevance.caption_image)["rsum"] == best["rsum"]
     assert matcher.extractor == {"name": "by hand"}
     assert f"rsum {best['rsum']:.1f}  (best)" in capsys.readouterr().out
 
@@ -252,7 +253,7 @@ def test_a_gradient_that_is_not_finite_stops_too(config, monkeypatch):
 
 def test_an_unwritable_output_is_refused_before_training(config, change, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(matching, "ValidationSplit", lambda *_: pytest.fail("came too far"))
+    monkeypatch.setattr(matching, "open_source", lambda *_: pytest.fail("came too far"))
     with pytest.raises(OSError, match=r"cannot write .*file/run"):
         train(change(config, output=tmp_path / "file" / "run"))
 
@@ -278,7 +279,7 @@ def folder_with(data_folder, tmp_path, split, dim=8, ids=None):
 
 
 def test_splits_of_different_dim_are_refused(config, change, data_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"'train' has region features of dim 8 and split 'dev' of dim 5"):
+    with pytest.raises(ValueError, match=r"'train' has images of input_dim 8 and split 'dev' of input_dim 5"):
         train(change(config, data__folder=folder_with(data_folder, tmp_path, "dev", dim=5)))
 
 
@@ -325,7 +326,7 @@ def test_a_validation_image_without_caption_is_refused(config, change, data_fold
         ),
         ({"scoring": "triton"}, "the Triton kernel needs a CUDA device"),
         ({"protocol": "f30k_1k"}, "did you mean 'f30k-1k'"),
-        ({"protocol": "coco-5k"}, "takes 5000 images and 25000 captions, but the scores are 10 x"),
+        ({"protocol": "coco-5k"}, "takes 5000 images and 25000 captions, but there are 10 x"),
         ({"data__train": "trian"}, "trian.h5"),
     ],
 )

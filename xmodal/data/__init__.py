@@ -3,7 +3,7 @@
 from xmodal.data.captions import Caption, load_captions, save_captions
 from xmodal.data.labelled import LabelledBatch, LabelledFeatures, LabelledImages, image_transform, load_labelled
 from xmodal.data.pairs import PairBatch, PairDataset
-from xmodal.data.region_store import RegionStore, RegionStoreWriter
+from xmodal.data.region_store import RegionBatch, RegionStore, RegionStoreWriter
 from xmodal.data.relevance import Relevance, load_relevance
 from xmodal.data.vocabulary import Vocabulary, tokenize
 
@@ -14,6 +14,7 @@ __all__ = [
     "LabelledImages",
     "PairBatch",
     "PairDataset",
+    "RegionBatch",
     "RegionStore",
     "RegionStoreWriter",
     "Relevance",

@@ -14,11 +14,11 @@ from xmodal.data.captions import caption_image_index
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Int
     from torch import Tensor
 
     from xmodal.data.captions import Caption
-    from xmodal.data.region_store import RegionStore
+    from xmodal.data.image_source import ImageSource
     from xmodal.data.vocabulary import TokenBatch
 
 CAPTIONS_AT_ONCE = 1024
@@ -26,31 +26,31 @@ CAPTIONS_AT_ONCE = 1024
 
 
 class PairBatch(NamedTuple):
-    """Some captions, each with the regions of its image."""
+    """Some captions, each with its image."""
 
-    region_features: Float[Tensor, "pair region dim"]
-    region_mask: Bool[Tensor, "pair region"]
+    images: Any
+    """The images as their source gives them, a `RegionBatch` say: what an image tower takes."""
     tokens: Int[Tensor, "pair word"]
     word_mask: Bool[Tensor, "pair word"]
     image: Int[Tensor, "pair"]
-    """Where each pair's image is in the store: equal numbers are one image, and no negatives of each other."""
+    """Where each pair's image is in the source: equal numbers are one image, and no negatives of each other."""
     caption: Int[Tensor, "pair"]
     """Where each pair's caption is in the dataset."""
 
 
 class PairDataset(Dataset[PairBatch]):
-    """Every caption once, with its image. Captions are tokenized at construction, regions are read when asked for.
+    """Every caption once, with its image. Captions are tokenized at construction, images are read when asked for.
 
-    A `DataLoader` gets whole batches from `__getitems__`, each one read from the store in one go, so it needs no
+    A `DataLoader` gets whole batches from `__getitems__`, each one read from the source in one go, so it needs no
     collating: give it `collate_fn=whole_batch`.
 
     Args:
-        store: the regions.
-        captions: the captions, all about images of the store. Images without a caption are never drawn.
+        source: the images.
+        captions: the captions, all about images of the source. Images without a caption are never drawn.
         tokenizer: captions to padded numbers: a `Vocabulary`, or a transformer's own tokenizer.
 
     Raises:
-        ValueError: a caption's image is not in the store, or a caption has no words.
+        ValueError: a caption's image is not in the source, or a caption has no words.
 
     >>> from xmodal.data import Caption, RegionStore, RegionStoreWriter, Vocabulary
     >>> with RegionStoreWriter("train.h5", dim=2, extractor="by hand") as writer:
@@ -59,17 +59,17 @@ class PairDataset(Dataset[PairBatch]):
     >>> captions = [Caption("8", "0", "A cat.", "train"), Caption("7", "1", "A big dog.", "train")]
     >>> pairs = PairDataset(RegionStore("train.h5"), captions, Vocabulary(["a", "big", "dog", "cat", "."]))
     >>> batch = pairs.__getitems__([0, 1])
-    >>> batch.tokens, batch.region_mask, batch.image
+    >>> batch.tokens, batch.images.region_mask, batch.image
     (tensor([[1, 4, 7, 8, 2, 0],
             [1, 4, 5, 6, 8, 2]]), tensor([[ True, False],
             [ True,  True]]), tensor([1, 0]))
     """
 
     def __init__(
-        self, store: RegionStore, captions: Sequence[Caption], tokenizer: Callable[[Sequence[str]], TokenBatch]
+        self, source: ImageSource, captions: Sequence[Caption], tokenizer: Callable[[Sequence[str]], TokenBatch]
     ) -> None:
-        self.store = store
-        self.caption_image = caption_image_index(captions, store.image_id, every_image=False)
+        self.source = source
+        self.caption_image = caption_image_index(captions, source.image_id, every_image=False)
         # All words in one tensor, without padding: long outliers cost nothing and workers get it as one piece.
         self._words, self._start = _concatenated([caption.caption for caption in captions], tokenizer)
 
@@ -88,7 +88,7 @@ class PairDataset(Dataset[PairBatch]):
         words = [self._words[a:b] for a, b in zip(start.tolist(), end.tolist(), strict=True)]
         tokens = pad_sequence(words, batch_first=True)
         word_mask = torch.arange(tokens.shape[1]) < (end - start)[:, None]
-        return PairBatch(*self.store.batch(image), tokens, word_mask, image, caption)
+        return PairBatch(self.source.batch(image), tokens, word_mask, image, caption)
 
 
 def whole_batch(batch: Any) -> Any:

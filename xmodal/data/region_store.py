@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from xmodal.data.atomic import refuse_existing, written_whole
+from xmodal.data.image_source import ImageSource
 from xmodal.data.store_file import COLUMNS, FORMAT, FORMAT_VERSION, StoreFile
 from xmodal.data.store_problems import find_problems
 
@@ -47,6 +48,8 @@ class RegionBatch(NamedTuple):
 
     regions: Float[Tensor, "image region dim"]
     region_mask: Bool[Tensor, "image region"]
+    boxes: Float[Tensor, "image region 4"] | None = None
+    """x1 y1 x2 y2 as shares of the image's width and height; None where the source does not know them."""
 
 
 class RegionStoreWriter:
@@ -235,7 +238,7 @@ class RegionStoreWriter:
         self._file.attrs.update(self._attributes)
 
 
-class RegionStore:
+class RegionStore(ImageSource):
     """Reads a region store: any images, in any order, never the whole file.
 
     The file is opened once in each process that reads from it, so a store may be handed to `DataLoader` workers however
@@ -276,6 +279,8 @@ class RegionStore:
     def batch(self, indices: Sequence[int] | Tensor) -> RegionBatch:
         """The regions of some images, padded to the longest of them.
 
+        Boxes come along as shares of the image, where the store has them and, if they are in pixels, image sizes.
+
         Args:
             indices: positions in the store, in any order, repeated or not. A repeated image is read once.
 
@@ -301,9 +306,11 @@ class RegionStore:
             else:
                 regions[place] = opened.image(rows[place])[:longest]
             previous = place
+        boxes = opened.relative_boxes(wanted, longest)
         return RegionBatch(
             torch.from_numpy(regions.astype(np.float32, copy=False)),
             torch.from_numpy(np.arange(longest) < num_regions[:, None]),
+            None if boxes is None else torch.from_numpy(boxes),
         )
 
     def read_all(self) -> RegionBatch:
@@ -363,6 +370,16 @@ class RegionStore:
     def dim(self) -> int:
         """Length of a feature vector."""
         return self._open().features.shape[2]
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The length of a feature vector, by the name that image encoders have for it."""
+        return {"input_dim": self.dim}
+
+    @property
+    def has_regions(self) -> bool:
+        """Yes."""
+        return True
 
     @property
     def max_regions(self) -> int:

@@ -44,6 +44,7 @@ class StoreFile:
         self.image_id: list[str] = _image_ids(self.file)
         self.position = {image_id: index for index, image_id in enumerate(self.image_id)}
         self._places = _find_images(self.file, path)
+        self._boxes, self._image_size = _find_boxes(self.file, path)
         # Kept here, for h5py takes microseconds to say them.
         self._shape, self._dtype = self.features.shape[1:], self.features.dtype
 
@@ -57,6 +58,13 @@ class StoreFile:
             return self.features[index]
         files, file, start = self._places
         return np.ndarray(self._shape, self._dtype, files[file[index]], start[index])
+
+    def relative_boxes(self, indices: np.ndarray, regions: int) -> np.ndarray | None:
+        """The first boxes of some images as shares of width and height; None if that is not known."""
+        if self._boxes is None:
+            return None
+        boxes = self._boxes[indices, :regions]
+        return boxes if self._image_size is None else boxes / np.tile(self._image_size[indices], 2)[:, None]
 
 
 def open_checked(path: Path) -> Any:
@@ -160,6 +168,18 @@ def _find_images_of_parts(file: Any, path: Path) -> _Places | None:
         np.concatenate([place.file + offset for place, offset in zip(places, offsets, strict=False)]),
         np.concatenate([place.start for place in places]),
     )
+
+
+def _find_boxes(file: Any, path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """All boxes, left in the file as long as nobody reads them, and what to divide them by if they are in pixels."""
+    relative = file.attrs.get("box_convention") == "xyxy relative"
+    if "boxes" not in file or not (relative or "image_size" in file):
+        return None, None
+    boxes = file["boxes"]
+    start = boxes.id.get_offset()  # None unless the dataset is one piece of this file
+    plain = boxes.chunks is None and start is not None and not file.userblock_size and boxes.size
+    rows = np.memmap(path, boxes.dtype, "r", start, boxes.shape) if plain else boxes[:]
+    return rows, None if relative else file["image_size"][:].astype(np.float32)
 
 
 def _image_ids(file: Any) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from xmodal.data.vocabulary import TokenBatch
+from xmodal.encoders.base import TextEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class BERTEncoder(nn.Module):
+class BERTEncoder(TextEncoder):
     """A transformer over subwords and a linear layer into the joint space, one state a subword.
+
+    A caption longer than the transformer has positions for is cut, as its tokenizer cuts: the last subwords go, the
+    special ones at the end stay.
 
     Args:
         model: folder or hub id for `AutoModel` and `AutoTokenizer`.
@@ -58,7 +62,7 @@ class BERTEncoder(nn.Module):
         nn.init.zeros_(self.projection.bias)
         self.dim = dim
         self.normalize = normalize
-        self.tokenizer = SubwordTokenizer(model)
+        self.tokenizer: SubwordTokenizer = SubwordTokenizer(model, most_subwords(self.transformer))
 
     def forward(
         self, tokens: Int[Tensor, "caption word"], word_mask: Bool[Tensor, "caption word"]
@@ -74,9 +78,40 @@ class BERTEncoder(nn.Module):
         self.transformer.config.save_pretrained(folder)
         self.tokenizer.tokenizer.save_pretrained(folder)
 
+    @classmethod
+    def options_to_load(cls, options: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """The architecture from the folder, whatever the weights once came from."""
+        return {**options, "model": str(folder), "load_weights": False}
+
+
+def most_subwords(transformer: nn.Module) -> int | None:
+    """The longest caption that a transformer has positions for, special subwords included; None for any length.
+
+    RoBERTa, MPNet and their kin count positions from one after that of the padding, so that of 514 positions 512 can
+    be used: their table of positions says so by its `padding_idx`.
+
+    >>> from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+    >>> sizes = {"hidden_size": 12, "num_hidden_layers": 1, "vocab_size": 7, "max_position_embeddings": 34}
+    >>> most_subwords(BertModel(BertConfig(**sizes))), most_subwords(RobertaModel(RobertaConfig(**sizes)))
+    (34, 32)
+    """
+    limit = getattr(transformer.config, "max_position_embeddings", None)
+    if limit is None or limit < 1:  # relative positions, as in T5; some say -1
+        return None
+    usable = [
+        table.num_embeddings - table.padding_idx - 1
+        for name, table in transformer.named_modules()
+        if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None
+    ]
+    return min([limit, *usable])
+
 
 class SubwordTokenizer:
     """The tokenizer that belongs to a transformer, with the call of `xmodal.data.Vocabulary`.
+
+    Args:
+        model: folder or hub id for `AutoTokenizer`.
+        limit: the most subwords that the transformer takes; the tokenizer's own files may lack it, or say more.
 
     >>> from pathlib import Path
     >>> from transformers import BertTokenizer
@@ -88,10 +123,12 @@ class SubwordTokenizer:
             [ True,  True,  True, False]]))
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, limit: int | None = None) -> None:
         from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(model)
+        # None leaves the tokenizer's own limit, which may be a number too large for its own code.
+        self.limit = limit if limit is not None and limit < self.tokenizer.model_max_length else None
 
     @property
     def words(self) -> list[str]:
@@ -99,7 +136,7 @@ class SubwordTokenizer:
         return self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
 
     def __call__(self, captions: Sequence[str]) -> TokenBatch:
-        """Subword ids and mask, padded to the longest caption and cut at the model's limit.
+        """Subword ids and mask, padded to the longest caption and cut at the limit.
 
         Raises:
             ValueError: there is no caption, or one is empty.
@@ -109,5 +146,7 @@ class SubwordTokenizer:
         for position, caption in enumerate(captions):
             if not caption.strip():
                 raise ValueError(f"caption {position} is empty")
-        encoded = self.tokenizer(list(captions), padding=True, truncation=True, return_tensors="pt")
+        encoded = self.tokenizer(
+            list(captions), padding=True, truncation=True, max_length=self.limit, return_tensors="pt"
+        )
         return TokenBatch(encoded["input_ids"], encoded["attention_mask"].to(torch.bool))

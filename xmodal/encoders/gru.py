@@ -9,12 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from xmodal.encoders.base import TextEncoder
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
-class GRUEncoder(nn.Module):
+class GRUEncoder(TextEncoder):
     """Word embeddings and a (bi)GRU, one state a word (SCAN's text encoder, Lee et al. 2018, sec. 3.2).
 
     Args:

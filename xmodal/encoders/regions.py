@@ -8,12 +8,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from xmodal.encoders.base import EncodedSet, ImageEncoder
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from xmodal.data.region_store import RegionBatch
 
-class RegionProjection(nn.Module):
+
+class RegionProjection(ImageEncoder):
     """One linear layer on every region, L2-normalized (SCAN's image encoder, Lee et al. 2018, sec. 3.2).
 
     Args:
@@ -25,9 +29,12 @@ class RegionProjection(nn.Module):
 
     Example:
         >>> import torch
+        >>> from xmodal.data.region_store import RegionBatch
         >>> from xmodal.encoders.regions import RegionProjection
-        >>> RegionProjection(input_dim=2048, dim=1024)(torch.randn(2, 36, 2048)).shape
-        torch.Size([2, 36, 1024])
+        >>> encoder, features = RegionProjection(input_dim=2048, dim=1024), torch.randn(2, 36, 2048)
+        >>> items, mask = encoder(RegionBatch(features, torch.ones(2, 36, dtype=torch.bool)))
+        >>> bool((items == encoder.project(features)).all()), items.shape
+        (True, torch.Size([2, 36, 1024]))
     """
 
     def __init__(self, input_dim: int, dim: int, normalize: bool = True, weight_norm: bool = False) -> None:
@@ -41,8 +48,16 @@ class RegionProjection(nn.Module):
         self.dim = dim
         self.normalize = normalize
 
-    def forward(self, region_features: Float[Tensor, "image region input_dim"]) -> Float[Tensor, "image region dim"]:
-        """Project every region; padding gives some value that the mask keeps out of every score."""
+    def forward(self, batch: RegionBatch) -> EncodedSet:
+        """Every region projected; padding gives some value that the mask keeps out of every score."""
+        return EncodedSet(self.project(batch.regions), batch.region_mask)
+
+    def project(self, region_features: Float[Tensor, "image region input_dim"]) -> Float[Tensor, "image region dim"]:
+        """The projection alone, of a bare tensor of features.
+
+        Raises:
+            ValueError: the features have another dim than the encoder takes.
+        """
         if region_features.shape[-1] != self.projection.in_features:
             raise ValueError(
                 f"region features have dim {region_features.shape[-1]}, this encoder takes "

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
-    from xmodal.data import RegionStore
+    from xmodal.data.image_source import ImageSource
     from xmodal.model import Matcher
 
 ENSEMBLE = "ensemble"
@@ -20,7 +20,7 @@ ENSEMBLE = "ensemble"
 
 def evaluate_matchers(
     matchers: Mapping[str, Matcher],
-    store: RegionStore,
+    store: ImageSource,
     captions: Sequence[str],
     caption_image: Int[Tensor, " caption"],
     *,

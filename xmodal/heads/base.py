@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -56,6 +56,9 @@ class Head(nn.Module):
     >>> Mean()(torch.ones(2, 36, 8), torch.ones(3, 12, 8)).shape
     torch.Size([2, 3])
     """
+
+    has_region_states: ClassVar[bool] = False
+    """Whether the states in `image_stages` are more than the regions that came in: what a captioner can read."""
 
     comparison: Comparison | None = None
     """How `compare` compares, for engines that do it faster; None: only by calling it.

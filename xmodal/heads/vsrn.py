@@ -142,6 +142,7 @@ class VSRN(Head):
     """
 
     comparison = InnerProduct()
+    has_region_states = True
 
     def __init__(self, dim: int, layers: int = 4, norm: Norm = "l2", region_norm: RegionNorm = "region") -> None:
         super().__init__()

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xmodal.data import RegionStore
+    from xmodal.data.image_source import ImageSource
     from xmodal.model import Matcher
 
 
-def retrieve(matcher: Matcher, store: RegionStore, sentences: Sequence[str], *, top: int = 5) -> list[Retrieved]:
-    """The best images of a store for each sentence, best first.
+def retrieve(matcher: Matcher, store: ImageSource, sentences: Sequence[str], *, top: int = 5) -> list[Retrieved]:
+    """The best images of a source, a region store say, for each sentence, best first.
 
     Raises:
         ValueError: for `top` < 1 or an empty sentence.

@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from xmodal.data.region_store import RegionBatch
+
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Shaped
+    from jaxtyping import Bool, Int, Shaped
     from torch import Tensor
 
     from xmodal.data import PairBatch
 
 
-def drop_at_random(
-    items: Shaped[Tensor, "set item *dim"], mask: Bool[Tensor, "set item"], share: float
-) -> tuple[Shaped[Tensor, "set kept *dim"], Bool[Tensor, "set kept"]]:
-    """Drop about a share of the real items of every set, in their order; a set that would lose all keeps all.
+def drop_at_random(mask: Bool[Tensor, "set item"], share: float) -> Kept:
+    """Choose what stays when about a share of the real items of every set goes; a set that would lose all keeps all.
 
     Draws from torch's global generator, whose state a checkpoint holds.
 
     Example:
         >>> import torch
-        >>> items, mask = drop_at_random(torch.arange(12).view(2, 6), torch.ones(2, 6, dtype=torch.bool), share=0.5)
-        >>> bool((items.diff(dim=1)[mask[:, 1:]] > 0).all()), mask.shape[1] <= 6
+        >>> kept = drop_at_random(torch.ones(2, 6, dtype=torch.bool), share=0.5)
+        >>> items = kept.of(torch.arange(12).view(2, 6))
+        >>> bool((items.diff(dim=1)[kept.mask[:, 1:]] > 0).all()), items.shape[1] <= 6
         (True, True)
     """
     kept = mask & (torch.rand(mask.shape, device=mask.device) >= share)
     kept = torch.where(kept.any(dim=1, keepdim=True), kept, mask)
     order = (~kept).int().argsort(dim=1, stable=True)[:, : int(kept.sum(dim=1).max())]
-    rows = torch.arange(len(items), device=items.device)[:, None]
-    return items[rows, order], kept[rows, order]
+    return Kept(order, kept.gather(1, order))
+
+
+class Kept(NamedTuple):
+    """Which items of every set stay, in their order, padded to the most."""
+
+    order: Int[Tensor, "set kept"]
+    mask: Bool[Tensor, "set kept"]
+
+    def of(self, items: Shaped[Tensor, "set item *dim"]) -> Shaped[Tensor, "set kept *dim"]:
+        """These items of some."""
+        return items[torch.arange(len(items), device=items.device)[:, None], self.order]
 
 
 def shrink(batch: PairBatch, drop_regions: float, drop_words: float) -> PairBatch:
-    """A batch without a share of its regions and words.
+    """A batch without a share of its regions and words; dropping regions takes images that are a `RegionBatch`.
 
     Example:
         >>> import torch
-        >>> from xmodal.data import PairBatch
+        >>> from xmodal.data import PairBatch, RegionBatch
         >>> from xmodal.training.augmentation import shrink
         >>> real, tokens = torch.ones(2, 36, dtype=torch.bool), torch.ones(2, 12, dtype=torch.long)
-        >>> batch = PairBatch(torch.randn(2, 36, 8), real, tokens, real[:, :12], torch.arange(2), torch.arange(2))
+        >>> images = RegionBatch(torch.randn(2, 36, 8), real)
+        >>> batch = PairBatch(images, tokens, real[:, :12], torch.arange(2), torch.arange(2))
         >>> smaller = shrink(batch, drop_regions=0.5, drop_words=0.0)
-        >>> bool(smaller.region_mask.sum() < real.sum()), smaller.tokens.shape
+        >>> bool(smaller.images.region_mask.sum() < real.sum()), smaller.tokens.shape
         (True, torch.Size([2, 12]))
     """
     if drop_regions > 0:
-        features, mask = drop_at_random(batch.region_features, batch.region_mask, drop_regions)
-        batch = batch._replace(region_features=features, region_mask=mask)
+        images = batch.images
+        kept = drop_at_random(images.region_mask, drop_regions)
+        boxes = None if images.boxes is None else kept.of(images.boxes)
+        batch = batch._replace(images=RegionBatch(kept.of(images.regions), kept.mask, boxes))
     if drop_words > 0:
-        tokens, mask = drop_at_random(batch.tokens, batch.word_mask, drop_words)
-        batch = batch._replace(tokens=tokens, word_mask=mask)
+        kept = drop_at_random(batch.word_mask, drop_words)
+        batch = batch._replace(tokens=kept.of(batch.tokens), word_mask=kept.mask)
     return batch

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xmodal.data import PairDataset, RegionStore, Vocabulary, load_captions
-from xmodal.data.captions import caption_image_index
+from xmodal.data import PairDataset, Vocabulary
+from xmodal.data.split import Split, open_source, split_captions
 from xmodal.data.word_vectors import load_word_vectors
 from xmodal.evaluation import evaluate_protocol
+from xmodal.evaluation.protocols import protocol_folds
 from xmodal.model import IMAGE_ENCODERS, Matcher, needs_vocabulary
 from xmodal.names import build, fill
 from xmodal.objectives import OBJECTIVES
@@ -20,10 +21,10 @@ from xmodal.training.sampler import ShuffledBatches
 from xmodal.training.step import MatchingStep
 
 if TYPE_CHECKING:
-    from jaxtyping import Int
-    from torch import Tensor
+    from collections.abc import Mapping
 
     from xmodal.data import PairBatch
+    from xmodal.data.image_source import ImageSource
     from xmodal.training.config import DataConfig, ModelConfig, TrainConfig
 
 
@@ -54,26 +55,22 @@ class MatchingTask:
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self.workers = config.data.workers
-        store, validation_store = (
-            RegionStore(config.data.folder / f"{split}.h5") for split in (config.data.train, config.data.validation)
-        )
-        if store.dim != validation_store.dim:
-            raise ValueError(
-                f"{config.data.folder}: split {config.data.train!r} has region features of dim {store.dim} and split "
-                f"{config.data.validation!r} of dim {validation_store.dim}; extract both with the same extractor"
-            )
-        self.validation = ValidationSplit(validation_store, config.data)
+        data = config.data
+        source, validation_source = (open_source(data.folder, split) for split in (data.train, data.validation))
+        _check_alike(source, validation_source, data)
+        validation = Split.of(validation_source, split_captions(data.folder, data.validation))
+        self.validation = validation.first(data.validation_images or len(validation_source))
         # A protocol that does not fit is refused now and not after the first epoch.
-        self.validation.evaluate(torch.zeros(1, 1).expand(self.validation.shape), config.protocol)
-        captions = load_captions(config.data.folder / "captions.jsonl", config.data.train)
-        self.model = _build_matcher(config.model, store, config.data)
+        protocol_folds(self.validation.relevance, config.protocol)
+        captions = split_captions(data.folder, data.train)
+        self.model = _build_matcher(config.model, source, data)
         dim = self.model.image_encoder.dim
         # What cannot be built is refused before all captions are tokenized.
         objective = build("objective", OBJECTIVES, config.objective, {"dim": dim})
         self.adversary = None
         if config.adversary:
             self.adversary = Adversary.build(config.adversary, dim=dim, pairs=len(captions), device=device)
-        self.dataset = PairDataset(store, captions, self.model.tokenizer)
+        self.dataset = PairDataset(source, captions, self.model.tokenizer)
         if config.scoring == "triton":
             check_triton(torch.float32, device)
             kernel_options(self.model.head)
@@ -95,8 +92,8 @@ class MatchingTask:
     def validate(self) -> dict[str, Any]:
         """Results under the configured protocol."""
         split = self.validation
-        scores = self.model.score_all(split.store, split.sentences, images=split.images, progress=self.config.progress)
-        return split.evaluate(scores, self.config.protocol)
+        scores = self.model.score_all(split.source, split.sentences, progress=self.config.progress)
+        return evaluate_protocol(scores, split.relevance, self.config.protocol)
 
     def summary(self, results: dict[str, Any]) -> str:
         """Recalls in both directions, and their sum."""
@@ -106,53 +103,33 @@ class MatchingTask:
         return f"{recalls}  rsum {results['rsum']:.1f}"
 
 
-class ValidationSplit:
-    """The images that pick the best checkpoint, and the captions about them.
-
-    >>> from pathlib import Path
-    >>> from xmodal.data import Caption, RegionStoreWriter, save_captions
-    >>> from xmodal.training.config import DataConfig
-    >>> with RegionStoreWriter("dev.h5", dim=2, extractor="by hand") as writer:
-    ...     writer.write("7", [[1, 0], [0, 1]])
-    ...     writer.write("8", [[1, 1]])
-    >>> save_captions("captions.jsonl", [Caption("7", "0", "a dog", "dev"), Caption("8", "1", "a cat", "dev")])
-    >>> split = ValidationSplit(RegionStore("dev.h5"), DataConfig(Path("."), validation_images=1))
-    >>> split.shape, split.sentences
-    ((1, 1), ['a dog'])
-    """
-
-    images: range
-    sentences: list[str]
-    caption_image: Int[Tensor, " caption"]
-
-    def __init__(self, store: RegionStore, config: DataConfig) -> None:
-        self.store = store
-        captions = load_captions(config.folder / "captions.jsonl", config.validation)
-        caption_image = caption_image_index(captions, self.store.image_id)
-        self.images = range(len(self.store))[: config.validation_images or None]
-        kept = caption_image < len(self.images)
-        self.sentences = [caption.caption for caption, keep in zip(captions, kept.tolist(), strict=True) if keep]
-        self.caption_image = caption_image[kept]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Images and captions."""
-        return len(self.images), len(self.sentences)
-
-    def evaluate(self, scores: torch.Tensor, protocol: str) -> dict[str, Any]:
-        """The results of a score matrix; see `evaluate_protocol`."""
-        return evaluate_protocol(scores, self.caption_image, protocol)
+def _check_alike(train: ImageSource, validation: ImageSource, config: DataConfig) -> None:
+    """Refuse a validation split that is not like what is trained on, and augmentation that the images do not allow."""
+    if train.sizes != validation.sizes:
+        raise ValueError(
+            f"{config.folder}: split {config.train!r} has images of {_said(train.sizes)} and split "
+            f"{config.validation!r} of {_said(validation.sizes)}; extract both with the same extractor"
+        )
+    if config.drop_regions > 0 and not train.has_regions:
+        raise ValueError(
+            f"data.drop_regions is {config.drop_regions}, but {type(train).__name__} gives no regions that could be "
+            "left out; set it to 0"
+        )
 
 
-def _build_matcher(config: ModelConfig, store: RegionStore, data: DataConfig) -> Matcher:
+def _said(sizes: Mapping[str, int]) -> str:
+    return " and ".join(f"{name} {size}" for name, size in sizes.items())
+
+
+def _build_matcher(config: ModelConfig, source: ImageSource, data: DataConfig) -> Matcher:
     """The matcher of a configuration; what the data decides (dim, vocabulary, extractor) is read from the data."""
     vocabulary = Vocabulary.load(data.folder / "vocabulary.json") if needs_vocabulary(config.text) else None
     matcher = Matcher(
-        image=fill("image encoder", IMAGE_ENCODERS, config.image, {"input_dim": store.dim}),
+        image=fill("image encoder", IMAGE_ENCODERS, config.image, source.sizes),
         text=config.text,
         head=config.head,
         vocabulary=vocabulary.words if vocabulary is not None else None,
-        extractor=store.extractor,
+        extractor=source.extractor,
         captioner=config.captioner or None,
     )
     if config.word_vectors is not None:

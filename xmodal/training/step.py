@@ -30,13 +30,13 @@ class MatchingStep(nn.Module):
     exactly the gradient of one process on the joined batch. (A head with batch norm does so on GPUs, where the trainer
     joins the statistics too; torch cannot on CPUs.)
 
-    >>> from xmodal.data import PairBatch
+    >>> from xmodal.data import PairBatch, RegionBatch
     >>> from xmodal.model import Matcher
     >>> from xmodal.objectives import HingeRanking
     >>> image, text = {"name": "regions", "input_dim": 8, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
     >>> step = MatchingStep(Matcher(image, text, {"name": "scan"}, vocabulary=["a", "dog"]), HingeRanking())
     >>> real, tokens, pair = torch.ones(2, 36, dtype=torch.bool), torch.ones(2, 5, dtype=torch.long), torch.arange(2)
-    >>> batch = PairBatch(torch.randn(2, 36, 8), real, tokens, real[:, :5], image=pair, caption=pair)
+    >>> batch = PairBatch(RegionBatch(torch.randn(2, 36, 8), real), tokens, real[:, :5], image=pair, caption=pair)
     >>> step(batch, step=0)["total"].requires_grad
     True
     """
@@ -61,19 +61,20 @@ class MatchingStep(nn.Module):
         """
         head, captioner = self.matcher.head, self.matcher.captioner
         # States that a captioner and an adversary read too: they are computed once for all.
-        states, domain, images = head.image_stages(self.matcher.encode_images(batch.region_features), batch.region_mask)
+        regions, region_mask = self.matcher.image_encoder(batch.images)
+        states, domain, images = head.image_stages(regions, region_mask)
         words = self.matcher.encode_captions(batch.tokens, batch.word_mask)
         captions, word_mask = gather(head.embed_captions(words, batch.word_mask)), gather(batch.word_mask)
-        scores = gather(self.compare(images, captions, batch.region_mask, word_mask))
+        scores = gather(self.compare(images, captions, region_mask, word_mask))
         ranking = self.objective(scores, gather(batch.image), step=step)
         terms = dict(ranking)
         if captioner is not None:
             labels = caption_labels(batch.tokens, batch.word_mask, pad=captioner.pad)
             # An average over captions, so over processes too: all see the joined batch's value.
-            terms["captioning"] = gather(captioner.loss(states, *labels, batch.region_mask)[None]).mean()
+            terms["captioning"] = gather(captioner.loss(states, *labels, region_mask)[None]).mean()
             terms["total"] = terms["total"] + self.captioning_weight * terms["captioning"]
         if adversary is not None:
-            own = [words, domain, batch.word_mask, batch.region_mask, batch.image, batch.caption]
+            own = [words, domain, batch.word_mask, region_mask, batch.image, batch.caption]
             adversarial = adversary(DomainFeatures(*map(gather, own)), scores, step)
             adversary.watch_gradients([words, domain], ranking["total"], adversarial["total"])
             terms["total"] = terms["total"] + adversarial.pop("total")

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device, set_seed
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -141,7 +141,7 @@ class _Run:
         self.step_module.train()
         losses: list[dict[str, torch.Tensor]] = []
         for batch in group:
-            prepared = self.task.prepare(type(batch)(*(tensor.to(accelerator.device) for tensor in batch)))
+            prepared = self.task.prepare(send_to_device(batch, accelerator.device))
             is_last = len(losses) == len(group) - 1
             with contextlib.nullcontext() if is_last else accelerator.no_sync(self.step_module):
                 terms = self.step_module(prepared, self.step, *self._opponents)

@@ -1,0 +1,163 @@
+"""A split of a data folder: its images, its captions, and which of them belong together."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xmodal.data.captions import Caption, caption_image_index, load_captions
+from xmodal.data.image_source import ImageSource
+from xmodal.data.region_store import RegionStore
+from xmodal.data.relevance import Relevance
+from xmodal.names import build
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+CAPTIONS = "captions.jsonl"
+"""The file of a data folder that has the captions of all splits."""
+
+SOURCES: dict[str, Callable[..., ImageSource]] = {"regions": RegionStore}
+"""Where images come from, by the name that a configuration uses."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, captions, and which belong together; images and captions are numbered by their places here."""
+
+    source: ImageSource
+    captions: Sequence[Caption]
+    relevance: Relevance
+
+    @classmethod
+    def of(cls, source: ImageSource, captions: Sequence[Caption], *, every_image: bool = True) -> Split:
+        """Images and captions that go together by the names of the images; see `open_split`."""
+        index = caption_image_index(captions, source.image_id, every_image=every_image)
+        return cls(source, captions, Relevance.from_caption_image(index, len(source)))
+
+    @property
+    def sentences(self) -> list[str]:
+        """The captions without their ids."""
+        return [caption.caption for caption in self.captions]
+
+    def first(self, images: int) -> Split:
+        """The images that the captions speak of first, and what is said about them; all where there are no more."""
+        if images >= len(self.source):
+            return self
+        chosen = self.relevance.image_order[:images]
+        captions = self.relevance.caption[torch.isin(self.relevance.image, chosen)].unique()
+        return Split(
+            SomeImages(self.source, chosen.tolist()),
+            [self.captions[caption] for caption in captions.tolist()],
+            self.relevance.select(chosen, captions),
+        )
+
+
+class SomeImages(ImageSource):
+    """Some images of another source, in an order of their own.
+
+    >>> from xmodal.data import RegionStore, RegionStoreWriter
+    >>> with RegionStoreWriter("test.h5", dim=2, extractor="by hand") as writer:
+    ...     for name in ("cat", "dog", "owl"):
+    ...         writer.write(name, [[1, 0]])
+    >>> SomeImages(RegionStore("test.h5"), [2, 0]).image_id
+    ['owl', 'cat']
+    """
+
+    def __init__(self, source: ImageSource, positions: Sequence[int]) -> None:
+        self.source, self.positions = source, torch.as_tensor(positions, dtype=torch.long)
+
+    @property
+    def image_id(self) -> list[str]:
+        """Their names."""
+        names = self.source.image_id
+        return [names[position] for position in self.positions.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def batch(self, indices: Sequence[int] | Tensor) -> Any:
+        """As the other source gives them."""
+        return self.source.batch(self.positions[torch.as_tensor(indices)])
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Those of the other source."""
+        return self.source.sizes
+
+    @property
+    def extractor(self) -> dict[str, Any] | None:
+        """That of the other source."""
+        return self.source.extractor
+
+    @property
+    def has_regions(self) -> bool:
+        """As the other source."""
+        return self.source.has_regions
+
+
+def open_split(
+    folder: str | Path, split: str, source: Mapping[str, Any] | None = None, *, every_image: bool = True
+) -> Split:
+    """The images of a split of a data folder and the captions about them.
+
+    Args:
+        folder: the data folder, with `captions.jsonl`.
+        split: which split.
+        source: where the images come from, `{"name": "regions"}` for the folder's `{split}.h5` (also where it is empty
+            or None), or another name in `SOURCES` with its options.
+        every_image: whether an image without a caption is an error. Evaluation wants that; training need not.
+
+    Raises:
+        FileNotFoundError: captions or images are not there.
+        ValueError: they do not belong together, or the source cannot be what is asked for.
+
+    >>> from xmodal.data import Caption, RegionStoreWriter, save_captions
+    >>> with RegionStoreWriter("test.h5", dim=2, extractor="by hand") as writer:
+    ...     writer.write("7", [[1, 0], [0, 1]])
+    ...     writer.write("8", [[1, 1]])
+    >>> save_captions("captions.jsonl", [Caption("8", "0", "a dog", "test"), Caption("7", "1", "a cat", "test")])
+    >>> split = open_split(".", "test")
+    >>> split.sentences, split.relevance.caption_image, split.first(1).source.image_id
+    (['a dog', 'a cat'], tensor([1, 0]), ['8'])
+    """
+    return Split.of(open_source(folder, split, source), split_captions(folder, split), every_image=every_image)
+
+
+def split_captions(folder: str | Path, split: str) -> list[Caption]:
+    """The captions of a split of a data folder, in the order of their file; errors are those of `load_captions`.
+
+    >>> from xmodal.data import Caption, save_captions
+    >>> save_captions("captions.jsonl", [Caption("8", "0", "a dog", "test"), Caption("7", "1", "a cat", "train")])
+    >>> [caption.image_id for caption in split_captions(".", "test")]
+    ['8']
+    """
+    return load_captions(Path(folder) / CAPTIONS, split)
+
+
+def open_source(folder: str | Path, split: str, source: Mapping[str, Any] | None = None) -> ImageSource:
+    """The images of a split of a data folder; see `open_split`.
+
+    A source that takes a `path` gets the split's file in the data folder, one that takes `image_id` the names of the
+    images that the captions of the split speak of, in that order.
+
+    >>> from xmodal.data import RegionStoreWriter
+    >>> with RegionStoreWriter("test.h5", dim=2, extractor="by hand") as writer:
+    ...     writer.write("7", [[1, 0], [0, 1]])
+    >>> open_source(".", "test").image_id
+    ['7']
+    """
+    options = {"name": "regions", **(source or {})}
+    kind = SOURCES.get(str(options["name"]))
+    takes = inspect.signature(kind).parameters if kind else {}
+    if "path" in takes:
+        options["path"] = Path(folder) / f"{split}.h5"
+    if "image_id" in takes:
+        options["image_id"] = list(dict.fromkeys(caption.image_id for caption in split_captions(folder, split)))
+    return build("image source", SOURCES, options)

@@ -1,0 +1,104 @@
+"""What a user may give as an image: an array of what the image encoder takes, an image file, or a list of these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xmodal.names import build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    from jaxtyping import Num
+    from torch import Tensor
+
+    from xmodal.encoders.base import ImageEncoder
+    from xmodal.encoders.region_extractor import RegionExtractor
+
+    GivenImage = Tensor | np.ndarray | str | Path
+    """Region features `(region, dim)` or pixels, as the encoder takes them, or the path of an image file."""
+    GivenImages = GivenImage | Sequence[GivenImage]
+    """One image or many; the first axis of an array with one axis too many counts images."""
+    Extractor = str | Mapping[str, Any] | None
+    """What turns image files into what an encoder takes, by name with its options; None where that is not known."""
+
+
+def given_batches(images: GivenImages, encoder: ImageEncoder, extractor: Extractor = None) -> Iterator[Any]:
+    """A batch for an image encoder of every image that was given, each of one image.
+
+    Args:
+        images: one image or many.
+        encoder: what the batches are for.
+        extractor: what made the features that the encoder was trained on, for image files.
+
+    Raises:
+        FileNotFoundError: for a file that is not there.
+        ValueError: for an array that is no image, and for files where the extractor is not known.
+
+    >>> from xmodal.encoders.regions import RegionProjection
+    >>> encoder = RegionProjection(input_dim=8, dim=4)
+    >>> [batch.regions.shape for batch in given_batches([torch.ones(36, 8), torch.ones(10, 8)], encoder)]
+    [torch.Size([1, 36, 8]), torch.Size([1, 10, 8])]
+    >>> len(list(given_batches(torch.ones(2, 36, 8), encoder)))
+    2
+    """
+    arrays = _read_files(_one_or_many(images, len(encoder.image_axes)), extractor)
+    for position, image in enumerate(arrays):
+        yield _as_batch(encoder, image, position)
+
+
+def build_extractor(extractor: Extractor) -> RegionExtractor:
+    """What finds the regions of photographs in the way in which those were found that a matcher was trained on.
+
+    Raises:
+        ValueError: the extractor is not one of ours.
+        FileNotFoundError: its weights are not on this machine; the message says what to download.
+
+    >>> build_extractor("by hand")
+    Traceback (most recent call last):
+    ...
+    ValueError: this matcher was trained on region features of extractor 'by hand', which is not one of ...
+    """
+    from xmodal.encoders.extractors import EXTRACTORS
+
+    options = {"name": extractor} if extractor is None or isinstance(extractor, str) else extractor
+    if options["name"] not in EXTRACTORS:
+        raise ValueError(
+            f"this matcher was trained on region features of extractor {options['name']!r}, which is not one of "
+            f"{', '.join(EXTRACTORS)}; extract the features yourself and pass them instead of image files"
+        )
+    return build("extractor", EXTRACTORS, options)
+
+
+def _as_batch(encoder: ImageEncoder, image: Num[Tensor, "..."] | np.ndarray, position: int) -> Any:
+    try:
+        return encoder.as_batch(torch.as_tensor(image))
+    except ValueError as error:
+        raise ValueError(f"image {position}: {error}") from error
+
+
+def _one_or_many(images: Any, axes: int) -> list[Any]:
+    """The images in a list, be it one."""
+    if isinstance(images, (str, Path)) or (not isinstance(images, (list, tuple)) and images.ndim == axes):
+        return [images]
+    return list(images)
+
+
+def _read_files(images: list[Any], extractor: Extractor) -> list[Num[Tensor, "..."] | np.ndarray]:
+    """The images with files among them read and turned into arrays."""
+    files = [Path(image) for image in images if isinstance(image, (str, Path))]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"image {file} does not exist")
+    extracted = iter(_extract(files, extractor) if files else ())
+    return [next(extracted) if isinstance(image, (str, Path)) else image for image in images]
+
+
+def _extract(files: list[Path], extractor: Extractor) -> list[Tensor]:
+    from xmodal.data.images import read_image
+
+    return [regions.features for regions in build_extractor(extractor)([read_image(file) for file in files])]
