@@ -17,7 +17,6 @@ Either writes DIR/train.h5, DIR/dev.h5, DIR/test.h5, DIR/captions.jsonl and DIR/
 
 from __future__ import annotations
 
-import json
 import random
 from collections import defaultdict
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import tyro
 from tqdm import tqdm
 
 from xmodal.data import Caption, RegionStoreWriter, Vocabulary, save_captions
+from xmodal.data.text import parse_json, read_lines, read_text
 from xmodal.entry import run_program
 
 if TYPE_CHECKING:
@@ -142,18 +142,18 @@ def _read_compact(folder: Path) -> tuple[list[AnnotatedImage], int]:
     """Read images.jsonl and classes.json."""
     classes = _read_json(folder / "classes.json")
     path = folder / "images.jsonl"
-    with _existing(path).open(encoding="utf-8") as lines:
-        images = [_parse_compact(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    lines = enumerate(read_lines(path), start=1)
+    images = [_parse_compact(line, f"{path}, line {number}") for number, line in lines]
     return images, len(classes)
 
 
 def _parse_compact(line: str, where: str) -> AnnotatedImage:
     try:
-        record = json.loads(line)
+        record = parse_json(line, "it")
         identity, split = str(record["image_id"]), record["split"]
         captions = [Caption(identity, str(c["id"]), c["caption"], split) for c in record["captions"]]
         return AnnotatedImage(identity, split, captions, record["class_id"], record["boxes"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where}: {error!r}") from error
 
 
@@ -214,20 +214,11 @@ def _region_features(boxes: np.ndarray, area: np.ndarray, class_id: np.ndarray, 
 
 
 def _read_json(path: Path, keys: tuple[str, ...] = ()) -> Any:
-    try:
-        record = json.loads(_existing(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    record = parse_json(read_text(path), str(path))
     missing = [key for key in keys if key not in record]
     if missing:
         raise ValueError(f"{path} lacks {missing}: is it another of COCO's annotation files?")
     return record
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"no file at {path}")
-    return path
 
 
 Source = Annotated[Official, tyro.conf.subcommand("official")] | Annotated[Compact, tyro.conf.subcommand("compact")]

@@ -86,7 +86,7 @@ def _import_matcher(config: Config) -> Matcher:
         )
     given = {name: value for name, value in asdict(config.options).items() if value is not None}
     options = matcher_options(checkpoint, config.architecture, given)
-    matcher = Matcher(options["image"], options["text"], options["head"], vocabulary.words)
+    matcher = Matcher(options["image"], options["text"], options["head"], vocabulary.config)
     matcher.load_state_dict(matcher_weights(checkpoint, matcher.state_dict()))
     return matcher.eval()
 

@@ -42,6 +42,7 @@ from xmodal.data.labelled import (
     save_features,
     save_index,
 )
+from xmodal.data.text import read_lines
 from xmodal.entry import run_program
 
 if TYPE_CHECKING:
@@ -362,7 +363,7 @@ def _rows(path: Path, columns: int, heading: str | None = None) -> Iterable[list
     Raises:
         ValueError: a line has another number of columns, or the heading is missing.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = list(read_lines(path))
     first = 0
     if heading is not None:
         first = next((number for number, line in enumerate(lines[:2], 1) if line.split() == heading.split()), 0)

@@ -104,7 +104,12 @@ def _compare(split: str, image_ids: Sequence[str], captions: Sequence[Caption]) 
     strangers = described.keys() - set(image_ids)
     if strangers:
         lost = sum(described[image_id] for image_id in strangers)
-        yield Finding(split, "ERROR", f"{lost} captions are about {_some(strangers)} not in the store")
+        yield Finding(
+            split,
+            "ERROR",
+            f"{lost} captions are about {_some(strangers)} not in the store; "
+            "if it skipped them, see --only-images-of of the program captions",
+        )
     silent = set(image_ids) - described.keys()
     if silent:
         yield Finding(split, "note" if split == "train" else "ERROR", f"{_some(silent)} of the store without a caption")

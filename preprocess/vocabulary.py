@@ -1,15 +1,31 @@
 """Count the words of a captions file and number those that are frequent enough.
 
-python -m preprocess.vocabulary --captions DIR/captions.jsonl --output DIR/vocabulary.json
+    python -m preprocess.vocabulary --captions DIR/captions.jsonl --output DIR/vocabulary.json
+
+Words are split as the published code does, at spaces. Chinese, Japanese or Thai has none between words: --segmenter
+characters takes every character for a word, --segmenter jieba finds the words of Chinese. The vocabulary file says how,
+and training and scoring split captions in the same way. (A transformer as text encoder brings its own tokenizer, and
+needs no vocabulary file.)
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from xmodal.data import Vocabulary, load_captions
+from xmodal.data.segmenters import SEGMENTERS, is_unspaced
 from xmodal.entry import run_program
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Segmenter = Literal["words", "characters", "jieba"]
+
+USELESS = 0.5
+"""The share of captions that are one word, or of words that are unknown, from which on a vocabulary tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +40,73 @@ class Config:
     """Splits whose captions count. The published vocabularies count train and dev."""
     min_count: int = 4
     """How often a word must come."""
+    segmenter: Segmenter = "words"
+    """words: as published, at spaces and punctuation. characters: every Chinese, Japanese, Thai, Lao, Khmer or Burmese
+    character is a word. jieba: the words of Chinese (pip install jieba)."""
+
+
+class Shares(NamedTuple):
+    """What a vocabulary makes of captions, as shares from 0 to 1."""
+
+    one_word: float
+    """Captions of a single word."""
+    unknown: float
+    """Words, as often as they come, that are not in the vocabulary."""
+    unspaced: float
+    """Captions in a script without spaces between words."""
 
 
 def main(config: Config) -> None:
-    """Build and write the vocabulary."""
+    """Build and write the vocabulary; warn if it tells nothing about these captions.
+
+    Raises:
+        FileNotFoundError: there is no captions file.
+        ValueError: no word is frequent enough, or no caption is in a split.
+    """
     captions = [caption.caption for split in config.splits for caption in load_captions(config.captions, split)]
-    vocabulary = Vocabulary.build(captions, config.min_count)
+    try:
+        vocabulary = Vocabulary.build(captions, config.min_count, config.segmenter)
+    except ValueError as error:
+        raise ValueError(f"{config.captions}: {error}{_advice(captions, config.segmenter)}") from error
     vocabulary.save(config.output)
-    print(f"{config.output}: {len(vocabulary)} words of {len(captions)} captions")
+    shares = measure(vocabulary, captions)
+    print(
+        f"{config.output}: {len(vocabulary)} words of {len(captions)} captions; {shares.one_word:.1%} of the captions "
+        f"are one word, {shares.unknown:.1%} of all words are unknown"
+    )
+    if max(shares[:2]) >= USELESS or (config.segmenter == "words" and shares.unspaced >= USELESS):
+        print(
+            f"WARNING: this vocabulary tells little about these captions: {shares.one_word:.1%} are one word, "
+            f"{shares.unknown:.1%} of all words are unknown.{_advice(captions, config.segmenter)}"
+        )
+
+
+def measure(vocabulary: Vocabulary, captions: Sequence[str]) -> Shares:
+    """What a vocabulary makes of captions.
+
+    >>> measure(Vocabulary(["a", "dog"]), ["a dog", "a cat", "一只狗在跑", "dog"])
+    Shares(one_word=0.5, unknown=0.3333333333333333, unspaced=0.25)
+    """
+    words: Counter[bool] = Counter()
+    one_word = 0
+    for caption in captions:
+        split = vocabulary.split(caption)
+        one_word += len(split) == 1
+        words.update(word in vocabulary for word in split)
+    unspaced = sum(map(is_unspaced, captions))
+    return Shares(one_word / len(captions), words[False] / max(1, words.total()), unspaced / len(captions))
+
+
+def _advice(captions: Sequence[str], segmenter: str) -> str:
+    """What to do about it: another segmenter for scripts without spaces, else fewer occurrences."""
+    unspaced = sum(map(is_unspaced, captions))
+    if segmenter == "words" and unspaced:
+        return (
+            f" {unspaced} of {len(captions)} captions are in a script without spaces between words: choose "
+            f"--segmenter {' or '.join(name for name in SEGMENTERS if name != segmenter)}, or a transformer as text "
+            "encoder, which brings its tokenizer."
+        )
+    return " Lower --min-count, or take the vocabulary of a larger set of captions."
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from tiny_data import DIM, make_data
 
 from xmodal import pretrained
-from xmodal.data import RegionStore
+from xmodal.data import RegionStore, Vocabulary
 from xmodal.model import Matcher
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "cat", "and"]
@@ -287,3 +287,15 @@ def test_the_matcher_and_the_trainer_import_no_torchvision():
     script = "import json, sys, xmodal.model, xmodal.training.trainer; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert {"torchvision", "transformers", "matplotlib"}.isdisjoint(json.loads(done.stdout))
+
+
+def test_a_segmenter_is_saved_with_the_model(tmp_path):
+    """A vocabulary of characters still is one after `save_pretrained`: the same Chinese caption, the same scores."""
+    vocabulary = Vocabulary(["狗", "跑"], "characters")
+    parts = {"image": {"name": "regions", "input_dim": 4, "dim": 8}, "text": {"name": "gru", "dim": 8, "word_dim": 4}}
+    matcher = Matcher(**parts, head={"name": "scan"}, vocabulary=vocabulary.config).eval()
+    matcher.save_pretrained(tmp_path / "model")
+    loaded = Matcher.from_pretrained(tmp_path / "model").eval()
+    assert loaded.token_words("狗跑了") == ["<start>", "狗", "跑", "<unk>", "<end>"]
+    regions = torch.randn(3, 4)
+    torch.testing.assert_close(loaded.score(regions, ["狗跑了"]), matcher.score(regions, ["狗跑了"]), rtol=0, atol=0)

@@ -68,7 +68,8 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         text: `{"name": "gru", ...}` or `{"name": "bert", "model": ..., ...}`; `dim` is the image encoder's.
         head: `{"name": "scan", "temperature": 9.0, ...}`, the options of a head in `xmodal.heads.HEADS`, or
             `{"name": "package.module:Class", ...}` for one of your own; `dim` is the image encoder's.
-        vocabulary: words as for `xmodal.data.Vocabulary`, for text encoders that have no tokenizer of their own.
+        vocabulary: words as for `xmodal.data.Vocabulary`, for text encoders that have no tokenizer of their own; or
+            `{"words": ..., "segmenter": ...}` (`Vocabulary.config`).
         extractor: what made the region features, so that `score` can take image files: the name of an extractor in
             `xmodal.encoders.extractors.EXTRACTORS`, or `{"name": ..., **options}` (`RegionStore.extractor`); None if
             they came from elsewhere.
@@ -97,14 +98,14 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         image: dict[str, Any],
         text: dict[str, Any],
         head: dict[str, Any],
-        vocabulary: list[str] | None = None,
+        vocabulary: list[str] | dict[str, Any] | None = None,
         extractor: str | dict[str, Any] | None = None,
         captioner: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.image_encoder = build("image encoder", IMAGE_ENCODERS, image)
         dim = self.image_encoder.dim
-        words = Vocabulary(vocabulary) if vocabulary is not None else None
+        words = Vocabulary.from_config(vocabulary) if vocabulary is not None else None
         if needs_vocabulary(text) and words is None:
             raise ValueError(f"text encoder {text['name']!r} needs a vocabulary; pass vocabulary=list_of_words")
         if words is not None and not needs_vocabulary(text):

@@ -154,7 +154,7 @@ def test_other_checkpoint_files_are_named(tmp_path):
         ([1], "holds list; wanted 'model'"),
         ({"state_dict": {}}, r"holds keys \['state_dict'\]; wanted 'model'"),
         ({"model": [{}]}, "wanted 'model': "),
-        ({"model": [{}, {}], "opt": {"margin": 1}}, "'opt' is a dict; wanted an argparse.Namespace"),
+        ({"model": [{}, {}], "opt": [1]}, "'opt' is a list; wanted an argparse.Namespace or a dict"),
         ({"model": [{"fc.weight": 3}, {}]}, "image:fc.weight is a int; wanted a tensor"),
     ],
 )
@@ -196,6 +196,92 @@ def test_other_vocabularies_are_named(contents, message, tmp_path):
     path.write_bytes(contents)
     with pytest.raises(ValueError, match=rf"vocabulary\.pkl {message}"):
         load_vocabulary(path)
+
+
+class EasyDict(dict):
+    """A class of options that the package does not know."""
+
+
+def test_options_come_in_any_plain_form(tmp_path):
+    """`best_rsum` of numpy, options in a dict, a path among them, weights of DataParallel: all of one checkpoint."""
+    images, texts = record()["model"]
+    options = {**vars(record()["opt"]), "margin": np.float64(0.2), "data_path": Path("/data/f30k"), "flags": {"a"}}
+    wrapped = [OrderedDict((f"module.{name}", value) for name, value in part.items()) for part in (images, texts)]
+    expected = load_checkpoint(GOLDEN / "s1_scan_basic.pth.tar")
+    for number, opt in enumerate((options, argparse.Namespace(**options))):
+        for zipped in (True, False):
+            path = tmp_path / f"{number}{zipped}.pth.tar"
+            saved = {"model": wrapped, "opt": opt, "best_rsum": np.float32(400), "epoch": np.int64(3)}
+            torch.save(saved, path, _use_new_zipfile_serialization=zipped)
+            found = load_checkpoint(path)
+            assert found.weights.keys() == expected.weights.keys()
+            assert all(torch.equal(found.weights[name], expected.weights[name]) for name in expected.weights)
+            assert found.options == {**expected.options, "margin": 0.2, "data_path": "/data/f30k", "flags": {"a"}}
+            assert type(found.options["margin"]) is float
+            assert matcher_options(found, "scan") == matcher_options(expected, "scan")
+
+
+@pytest.mark.parametrize("margin", [2.0, 0.2])
+def test_python2_numpy_scalars_are_read_or_named(margin, tmp_path):
+    path = tmp_path / "old.pth.tar"
+    save_as_torch_0_4_did({"model": ({}, {}), "opt": {}, "best_rsum": None}, path)
+    scalar = (
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(U\x02f8K\x00K\x01tR"
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbU\x08" + struct.pack("<d", margin) + b"tR"
+    )
+    named = b"U\x03opt"
+    assert named + b"}(u" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(named + b"}(u", named + b"}(U\x06margin" + scalar + b"u"))
+    if margin == 2.0:
+        assert load_checkpoint(path).options == {"margin": 2.0}
+    else:  # its bytes are no UTF-8, and torch's restricted unpickler takes all strings for that
+        with pytest.raises(ValueError, match=r"holds byte strings of Python 2 that are no text, numpy's numbers"):
+            load_checkpoint(path)
+
+
+def test_what_is_not_understood_is_not_called_dangerous(tmp_path):
+    path = tmp_path / "other.pth.tar"
+    torch.save({**record(), "opt": EasyDict(margin=1)}, path)
+    with pytest.raises(ValueError, match=r"asks for \S*EasyDict, a class that is not understood here") as caught:
+        load_checkpoint(path)
+    assert "could run code" not in str(caught.value)
+    torch.save({"model": torch.nn.Linear(2, 2)}, path)
+    with pytest.raises(ValueError, match=r"asks for torch\.nn\.modules\.linear\.Linear, a class that is not under"):
+        load_checkpoint(path)
+    torch.save({**record(), "opt": Runs(tmp_path / "trace")}, path)
+    with pytest.raises(ValueError, match="could run code"):
+        load_checkpoint(path)
+
+
+class Vocabulary:
+    """As in SCAN's vocab.py."""
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_vocabularies_of_every_protocol_and_shape_are_read(protocol, tmp_path):
+    path = tmp_path / "vocabulary.pkl"
+    whole, words_only = Vocabulary(), Vocabulary()
+    number = {word: index for index, word in enumerate(WORDS)}
+    whole.__dict__ = {"word2idx": number, "idx2word": dict(enumerate(WORDS)), "idx": len(WORDS)}
+    words_only.word2idx = OrderedDict((word, np.int64(index)) for word, index in number.items())
+    for value in (whole, words_only, {"word2idx": number}, number, OrderedDict(number)):
+        path.write_bytes(pickle.dumps(value, protocol))
+        assert load_vocabulary(path).words == WORDS
+
+
+def test_a_protocol_0_vocabulary_of_python2_is_read(tmp_path):
+    """An old-style class, text in UTF-8 bytes as Python 2 writes them."""
+    path = tmp_path / "vocabulary.pkl"
+    words = b"".join(b"S'%s'\nI%d\ns" % (w.encode().replace(b"\xc3\xa9", rb"\xc3\xa9"), n) for n, w in enumerate(WORDS))
+    path.write_bytes(b"(i__main__\nVocabulary\n(dS'word2idx'\n(d" + words + b"sb.")
+    assert load_vocabulary(path).words == WORDS
+
+
+def test_a_json_vocabulary_of_words_and_numbers_alone_is_read(tmp_path):
+    path = tmp_path / "vocabulary.json"
+    number = {word: index for index, word in enumerate(WORDS)}
+    path.write_text("\ufeff" + json.dumps(number), encoding="utf-8")
+    assert load_vocabulary(path).words == WORDS
 
 
 def test_absent_vocabulary_is_named(tmp_path):

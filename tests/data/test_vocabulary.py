@@ -125,3 +125,34 @@ def test_bad_words_are_refused(tmp_path):
         Vocabulary(["dog", "dog"])
     with pytest.raises(ValueError, match="are missing"):
         Vocabulary(["<pad>", "dog"])
+
+
+CHINESE = ["一只狗在草地上跑。", "两只猫在睡觉。", "一只狗睡觉"]
+
+
+def test_a_segmenter_is_stored_and_used(tmp_path):
+    vocabulary = Vocabulary.build(CHINESE, min_count=2, segmenter="characters")
+    assert set(vocabulary.words[4:]) == set("一只狗在睡觉。")
+    assert vocabulary.encode("猫在") == [1, 3, vocabulary.words.index("在"), 2]
+    vocabulary.save(tmp_path / "vocabulary.json")
+    assert json.loads((tmp_path / "vocabulary.json").read_text("utf-8"))["segmenter"] == "characters"
+    loaded = Vocabulary.load(tmp_path / "vocabulary.json")
+    assert loaded.segmenter == "characters"
+    for again in (loaded, Vocabulary.from_config(vocabulary.config)):
+        assert again.encode(CHINESE[0]) == vocabulary.encode(CHINESE[0])
+    with pytest.raises(ValueError, match="segmenter 'thai' is unknown; known: words, characters, jieba"):
+        Vocabulary(["a"], "thai")
+
+
+def test_files_and_models_without_a_segmenter_are_as_they_were(tmp_path):
+    vocabulary = Vocabulary(["dog"])
+    vocabulary.save(tmp_path / "vocabulary.json")
+    assert "segmenter" not in json.loads((tmp_path / "vocabulary.json").read_text())
+    assert vocabulary.config == vocabulary.words
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_damage(tmp_path, encoding):
+    text = json.dumps({"word2idx": {word: number for number, word in enumerate(Vocabulary(["é"]).words)}})
+    (tmp_path / "vocabulary.json").write_text(text, encoding)
+    assert Vocabulary.load(tmp_path / "vocabulary.json").words[-1] == "é"

@@ -83,7 +83,7 @@ def test_csv_and_json_lines(convert):
         (Coco, "{", "input.json", r"input\.json is not JSON"),
         (Coco, {"annotations": []}, "input.json", "no caption"),
         (Flickr, TOKENS + "7.jpg A dog", "tokens.txt", r"tokens\.txt, line 4: wanted NAME\.jpg#NUMBER<tab>CAPTION"),
-        (Table, "image,caption\nx,A dog.\n", "mine.csv", r"mine\.csv, row 1 has no \['image_id'\]"),
+        (Table, "picture,caption\nx,A dog.\n", "mine.csv", r"mine\.csv, row 1 has no \['image_id'\]"),
         (Table, "image_id,caption\nx\n", "mine.csv", r"mine\.csv, row 1 has no \['caption'\]"),
         (Table, '{"image_id": "x", "caption": "A dog."}\n{', "mine.jsonl", r"mine\.jsonl, line 2 is not JSON"),
     ],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from xmodal.data.atomic import written_whole
+from xmodal.data.text import read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,8 +58,8 @@ def load_captions(path: str | Path, split: str | None = None) -> list[Caption]:
     if not path.exists():
         raise FileNotFoundError(f"no captions file at {path}. `xmodal prepare captions --help` makes one.")
     known: set[str] = set()
-    with path.open("rb") as lines:
-        captions = [_parse_line(line, known, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    lines = enumerate(read_lines(path), start=1)
+    captions = [_parse_line(line, known, f"{path}, line {number}") for number, line in lines]
     chosen = [caption for caption in captions if split in (None, caption.split)]
     if not chosen:
         splits = dict(Counter(caption.split for caption in captions))
@@ -66,9 +67,9 @@ def load_captions(path: str | Path, split: str | None = None) -> list[Caption]:
     return chosen
 
 
-def _parse_line(line: bytes, known: set[str], where: str) -> Caption:
+def _parse_line(line: str, known: set[str], where: str) -> Caption:
     try:
-        return _admitted(_parse(line.decode("utf-8")), known)
+        return _admitted(_parse(line), known)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -76,7 +77,7 @@ def _parse_line(line: bytes, known: set[str], where: str) -> Caption:
 def _parse(line: str) -> Caption:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}): {line.rstrip()[:80]!r}") from error
     if not isinstance(record, dict) or set(record) != set(_KEYS):
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
@@ -138,7 +139,9 @@ def caption_image_index(
         raise ValueError(
             f"{len(strangers)} of {len(captions)} captions are about images that are not there, the first one "
             f"(caption_id {strangers[0].caption_id!r}) about image {strangers[0].image_id!r}. "
-            "Do the captions and the images belong to the same split?"
+            "Do the captions and the images belong to the same split? If images were skipped, leave out their "
+            "captions: xmodal prepare captions table --input captions.jsonl --output captions.jsonl --only-images-of "
+            "SPLIT.h5"
         )
     if every_image:
         silent = position.keys() - {caption.image_id for caption in captions}

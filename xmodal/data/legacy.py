@@ -1,21 +1,23 @@
 """Readers of what SCAN, BFAN and VSRN left behind: checkpoints (`*.pth.tar`) and vocabularies, json or pickled.
 
 Such files are pickles, most of them written by Python 2, and a pickle can run any code. Nothing here does: torch's
-restricted unpickler reads the checkpoints and one that knows a single harmless class the vocabularies.
+restricted unpickler reads the checkpoints and `xmodal.data.unpickling` the vocabularies, and what either does not
+understand is refused by name.
 """
 
 from __future__ import annotations
 
 import argparse
-import pickle
+import io
 import re
-import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
-from xmodal.data.vocabulary import SPECIAL_WORDS, Vocabulary
+from xmodal.data.unpickling import PlainUnpickler, Refused, torch_globals, why_refused
+from xmodal.data.vocabulary import SPECIAL_WORDS, Vocabulary, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,15 +96,20 @@ def load_checkpoint(path: str | Path) -> LegacyCheckpoint:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(torch_globals()):
             record = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
         forbidden = re.search(r"GLOBAL (\S+) ", str(error))
         if forbidden:
             raise ValueError(
-                f"{path} is refused: it asks for {forbidden[1]}, and unpickling that could run code. A checkpoint of "
-                "SCAN, BFAN or VSRN needs tensors, plain values and argparse.Namespace only."
+                f"{path} is refused: it asks for {forbidden[1]}, {why_refused(forbidden[1])}. A checkpoint of SCAN, "
+                "BFAN or VSRN needs tensors, plain values and argparse.Namespace only; save it again with these."
             ) from None
+        if isinstance(error, UnicodeDecodeError):
+            raise ValueError(
+                f"{path} holds byte strings of Python 2 that are no text, numpy's numbers for one, which torch does "
+                "not read safely. Load it where you trust it and save 'model' and 'opt' again, without them."
+            ) from error
         raise ValueError(f"{path} cannot be read as a torch checkpoint: {error}") from error
     return _laid_out(path, record)
 
@@ -113,20 +120,30 @@ def _laid_out(path: Path, record: Any) -> LegacyCheckpoint:
     if not (isinstance(models, (list, tuple)) and len(models) == 2 and all(isinstance(m, dict) for m in models)):
         found = f"keys {sorted(map(str, record))}" if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"{path} holds {found}; wanted 'model': [image weights, text weights] and 'opt'")
-    options = record.get("opt", argparse.Namespace())
-    if not isinstance(options, argparse.Namespace):
-        raise ValueError(f"{path}: 'opt' is a {type(options).__name__}; wanted an argparse.Namespace")
+    options = record.get("opt", {})
+    options = vars(options) if isinstance(options, argparse.Namespace) else options
+    if not isinstance(options, dict):
+        raise ValueError(f"{path}: 'opt' is a {type(options).__name__}; wanted an argparse.Namespace or a dict")
     image, text = models
-    weights = {f"image:{name}": value for name, value in image.items()}
-    weights |= {f"text:{name}": value for name, value in text.items()}
+    weights = {f"image:{_bare(name)}": value for name, value in image.items()}
+    weights |= {f"text:{_bare(name)}": value for name, value in text.items()}
     for name, value in weights.items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"{path}: {name} is a {type(value).__name__}; wanted a tensor")
-    return LegacyCheckpoint(path, weights, vars(options))
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    return LegacyCheckpoint(path, weights, plain)
+
+
+def _bare(name: Any) -> str:
+    """A weight's name without what `DataParallel` put in front of it."""
+    return str(name).removeprefix("module.")
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
-    """Read a released vocabulary, json or a pickle of Python 2's `Vocabulary`; every word keeps its number.
+    """Read a released vocabulary, json or pickled; every word keeps its number.
+
+    A pickle, of any protocol and of Python 2 or 3, holds an object of a class called Vocabulary, or a dict, that has
+    `word2idx`, or `word2idx` alone.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -140,37 +157,33 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     if not path.is_file():
         raise FileNotFoundError(f"no vocabulary at {path}")
     with path.open("rb") as file:
-        if file.read(1) != pickle.PROTO:
-            return Vocabulary.load(path)
-        file.seek(0)
-        try:
-            number = getattr(_VocabularyUnpickler(file, encoding="latin1").load(), "word2idx", None)
-        except _ForbiddenGlobal as error:
-            raise ValueError(
-                f"{path} is refused: it asks for {error}, and unpickling that could run code. A vocabulary needs the "
-                "class Vocabulary only."
-            ) from None
-        except Exception as error:  # a damaged pickle can fail in any way
-            raise ValueError(f"{path} cannot be read as a pickled vocabulary: {error}") from error
-    if not isinstance(number, dict) or set(number.values()) != set(range(len(number))):
-        raise ValueError(f"{path} holds no vocabulary: `word2idx` must number its words 0, 1, 2, ..., each once")
-    absent = [word for word in SPECIAL_WORDS if word not in number]
-    if absent:
+        start = file.read(4)
+    if start.lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")[:1] in (b"{", b"["):
+        return Vocabulary.load(path)
+    record = _unpickled(path)
+    number = getattr(record, "word2idx", record)
+    number = number.get("word2idx", number) if isinstance(number, dict) else None
+    try:
+        words = in_order(number)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no vocabulary: {error}") from error
+    if absent := [word for word in SPECIAL_WORDS if word not in words]:
         raise ValueError(f"{path} lacks the special words {absent}")
-    return Vocabulary(sorted(number, key=number.__getitem__))
+    return Vocabulary(words)
 
 
-class _ForbiddenGlobal(Exception):
-    """A pickle asks for something else than it needs."""
-
-
-class _VocabularyUnpickler(pickle.Unpickler):
-    """Makes a plain namespace of an object of any class called Vocabulary, and refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> type:
-        if name != "Vocabulary":
-            raise _ForbiddenGlobal(f"{module}.{name}")
-        return types.SimpleNamespace
+def _unpickled(path: Path) -> Any:
+    """What a pickled vocabulary holds. Text of Python 2 is UTF-8, as far as it can be read so."""
+    data = path.read_bytes()
+    try:
+        try:
+            return PlainUnpickler(io.BytesIO(data), classes=("Vocabulary",), encoding="utf-8").load()
+        except UnicodeDecodeError:
+            return PlainUnpickler(io.BytesIO(data), classes=("Vocabulary",), encoding="latin1").load()
+    except Refused as error:
+        raise ValueError(f"{path} is refused: {error}. A vocabulary needs the class Vocabulary only.") from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise ValueError(f"{path} cannot be read as a pickled vocabulary: {error}") from error
 
 
 def matcher_options(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import string
 from collections import Counter
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,17 +12,18 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from xmodal.data.atomic import written_whole
+from xmodal.data.segmenters import SEGMENTERS, tokenize
+from xmodal.data.text import parse_json, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from jaxtyping import Bool, Int
     from torch import Tensor
 
-PAD, START, END, UNKNOWN = SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
+__all__ = ["END", "PAD", "SPECIAL_WORDS", "START", "UNKNOWN", "TokenBatch", "Vocabulary", "tokenize"]
 
-# The published code lower-cased utf-8 bytes in Python 2, which changes ASCII letters only.
-_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+PAD, START, END, UNKNOWN = SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
 
 
 class TokenBatch(NamedTuple):
@@ -34,49 +33,17 @@ class TokenBatch(NamedTuple):
     word_mask: Bool[Tensor, "caption word"]
 
 
-def tokenize(text: str) -> list[str]:
-    """Split a caption into words like the published pipeline: ASCII lower case, then nltk's `word_tokenize`.
-
-    nltk itself would download its sentence splitter on first use; here its parameters come with a package.
-
-    Raises:
-        TypeError: `text` is not a string. Bytes above all: made a string by `str`, they put "b'" into the first word.
-
-    >>> tokenize("A man's dog runs. It doesn't stop!")
-    ['a', 'man', "'s", 'dog', 'runs', '.', 'it', 'does', "n't", 'stop', '!']
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"wanted a string, got {type(text).__name__}. Decode bytes with .decode('utf-8').")
-    split_sentences, split_words = _nltk()
-    return [word for sentence in split_sentences(text.translate(_ASCII_LOWER)) for word in split_words(sentence)]
-
-
-@cache
-def _nltk() -> tuple[Callable[[str], Iterable[str]], Callable[[str], list[str]]]:
-    """The two halves of nltk's `word_tokenize`: text to sentences, sentence to words."""
-    import punkt
-    from nltk.tokenize.destructive import NLTKWordTokenizer
-    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
-
-    english = punkt.load_model("english")
-    parameters = PunktParameters()
-    parameters.abbrev_types = set(english.abbrev_types)
-    parameters.collocations = set(english.collocations)
-    parameters.sent_starters = set(english.sent_starters)
-    parameters.ortho_context.update(english.ortho_context)
-    # Not punkt's own splitter: it differs from nltk's at runs like "?!".
-    return PunktSentenceTokenizer(parameters).tokenize, NLTKWordTokenizer().tokenize
-
-
 class Vocabulary:
     """The words a model knows, numbered from 0. Calling it turns captions into padded numbers.
 
     Args:
         words: every word once, in order of its number. Without any of the special words `<pad> <start> <end> <unk>`
             these come first, in this order; with them, all four must be there and keep their place.
+        segmenter: how captions are split into words: `words`, as published; `characters` or `jieba` for scripts without
+            spaces between words, see `xmodal.data.segmenters`.
 
     Raises:
-        ValueError: a word comes twice, or only some of the special words are there.
+        ValueError: a word comes twice, only some of the special words are there, or there is no such segmenter.
 
     >>> vocabulary = Vocabulary(["a", "dog", "runs"])
     >>> vocabulary.encode("A dog sleeps")
@@ -86,7 +53,10 @@ class Vocabulary:
             [1, 5, 2, 0, 0]])
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], segmenter: str = "words") -> None:
+        if segmenter not in SEGMENTERS:
+            raise ValueError(f"segmenter {segmenter!r} is unknown; known: {', '.join(SEGMENTERS)}")
+        self.segmenter = segmenter
         absent = [word for word in SPECIAL_WORDS if word not in words]
         if len(absent) == len(SPECIAL_WORDS):
             words = [*SPECIAL_WORDS, *words]
@@ -108,13 +78,27 @@ class Vocabulary:
         """Every word, in order of its number."""
         return list(self._number)
 
+    @property
+    def config(self) -> list[str] | dict[str, Any]:
+        """What `from_config` makes this vocabulary of; a saved model stores it."""
+        return self.words if self.segmenter == "words" else {"words": self.words, "segmenter": self.segmenter}
+
+    @classmethod
+    def from_config(cls, config: Sequence[str] | dict[str, Any]) -> Vocabulary:
+        """A vocabulary of its words, or of a dict with `words` and `segmenter`."""
+        return cls(**config) if isinstance(config, dict) else cls(config)
+
+    def split(self, text: str) -> list[str]:
+        """The words of a caption, known or not."""
+        return SEGMENTERS[self.segmenter](text)
+
     def encode(self, text: str) -> list[int]:
         """The numbers of a caption's words between those of `<start>` and `<end>`.
 
         Raises:
             ValueError: the caption has no words.
         """
-        words = tokenize(text)
+        words = self.split(text)
         if not words:
             raise ValueError(f"the caption {text!r} has no words")
         unknown = self._number[UNKNOWN]
@@ -134,36 +118,42 @@ class Vocabulary:
         return TokenBatch(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
 
     @classmethod
-    def build(cls, texts: Iterable[str], min_count: int = 4) -> Vocabulary:
+    def build(cls, texts: Iterable[str], min_count: int = 4, segmenter: str = "words") -> Vocabulary:
         """The words that come at least `min_count` times: the most frequent first, equals in alphabetical order.
 
         The published vocabularies are in the order of a Python 2 dictionary, which nothing can reproduce: to use a
         released model, load its vocabulary file.
 
         Raises:
-            ValueError: no word is frequent enough.
+            ValueError: no word is frequent enough, or there is no such segmenter.
         """
+        split = cls([], segmenter).split
         count: Counter[str] = Counter()
         for text in tqdm(texts, desc="counting words", unit="caption", delay=2):
-            count.update(tokenize(text))
+            count.update(split(text))
         frequent = [word for word in count if count[word] >= min_count]
         if not frequent:
             raise ValueError(f"none of the {len(count)} words comes {min_count} times or more. Lower min_count.")
-        return cls(sorted(frequent, key=lambda word: (-count[word], word)))
+        return cls(sorted(frequent, key=lambda word: (-count[word], word)), segmenter)
 
     def save(self, path: str | Path) -> None:
-        """Write the published JSON form: `word2idx`, `idx2word` and `idx`, the number of words."""
-        record = {
+        """Write the published JSON form: `word2idx`, `idx2word` and `idx`, the number of words.
+
+        A `segmenter` other than the published one is stored besides.
+        """
+        record: dict[str, Any] = {
             "word2idx": self._number,
             "idx2word": {str(number): word for word, number in self._number.items()},
             "idx": len(self),
         }
+        if self.segmenter != "words":
+            record["segmenter"] = self.segmenter
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
-        """Read the JSON form. Only `word2idx` is needed, and every word keeps its number, the special ones too.
+        """Read the JSON form. Only `word2idx` is needed, or its words and numbers alone; every word keeps its number.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -173,19 +163,31 @@ class Vocabulary:
         if not path.exists():
             raise FileNotFoundError(f"no vocabulary at {path}. `xmodal prepare vocabulary --help` makes one.")
         try:
-            words = _ordered(json.loads(path.read_text(encoding="utf-8")))
+            record = parse_json(read_text(path), "it")
+            words = in_order(record.get("word2idx", record) if isinstance(record, dict) else None)
             if not set(SPECIAL_WORDS) <= set(words):
                 raise ValueError(f"it lacks some of the special words {SPECIAL_WORDS}")
-            return cls(words)
+            return cls(words, record.get("segmenter", "words") if "word2idx" in record else "words")
         except ValueError as error:
             raise ValueError(f"{path} is not a vocabulary: {error}") from error
 
 
-def _ordered(record: Any) -> list[str]:
-    """The words of a JSON vocabulary in order of their numbers."""
-    number = record.get("word2idx") if isinstance(record, dict) else None
-    if not isinstance(number, dict):
-        raise ValueError("it has no `word2idx` object")
-    if {value for value in number.values() if isinstance(value, int)} != set(range(len(number))):
-        raise ValueError(f"the numbers of its {len(number)} words are not 0 to {len(number) - 1}, each once")
+def in_order(number: Any) -> list[str]:
+    """The words of a file in order of their numbers.
+
+    Raises:
+        ValueError: these are no words with the numbers 0, 1, 2, ...
+
+    >>> in_order({"dog": 1, "a": 0})
+    ['a', 'dog']
+    """
+    if not isinstance(number, dict) or not all(isinstance(word, str) for word in number):
+        raise ValueError("it has no `word2idx` that numbers its words")
+    # Of Python, numpy or a pickle of Python 2; but a truth value is no number.
+    whole = {int(value) for value in number.values() if hasattr(value, "__index__") and not isinstance(value, bool)}
+    if not number or whole != set(range(len(number))):
+        raise ValueError(
+            "`word2idx` must number its words 0, 1, 2, ...; "
+            f"the numbers of its {len(number)} words are not 0 to {len(number) - 1}, each once"
+        )
     return sorted(number, key=number.__getitem__)

@@ -43,7 +43,8 @@ def load_word_vectors(path: str | Path, vocabulary: Vocabulary) -> WordVectors:
     number = {word: index for index, word in enumerate(vocabulary.words)}
     rows: dict[int, np.ndarray] = {}
     dim = None
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    # With utf-8-sig a byte order mark is no part of the first word.
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
         for line_number, line in enumerate(tqdm(lines, desc="word vectors", unit="word", delay=2), start=1):
             word, _, values = line.rstrip().partition(" ")
             if line_number == 1 and values.isdigit():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xmodal.data.atomic import written_whole
+from xmodal.data.text import read_lines
 from xmodal.evaluation.ranks import RECALL_LEVELS
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no training log {path}; pass the JSONL file of a run folder")
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:

@@ -14,7 +14,7 @@ from torch import nn
 
 from xmodal.numerics import at_least_float32
 from xmodal.objectives.choices import check_choice
-from xmodal.objectives.metric import AS_GIVEN, check_labels, metric_loss
+from xmodal.objectives.metric import check_labels, metric_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,7 +109,7 @@ class EnergyConfusion(nn.Module):
         >>> from xmodal.objectives import EnergyConfusion
         >>> objective = EnergyConfusion({"name": "binomial"})
         >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-        >>> objective(features, labels, embed=torch.nn.Linear(4, 2)).keys()
+        >>> objective(features, labels, embed=torch.nn.Linear(4, 2), step=0).keys()
         dict_keys(['metric', 'confusion', 'row_norm', 'total'])
     """
 
@@ -132,16 +132,9 @@ class EnergyConfusion(nn.Module):
         self.row_weight = row_weight
 
     def forward(
-        self,
-        features: Float[Tensor, "image feature"],
-        labels: Int[Tensor, " image"],
-        *,
-        embed: nn.Module = AS_GIVEN,
-        step: int | None = None,
+        self, features: Float[Tensor, "image feature"], labels: Int[Tensor, " image"], *, embed: nn.Module, step: int
     ) -> dict[str, Float[Tensor, ""]]:
         """Named terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
-
-        Without a `step` every warm-up is over; without `embed` the features are the embeddings.
 
         Raises:
             ValueError: as `energy_confusion_loss`, or if the rows of an `embed` that is not a Linear are asked for.

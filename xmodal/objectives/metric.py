@@ -162,10 +162,6 @@ class MetricLoss(nn.Module):
         return ", ".join([repr(self.name), *(f"{key}={value}" for key, value in self.options.items())])
 
 
-AS_GIVEN = nn.Identity()
-"""The embedding layer of objectives that are given embeddings instead of features."""
-
-
 class MetricObjective(nn.Module):
     """A metric loss alone: the baseline that the other objectives are compared with.
 
@@ -179,7 +175,7 @@ class MetricObjective(nn.Module):
         >>> from xmodal.objectives import MetricObjective
         >>> objective = MetricObjective({"name": "binomial"})
         >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-        >>> objective(features, labels, embed=torch.nn.Linear(4, 2)).keys()
+        >>> objective(features, labels, embed=torch.nn.Linear(4, 2), step=0).keys()
         dict_keys(['total'])
     """
 
@@ -188,16 +184,9 @@ class MetricObjective(nn.Module):
         self.metric = metric_loss(metric, dim, classes)
 
     def forward(
-        self,
-        features: Float[Tensor, "image feature"],
-        labels: Int[Tensor, " image"],
-        *,
-        embed: nn.Module = AS_GIVEN,
-        step: int | None = None,
+        self, features: Float[Tensor, "image feature"], labels: Int[Tensor, " image"], *, embed: nn.Module, step: int
     ) -> dict[str, Float[Tensor, ""]]:
         """Named terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
-
-        Without a `step` every warm-up is over; without `embed` the features are the embeddings.
 
         Raises:
             ValueError: as `check_labels` and, for losses that are not on proxies, `check_pairs`.

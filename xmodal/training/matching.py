@@ -128,7 +128,7 @@ def _build_matcher(config: ModelConfig, source: ImageSource, data: DataConfig) -
         image=fill("image encoder", IMAGE_ENCODERS, config.image, source.sizes),
         text=config.text,
         head=config.head,
-        vocabulary=vocabulary.words if vocabulary is not None else None,
+        vocabulary=vocabulary.config if vocabulary is not None else None,
         extractor=source.extractor,
         captioner=config.captioner or None,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from xmodal.data.atomic import written_whole
 from xmodal.data.images import IMAGE_SUFFIXES
+from xmodal.data.text import read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,8 +36,7 @@ def load_index(path: str | Path) -> list[LabelledImage]:
     ('gulls/1.jpg', 'gull', 'train')
     """
     path = Path(path)
-    with path.open("rb") as lines:
-        images = [_parse_line(line, path, number) for number, line in enumerate(lines, start=1)]
+    images = [_parse_line(line, path, number) for number, line in enumerate(read_lines(path), start=1)]
     if not images:
         raise ValueError(f"{path} is empty; `xmodal prepare labelled --help` lists what makes an index")
     return images
@@ -85,12 +85,12 @@ def list_folder(folder: Path, split: str = "all") -> list[LabelledImage]:
     return images
 
 
-def _parse_line(line: bytes, path: Path, number: int) -> LabelledImage:
+def _parse_line(line: str, path: Path, number: int) -> LabelledImage:
     try:
         record = json.loads(line)
         if sorted(record) != ["class", "path", "split"] or not all(isinstance(v, str) for v in record.values()):
             raise ValueError(f"found {line[:80]!r}")
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}, line {number}: wanted a JSON object with the strings path, class and split; {error}"
         ) from error

@@ -15,8 +15,7 @@ from xmodal.objectives.choices import check_choice
 from xmodal.objectives.daml.generator import HardNegativeGenerator
 from xmodal.objectives.daml.losses import SYNTHETIC_LOSSES, generator_losses
 from xmodal.objectives.daml.triplets import TripletLayout, Triplets, batch_triplets
-from xmodal.objectives.metric import AS_GIVEN, check_labels
-from xmodal.objectives.warmup import warmth
+from xmodal.objectives.metric import check_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,7 +65,7 @@ class DAML(nn.Module):
         >>> from xmodal.objectives import DAML
         >>> objective = DAML(feature_dim=4, metric={"name": "triplet", "margin": 1.0})
         >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-        >>> objective(features, labels, embed=torch.nn.Linear(4, 2)).keys()
+        >>> objective(features, labels, embed=torch.nn.Linear(4, 2), step=0).keys()
         dict_keys(['hard', 'regularization', 'adversarial', 'metric', 'total'])
     """
 
@@ -99,23 +98,16 @@ class DAML(nn.Module):
         self.generator = HardNegativeGenerator(feature_dim, **(generator or {}))
 
     def forward(
-        self,
-        features: Float[Tensor, "image feature"],
-        labels: Int[Tensor, " image"],
-        *,
-        embed: nn.Module = AS_GIVEN,
-        step: int | None = None,
+        self, features: Float[Tensor, "image feature"], labels: Int[Tensor, " image"], *, embed: nn.Module, step: int
     ) -> dict[str, Float[Tensor, ""]]:
         """Named terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
-
-        Without a `step` every warm-up is over; without `embed` the features are the embeddings.
 
         Raises:
             ValueError: as `batch_triplets`, or for labels that do not fit the features.
         """
         check_labels(features, labels)
         triplets = batch_triplets(labels, layout=self.triplets, negatives=self.negatives)
-        if warmth(step, self.warmup_steps) < 1:
+        if step < self.warmup_steps:
             embeddings = self._metric_space(embed, features)
             metric = self.metric(*(embeddings[rows] for rows in triplets))
             return {"metric": metric, "total": self.weights["metric"] * metric}
