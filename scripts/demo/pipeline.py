@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from preprocess import regions
 from scripts.demo import emoji_scenes
-from xmodal.data import Vocabulary, load_captions
-from xmodal.data.split import open_split
+from xmodal.data import Caption, RegionStore, Vocabulary, load_captions
+from xmodal.data.split import Split
 from xmodal.evaluation import evaluate_protocol, format_table
 from xmodal.evaluation.pointing import pointing_accuracy
 from xmodal.evaluation.report import plot_learning_curves, write_report
@@ -27,8 +27,7 @@ from xmodal.training.config import load_recipe
 from xmodal.training.trainer import train
 
 if TYPE_CHECKING:
-    from jaxtyping import Int
-    from torch import Tensor
+    from collections.abc import Sequence
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MODELS = {"SCAN t-i LSE": "demo_scan", "pooled dual encoder": "demo_pooled"}
@@ -50,16 +49,16 @@ def main(config: Demo) -> None:
     _prepare(data, config.seed)
     matchers = {title: _train(title, recipe, config) for title, recipe in MODELS.items()}
 
-    split = open_split(data, "test")
-    store, sentences, caption_image = split.source, split.sentences, split.relevance.caption_image
-    scores = {name: matcher.score_all(store, sentences) for name, matcher in matchers.items()}
-    results = {name: evaluate_protocol(matrix, caption_image) for name, matrix in scores.items()}
+    store = RegionStore(data / "test.h5")
+    split = Split.of(store, load_captions(data / "captions.jsonl", "test"))
+    scores = {name: matcher.score_all(store, split.sentences) for name, matcher in matchers.items()}
+    results = {name: evaluate_protocol(matrix, split.relevance) for name, matrix in scores.items()}
     print(f"\n== test split: {len(store)} scenes with things that training never showed\n{format_table(results)}")
 
     scan = matchers["SCAN t-i LSE"]
     pointed = pointing_accuracy(scan, store, emoji_scenes.read_mentions(data / "scenes.jsonl", "test"))
     print(f"\nwords that look at what they name: {pointed['hits']:.1f}% (a random region: {pointed['chance']:.1f}%)")
-    pictures = _draw(scan, store, sentences, caption_image, data / "images", config.output)
+    pictures = _draw(scan, store, split.captions, data / "images", config.output)
     pictures |= _draw_learning_curves(config.output)
     details = {"words that look at what they name (%)": pointed, "environment": environment()}
     write_report(config.output / "report.md", results, title="Demo", details=details, pictures=pictures)
@@ -91,26 +90,22 @@ def _train(title: str, recipe: str, config: Demo) -> Matcher:
 
 
 def _draw(
-    scan: Matcher,
-    store: RegionStore,
-    sentences: list[str],
-    caption_image: Int[Tensor, " caption"],
-    images: Path,
-    output: Path,
+    scan: Matcher, store: RegionStore, captions: Sequence[Caption], images: Path, output: Path
 ) -> dict[str, Path]:
     """What three held-out sentences retrieve, and where the words of one of them look."""
-    chosen = [len(sentences) * part // 7 for part in (1, 3, 5)]
+    chosen = [captions[len(captions) * part // 7] for part in (1, 3, 5)]
     rows = [
-        row._replace(correct=store.image_id[caption_image[c]])
-        for row, c in zip(retrieve(scan, store, [sentences[c] for c in chosen]), chosen, strict=True)
+        row._replace(correct=caption.image_id)
+        for row, caption in zip(retrieve(scan, store, [caption.caption for caption in chosen]), chosen, strict=True)
     ]
     pictures = {
         "What three sentences retrieve": output / "search.png",
         "Where the words look": output / "attention.png",
     }
     draw_retrieved(rows, images, output / "search.png")
-    image_id = store.image_id[caption_image[chosen[0]]]
-    explain_pair(scan, store, image_id, find_image(images, image_id), rows[0].sentence, output / "attention.png")
+    first = chosen[0]
+    picture = find_image(images, first.image_id)
+    explain_pair(scan, store, first.image_id, picture, first.caption, output / "attention.png")
     return pictures
 
 

@@ -231,7 +231,7 @@ def test(run: TrainConfig) -> dict[str, Any]:
     def evaluate() -> dict[str, Any]:
         split = open_split(run.data.folder, "test")
         scores = Matcher.from_pretrained(run.output / BEST).score_all(split.source, split.sentences)
-        return evaluate_protocol(scores, split.relevance.caption_image)
+        return evaluate_protocol(scores, split.relevance)
 
     return remembered(run.output / TEST, evaluate)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 SUITES = ("heads", "addr", "scoring", "data", "gpu")
-"""Each has a file of its own, `benchmark_{name}.py`, with a function of its name."""
+"""Each has a file of its own."""
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     cpu = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     print(f"{cpu[0].strip()}, {torch.get_num_threads()} threads, {versions}")
-    getattr(import_module(f"scripts.benchmark_{arguments.suite}"), arguments.suite)(arguments.repetitions)
+    import_module(f"scripts.benchmark.{arguments.suite}").run(arguments.repetitions)
 
 
 if __name__ == "__main__":

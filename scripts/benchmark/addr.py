@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from statistics import median
 from time import process_time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
-from scripts.benchmark_heads import DIM, IMAGES, REGIONS, random_batch
+from scripts.benchmark.measure import time_in_turns
+from scripts.benchmark.sets import DIM, REGIONS, random_batch
 from xmodal.data import PairBatch, RegionBatch
 from xmodal.model import Matcher
 from xmodal.objectives import HingeRanking
@@ -19,7 +20,7 @@ from xmodal.training.step import MatchingStep
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FEATURE_DIM, WORDS = 2048, 8000
+IMAGES, FEATURE_DIM, WORDS = 128, 2048, 8000
 
 HEADS: dict[str, dict[str, Any]] = {
     "SCAN t-i LSE": {"name": "scan"},
@@ -31,7 +32,7 @@ FORMS = ("fast_weights", "ridge", "amortized", "table")
 
 def pairs() -> PairBatch:
     """A batch of 128 pairs of 36 regions with captions of real lengths, before its encoders."""
-    mask = random_batch().word_mask
+    mask = random_batch(IMAGES, IMAGES).word_mask
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(IMAGES, REGIONS, FEATURE_DIM, generator=generator)
     tokens = torch.randint(4, WORDS, mask.shape, generator=generator) * mask
@@ -64,20 +65,14 @@ def training_step(head: dict[str, Any], form: str | None) -> Callable[[PairBatch
     return step
 
 
-def addr(repetitions: int) -> None:
+def run(repetitions: int) -> None:
     """Processor time of a step with and without discriminators, taking turns."""
     torch.set_num_threads(1)  # two that wait for one another count as busy
     print(f"training step, batch {IMAGES}, dim {DIM}, {REGIONS} regions, float32; processor time of one thread")
     batch = pairs()
     print(f"\n{'seconds':16}{'without':>10}" + "".join(f"{form:>22}" for form in FORMS))
     for name, head in HEADS.items():
-        steps = {form: training_step(head, form) for form in (None, *FORMS)}
-        seconds: dict[str | None, list[float]] = {form: [] for form in steps}
-        for repetition in tqdm(range(repetitions + 1), desc=name, leave=False):
-            for form, step in steps.items():
-                start = process_time()
-                step(batch)
-                if repetition:  # the first one warms up
-                    seconds[form].append(process_time() - start)
+        steps = {form: partial(training_step(head, form), batch) for form in (None, *FORMS)}
+        seconds, _ = time_in_turns(steps, repetitions, clock=process_time, title=name)
         without, *others = (median(values) for values in seconds.values())
         print(f"{name:16}{without:10.2f}" + "".join(f"{t:12.2f} ({t / without - 1:+7.1%})" for t in others))

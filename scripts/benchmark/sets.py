@@ -1,4 +1,4 @@
-"""What the scoring benchmark scores, and the bare product that it is compared with."""
+"""Random embeddings that the suites score; caption lengths are about as in COCO."""
 
 from __future__ import annotations
 
@@ -10,8 +10,35 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 DISTINCTNESS = 0.3
 """How much an image has of its own beside what it shares with others: makes retrieval about as hard as Flickr30k."""
+REGIONS, DIM = 36, 1024
+
+
+class Batch(NamedTuple):
+    """Unit features; words are padded with zeros to the longest caption."""
+
+    regions: Tensor
+    words: Tensor
+    word_mask: Tensor
+
+
+def random_word_mask(captions: int, generator: torch.Generator, *, shortest: int = 1, longest: int = 10_000) -> Tensor:
+    """True = real word; lengths are log-normal around 12, with a long tail, as in COCO with start and end words."""
+    device = generator.device
+    lengths = (2.45 + 0.3 * torch.randn(captions, generator=generator, device=device)).exp().round().long()
+    lengths = lengths.clamp(shortest, longest)
+    return torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+
+
+def random_batch(images: int, captions: int) -> Batch:
+    """Features without any likeness."""
+    generator = torch.Generator().manual_seed(0)
+    mask = random_word_mask(captions, generator)
+    regions = torch.randn(images, REGIONS, DIM, generator=generator)
+    words = torch.randn(*mask.shape, DIM, generator=generator) * mask[..., None]
+    return Batch(F.normalize(regions, dim=-1), F.normalize(words, dim=-1), mask)
 
 
 class Sets(NamedTuple):
@@ -29,11 +56,10 @@ class Sets(NamedTuple):
         return self.regions, self.words, self.region_mask, self.word_mask
 
 
-def random_sets(images: int, captions: int, *, regions: int = 36, dim: int = 1024) -> Sets:
-    """Unit features; caption lengths are log-normal around 12 tokens with a long tail, about as in COCO."""
+def random_sets(images: int, captions: int, *, regions: int = REGIONS, dim: int = DIM) -> Sets:
+    """Unit features among which retrieval is about as hard as on Flickr30k."""
     generator = torch.Generator().manual_seed(0)
-    lengths = (2.45 + 0.3 * torch.randn(captions, generator=generator)).exp().round().long().clamp(3, 50)
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    mask = random_word_mask(captions, generator, shortest=3, longest=50)
     caption_image = torch.arange(captions) * images // captions
     # Images come in tens that look alike; a word resembles one region of its image, some words hardly at all.
     scenes = torch.randn(-(-images // 10), regions, dim, generator=generator).repeat_interleave(10, dim=0)[:images]
@@ -45,23 +71,3 @@ def random_sets(images: int, captions: int, *, regions: int = 36, dim: int = 102
     resembled = features[caption_image[:, None].expand(mask.shape)[mask], picked]
     words[mask] = F.normalize(words[mask].add_(resembled.mul_(likeness)), dim=-1)
     return Sets(features, words, None, mask, caption_image)
-
-
-class BareProduct:
-    """Every region times every real word, packed beforehand, a cache-sized block at a time into one buffer.
-
-    What no head that attends can go below; nothing but the products is timed. Words are filled up with zeros to a
-    multiple of 16, as products in rows that start within a cache line take up to half as long again.
-    """
-
-    def __init__(self, sets: Sets, dtype: torch.dtype = torch.float32) -> None:
-        self.rows, columns = sets.regions.flatten(0, 1).to(dtype), sets.words[sets.word_mask].to(dtype)
-        self.columns = F.pad(columns, (0, 0, 0, -len(columns) % 16))
-        self.buffer = torch.empty(1024 * 800, dtype=dtype)
-
-    def __call__(self) -> None:
-        """The products, and nothing kept of them."""
-        for columns in self.columns.split(800):
-            for rows in self.rows.split(1024):
-                out = self.buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
-                torch.mm(rows, columns.T, out=out)

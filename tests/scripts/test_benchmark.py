@@ -1,0 +1,93 @@
+"""The benchmark's suites are there, and measure what they say: no test asserts how long anything takes."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from importlib import import_module
+from itertools import count
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.benchmark.baselines import BareProduct, bare_product, loop_over_captions
+from scripts.benchmark.measure import in_fresh_process, peak_memory, time_in_turns
+from scripts.benchmark.scoring_report import Measured
+from scripts.benchmark.sets import random_batch, random_sets, random_word_mask
+from xmodal.heads import scan_scores
+
+SUITES = ("heads", "scoring", "data", "addr", "gpu")
+
+
+def test_help_lists_the_suites(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("scripts.benchmark", run_name="__main__")
+    printed = capsys.readouterr().out
+    assert all(suite in printed for suite in SUITES)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_is_a_file(suite):
+    if suite == "gpu":
+        pytest.importorskip("triton")
+    assert callable(import_module(f"scripts.benchmark.{suite}").run)
+
+
+def test_a_suite_is_called_with_the_repetitions(monkeypatch, capsys):
+    called = []
+    monkeypatch.setitem(sys.modules, "scripts.benchmark.data", SimpleNamespace(run=called.append))
+    monkeypatch.setattr(sys, "argv", ["benchmark", "data", "--repetitions", "3"])
+    runpy.run_module("scripts.benchmark", run_name="__main__")
+    assert called == [3]
+    assert "threads, torch" in capsys.readouterr().out
+
+
+def test_cases_take_turns_and_the_first_is_not_counted():
+    calls, now = [], iter(count())
+    cases = {name: lambda name=name: calls.append(name) or name.upper() for name in "ab"}
+    seconds, results = time_in_turns(cases, 2, clock=lambda: next(now))
+    assert "".join(calls) == "baabba"
+    assert results == {"a": "A", "b": "B"}
+    assert {name: len(each) for name, each in seconds.items()} == {"a": 2, "b": 2}
+    assert {second for each in seconds.values() for second in each} == {1}
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
+def test_peak_memory_is_that_of_the_work():
+    megabytes, result = peak_memory(lambda: np.ones(8 * 2**20).sum())  # 64 MB of float64
+    assert result == 8 * 2**20
+    assert 60 < megabytes < 100
+
+
+def test_a_fresh_process_is_another_one():
+    assert in_fresh_process(os.getpid) != os.getpid()
+
+
+def test_random_sets_are_of_the_sizes_asked_for():
+    sets = random_sets(5, 12, regions=3, dim=8)
+    assert sets.regions.shape == (5, 3, 8)
+    assert sets.words.shape == (12, sets.word_mask.shape[1], 8)
+    assert (sets.words[~sets.word_mask] == 0).all()
+    assert sets.words[sets.word_mask].norm(dim=-1).allclose(torch.ones(()))
+    assert sets.caption_image.bincount().tolist() == [3, 2, 3, 2, 2]
+    lengths = random_word_mask(1000, torch.Generator().manual_seed(0), shortest=8, longest=15).sum(1)
+    assert (lengths.min(), lengths.max()) == (8, 15)
+
+
+def test_baselines_compute_what_they_stand_for():
+    batch = random_batch(3, 4)
+    regions, words = batch.regions[..., :16], batch.words[..., :16]
+    expected = scan_scores(regions, words, None, batch.word_mask)
+    torch.testing.assert_close(loop_over_captions(regions, words, batch.word_mask), expected, rtol=1e-5, atol=1e-5)
+    products = bare_product(regions, words, batch.word_mask)
+    assert products.shape == (3 * regions.shape[1], int(batch.word_mask.sum()))
+    BareProduct(random_sets(3, 4, regions=3, dim=8))()
+
+
+def test_ratios_are_to_the_bare_product():
+    seconds = {"1 x 1": {"bare product": 2.0, "t2i": 3.0}}
+    assert Measured({}, seconds, {}, {}, 0.0).ratios == {"1 x 1": {"bare product": 1.0, "t2i": 1.5}}
