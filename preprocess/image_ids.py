@@ -64,16 +64,6 @@ class ImageIds:
         return image_id
 
 
-def coco_number(name: str) -> str:
-    """COCO's image id in one of its file names, the id that captions have; any other name as it is.
-
-    >>> coco_number("COCO_val2014_000000391895.jpg"), coco_number("000000000139"), coco_number("1000092795.jpg")
-    ('391895', '139', '1000092795.jpg')
-    """
-    match = re.match(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})(?:\.|$)", name)
-    return str(int(match[1])) if match else name
-
-
 def karpathy_id(image: dict[str, Any]) -> str:
     """The id of an image in Karpathy's JSON: COCO's where there is one, else the file name without its ending.
 

@@ -7,8 +7,9 @@ from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from xmodal.data import RegionStoreWriter
+from xmodal.data.image_folder import coco_number
 
-from .image_ids import coco_number, read_image_names
+from .image_ids import read_image_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

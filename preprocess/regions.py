@@ -27,13 +27,13 @@ from accelerate import PartialState
 from torch import nn
 from tqdm import tqdm
 
+from xmodal.data.image_folder import find_images
 from xmodal.data.images import read_image
 from xmodal.encoders.extractors import EXTRACTORS, all_options
 from xmodal.entry import run_program
 from xmodal.names import build
 
 from .image_ids import read_image_names
-from .images import find_images
 from .parts import Join, Parts
 from .skipped import write_skipped
 

@@ -167,6 +167,8 @@ def evaluate_embedder(config: EvaluateEmbedder) -> None:
     from xmodal.search.neighbors import draw_map, draw_neighbors
     from xmodal.training.retrieval import load_split
 
+    if config.queries < 1:
+        raise ValueError(f"--queries is {config.queries}; wanted at least one to draw")
     data = LabelledDataConfig(config.path, resize=config.resize, crop=config.crop, square=config.square)
     images, embedder = load_split(data, config.splits, train=False), _load(config.model, Embedder)
     progress = sys.stderr.isatty()
@@ -177,11 +179,14 @@ def evaluate_embedder(config: EvaluateEmbedder) -> None:
     if config.json is not None:
         config.json.write_text(json.dumps(results, indent=2))
     if config.neighbors is not None:
-        queries = range(0, len(images), max(1, len(images) // config.queries))[: config.queries]
-        draw_neighbors(embeddings, images.labels, images.image_id, queries, config.neighbors)
+        asked = range(len(images)) if images.query is None else images.query.nonzero().flatten().tolist()
+        queries = asked[:: max(1, len(asked) // config.queries)][: config.queries]
+        how = {"query": images.query, "normalize": embedder.normalize}
+        draw_neighbors(embeddings, images.labels, images.image_id, queries, config.neighbors, **how)
         print(f"wrote {config.neighbors}")
     if config.map is not None:
-        draw_map(embeddings, images.labels, config.map, class_names=images.class_names)
+        names = images.class_names
+        draw_map(embeddings, images.labels, config.map, class_names=names, normalize=embedder.normalize)
         print(f"wrote {config.map}")
 
 

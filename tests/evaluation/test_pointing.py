@@ -31,6 +31,13 @@ def test_pointing_equals_plain_loops(seed):
         assert chance[word].item() == pytest.approx(np.mean(touched))
 
 
+def test_a_word_that_looks_at_regions_alike_hits_only_if_all_do():
+    boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [20.0, 0.0, 30.0, 9.0], [0.0, 20.0, 9.0, 30.0]])
+    weights = torch.tensor([[0.4, 0.4, 0.2], [0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]])
+    targets = [boxes[:1], boxes[:2], boxes[:1]]
+    assert pointing(weights, boxes, targets).hits.tolist() == [False, True, False]
+
+
 def test_accuracy_looks_at_the_words_that_are_mentioned(tmp_path):
     """Regions and words are set by hand so that "dog" looks left and "cat" right, whatever stands before them."""
     with RegionStoreWriter(tmp_path / "test.h5", dim=2, extractor="test") as writer:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from preprocess import regions
 from preprocess.image_ids import read_image_names
-from preprocess.images import find_images
 from preprocess.regions import RegionsConfig, main
+from xmodal.data.image_folder import find_images
 from xmodal.data.images import read_image
 from xmodal.data.region_store import RegionStore
 from xmodal.encoders.extractors import EXTRACTORS, Regions

@@ -44,10 +44,26 @@ def test_a_row_a_query(images, tmp_path):
     assert {round(row * 2 - 0.5) for row in pixels_of(tmp_path / "sheet.png", GREEN)[:, 0]} == {0, 1}
 
 
+def test_what_is_drawn_is_what_was_measured(images, tmp_path):
+    """The nearest of image 0 by distance is 1, of its class; by cosine 2; and in the gallery of 2 and 3 it is 3."""
+    embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.5], [5.0, 0.1], [3.0, 0.9]])
+    gallery = torch.tensor([True, True, False, False])
+    for shade, options in (
+        (60, {"normalize": False}),
+        (120, {"normalize": True}),
+        (240, {"normalize": False, "query": gallery}),
+        (120, {"normalize": True, "query": gallery}),
+    ):
+        draw_neighbors(embeddings, LABELS, images, [0], tmp_path / "sheet.png", count=1, **options)
+        assert len(pixels_of(tmp_path / "sheet.png", (shade,) * 3)) > 1000, options
+
+
 def test_queries_that_cannot_be_drawn_are_refused(images, tmp_path):
     for queries in ([], [4], [-1]):
         with pytest.raises(ValueError, match="wanted some of the images 0 to 3"):
             draw_neighbors(EMBEDDINGS, LABELS, images, queries, tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match="image 2 is in the gallery"):
+        draw_neighbors(EMBEDDINGS, LABELS, images, [2], tmp_path / "sheet.png", query=LABELS == 0)
     images[1].unlink()
     with pytest.raises(FileNotFoundError, match=r"no image at .*60\.png"):
         draw_neighbors(EMBEDDINGS, LABELS, images, [0], tmp_path / "sheet.png")

@@ -30,6 +30,8 @@ def pointing(
 ) -> Pointing:
     """The pointing game (Zhang et al., ECCV 2016), played with regions instead of points.
 
+    A word that looks at several regions alike hits only if all of them do.
+
     Args:
         weights: attention of each word.
         boxes: x1 y1 x2 y2 of the regions.
@@ -47,8 +49,8 @@ def pointing(
         bottom_right = torch.minimum(boxes[:, None, 2:], target[None, :, 2:])
         overlapping.append((bottom_right > top_left).all(dim=-1).any(dim=-1))
     overlaps = torch.stack(overlapping)
-    top = weights.argmax(dim=1, keepdim=True)
-    return Pointing(overlaps.gather(1, top)[:, 0], overlaps.float().mean(dim=1))
+    top = weights == weights.amax(dim=1, keepdim=True)
+    return Pointing((overlaps | ~top).all(dim=1), overlaps.float().mean(dim=1))
 
 
 class Mention(NamedTuple):

@@ -9,14 +9,14 @@ import torch
 from tqdm import tqdm
 
 from xmodal.data.images import read_image
-from xmodal.evaluation.labelled import nearest_neighbors
-from xmodal.search.pictures import new_figure, save_figure
+from xmodal.evaluation.neighbors import as_points, center, nearest_neighbors
+from xmodal.search.pictures import CELL, new_figure, save_figure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 THUMBNAIL = 32
@@ -31,20 +31,26 @@ def draw_neighbors(
     output: Path,
     *,
     count: int = 8,
+    query: Bool[Tensor, "image"] | None = None,
+    normalize: bool = True,
 ) -> None:
     """A sheet with one query a row, then its nearest images: green frames for those of its class, red for the others.
 
+    What is nearest, and among which images, is what `evaluate_embeddings` measures with the same arguments.
+
     Args:
-        embeddings: one row an image, as for `evaluate_embeddings`; compared by cosine.
+        embeddings: one row an image.
         labels: its class.
         images: its file.
         queries: which images to look up.
         output: picture to write.
         count: how many neighbors to show.
+        query: True for the images that are looked up among the others only; None to look among all.
+        normalize: compare by cosine, which is written above each neighbor; otherwise by Euclidean distance.
 
     Raises:
         FileNotFoundError: the file of an image is not there.
-        ValueError: there is no query, or one is no image.
+        ValueError: there is no query, or one is no image, or an image of the gallery.
 
     >>> from pathlib import Path
     >>> from PIL import Image
@@ -58,28 +64,33 @@ def draw_neighbors(
     """
     if not queries or min(queries) < 0 or max(queries) >= len(labels):
         raise ValueError(f"queries are {list(queries)}; wanted some of the images 0 to {len(labels) - 1}")
-    points = torch.nn.functional.normalize(embeddings)
-    count = min(count, len(labels) - 1)
-    blocks = nearest_neighbors(points, labels, torch.tensor(queries), torch.arange(len(labels)), count)
-    found = [row for block in blocks for row in block.neighbor.tolist()]
+    everything = torch.arange(len(labels))
+    gallery = everything if query is None else everything[~torch.as_tensor(query)]
+    if query is not None and (strangers := set(queries) & set(gallery.tolist())):
+        raise ValueError(f"image {min(strangers)} is in the gallery; wanted queries, which are looked up in it")
+    count = min(count, len(gallery) - int(query is None))
+    search = nearest_neighbors(embeddings, labels, torch.tensor(queries), gallery, count, normalize=normalize)
+    found = [row for block in search for row in block.neighbor.tolist()]
+    points = as_points(embeddings, normalize=True) if normalize else embeddings.double()
     columns = 1 + count
     figure = new_figure(1.6 * columns, 1.7 * len(queries))
     axes = figure.subplots(len(queries), columns, squeeze=False)
-    for query, row, cells in zip(tqdm(queries, "drawing", unit="row", delay=2, leave=False), found, axes, strict=True):
+    bar = tqdm(queries, "drawing", unit="row", delay=2, leave=False)
+    for looked_up, row, cells in zip(bar, found, axes, strict=True):
         for cell in cells:
             cell.set_axis_off()
-        for cell, image in zip(cells, [query, *row], strict=False):
-            cell.imshow(read_image(images[image]))
+        for cell, image in zip(cells, [looked_up, *row], strict=False):
+            cell.imshow(read_image(images[image], longest=CELL))
             cell.set_axis_on()
             cell.set_xticks([])
             cell.set_yticks([])
-            right = bool(labels[image] == labels[query])
+            right = bool(labels[image] == labels[looked_up])
             color = "0.85" if cell is cells[0] else "tab:green" if right else "tab:red"
             for spine in cell.spines.values():
                 spine.set(color=color, linewidth=1 if cell is cells[0] else 4)
             if cell is not cells[0]:
-                cosine = float(points[query] @ points[image])
-                cell.text(0.02, 1.02, f"{cosine:.3f}", transform=cell.transAxes, fontsize=8, color="0.35")
+                near = points[looked_up] @ points[image] if normalize else (points[looked_up] - points[image]).norm()
+                cell.text(0.02, 1.02, f"{float(near):.4g}", transform=cell.transAxes, fontsize=8, color="0.35")
     save_figure(figure, output)
 
 
@@ -91,18 +102,20 @@ def draw_map(
     method: Literal["pca", "tsne"] = "pca",
     class_names: Sequence[str] | None = None,
     images: Sequence[str | Path] | None = None,
+    normalize: bool = True,
     seed: int = 0,
 ) -> None:
     """All images on a plane, such that those with like embeddings are near each other.
 
     Args:
-        embeddings: one row an image; compared by cosine.
+        embeddings: one row an image.
         labels: its class.
         output: picture to write.
         method: the two directions in which the embeddings vary most (`pca`), or t-SNE, which keeps neighbors together
             and needs scikit-learn (`tsne`).
         class_names: name of each class, written at the middle of its images.
         images: the file of each image, to show small pictures instead of points colored by class.
+        normalize: compare by cosine; otherwise by Euclidean distance.
         seed: of t-SNE.
 
     Raises:
@@ -116,7 +129,7 @@ def draw_map(
     >>> Path("map.png").exists()
     True
     """
-    places = plane(embeddings, method, seed)
+    places = plane(embeddings, method, seed, normalize=normalize)
     figure = new_figure(9, 9)
     axes = figure.subplots()
     axes.set_axis_off()
@@ -130,14 +143,16 @@ def draw_map(
     save_figure(figure, output)
 
 
-def plane(embeddings: Float[Tensor, "image dim"], method: str = "pca", seed: int = 0) -> Float[Tensor, "image 2"]:
+def plane(
+    embeddings: Float[Tensor, "image dim"], method: str = "pca", seed: int = 0, *, normalize: bool = True
+) -> Float[Tensor, "image 2"]:
     """Where each image is on a map; see `draw_map`.
 
     >>> places = plane(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]))
     >>> places.shape, bool((places[0] - places[1]).norm() < (places[0] - places[2]).norm())
     (torch.Size([3, 2]), True)
     """
-    points = torch.nn.functional.normalize(embeddings.float())
+    points = center(as_points(embeddings, normalize=normalize)).points.float()
     if method == "pca":
         centered = points - points.mean(dim=0)
         return centered @ torch.linalg.svd(centered, full_matrices=False).Vh[:2].T
@@ -155,8 +170,7 @@ def _draw_thumbnails(axes, places: Float[Tensor, "image 2"], images: Sequence[st
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     for place, path in zip(tqdm(places.tolist(), "drawing", unit="image", delay=2, leave=False), images, strict=True):
-        picture = read_image(path)
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        box = AnnotationBbox(OffsetImage(np.asarray(picture)), place, frameon=False)
+        picture = np.asarray(read_image(path, longest=THUMBNAIL))
+        box = AnnotationBbox(OffsetImage(picture), place, frameon=False)
         box.set_in_layout(False)  # hundreds of them would leave the axes no room
         axes.add_artist(box)

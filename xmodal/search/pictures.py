@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from xmodal.data.atomic import written_whole
+from xmodal.data.image_folder import locate_images
+from xmodal.data.images import read_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +25,14 @@ if TYPE_CHECKING:
 WORTH_NAMING = 0.3
 """How sure a detector must be of a region for its picture to say what it is."""
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CELL, PANEL, SHEET = 320, 480, 1280
+"""Longer side in pixels to which images are shrunk for a cell of a sheet, a panel of a word, and alone."""
+
+DARK = 0.25
+"""Brightness of what no word looks at."""
+
+SURE = 0.5
+"""How sure a word must be of where it looks to be lit at full brightness."""
 
 
 class Retrieved(NamedTuple):
@@ -35,10 +45,10 @@ class Retrieved(NamedTuple):
 
 
 def find_image(folder: Path, image_id: str) -> Path:
-    """The file of an image.
+    """The file of an image, found as `preprocess.regions` finds it; see `xmodal.data.image_folder.locate_images`.
 
     Raises:
-        FileNotFoundError: if the folder has no file of that name with a known suffix.
+        FileNotFoundError: if the folder has no such image.
 
     >>> from pathlib import Path
     >>> Path("photos").mkdir()
@@ -46,10 +56,7 @@ def find_image(folder: Path, image_id: str) -> Path:
     >>> find_image(Path("photos"), "7").name
     '7.png'
     """
-    for suffix in IMAGE_SUFFIXES:
-        if (path := folder / f"{image_id}{suffix}").is_file():
-            return path
-    raise FileNotFoundError(f"{folder} has no image {image_id!r} (looked for {', '.join(IMAGE_SUFFIXES)})")
+    return locate_images(folder, [image_id])[image_id]
 
 
 def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> None:
@@ -67,8 +74,7 @@ def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> Non
     >>> Path("found.png").exists()
     True
     """
-    from PIL import Image
-
+    files = locate_images(images, [image_id for row in rows for image_id in row.image_ids])
     columns = max(len(row.image_ids) for row in rows)
     figure = new_figure(2.2 * columns, 2.6 * len(rows))
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -80,8 +86,7 @@ def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> Non
         for cell in cells:
             cell.set_axis_off()
         for cell, image_id, score in zip(cells, row.image_ids, row.scores, strict=False):
-            with Image.open(find_image(images, image_id)) as image:
-                cell.imshow(image.convert("RGB"))
+            cell.imshow(read_image(files[image_id], longest=CELL))
             cell.text(0.02, 1.02, f"{score:.3f}", transform=cell.transAxes, fontsize=8, color="0.35")
             cell.set_axis_on()
             cell.set_xticks([])
@@ -103,9 +108,12 @@ def draw_attention(
 ) -> None:
     """One panel a word: the image, lit where the word looks, with a frame around its most attended region.
 
+    Beside each word stands how sure it is of where it looks, see `certainty`; the less sure, the darker its panel and
+    the fainter its frame.
+
     Args:
         image: image file.
-        boxes: x1 y1 x2 y2 of the regions, in pixels.
+        boxes: x1 y1 x2 y2 of the regions, in pixels of the upright image.
         words: the words, in order.
         weights: attention of each word over the regions.
         output: picture to write.
@@ -120,25 +128,46 @@ def draw_attention(
     >>> Path("attention.png").exists()
     True
     """
+    import numpy as np
     from matplotlib.patches import Rectangle
-    from PIL import Image
 
-    with Image.open(image) as opened:
-        pixels = torch.from_numpy(_array(opened))
+    picture = read_image(image)
+    size = torch.tensor([picture.width, picture.height])
+    picture.thumbnail((PANEL, PANEL))
+    pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 255)
+    boxes = boxes * (torch.tensor([picture.width, picture.height]) / size).repeat(2)
     columns = min(6, len(words))
     rows = -(-len(words) // columns)
     figure = new_figure(2.2 * columns, 2.4 * rows + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel in panels:
         panel.set_axis_off()
-    for panel, word, row in zip(panels, words, weights, strict=False):
-        panel.imshow((pixels * _light(row, boxes, pixels.shape[0], pixels.shape[1])[..., None]).numpy())
+    for panel, word, row, sure in zip(panels, words, weights, certainty(weights).tolist(), strict=False):
+        bright = min(1.0, sure / SURE)
+        light = DARK + (1 - DARK) * bright * _light(row, boxes, picture.height, picture.width)
+        panel.imshow((pixels * light[..., None]).numpy())
         x1, y1, x2, y2 = boxes[row.argmax()].tolist()
-        panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="tab:red", linewidth=2))
-        panel.set_title(word, fontsize=10)
-    if score is not None:
-        figure.suptitle(f"score {score:.3f}", fontsize=9, color="0.35")
+        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="tab:red", alpha=bright, linewidth=2)
+        panel.add_patch(frame)
+        panel.set_title(f"{word}  {100 * sure:.0f}%", fontsize=10, color=str(0.6 * (1 - bright)))
+    meaning = "100%: looks at one region, 0%: at all alike"
+    figure.suptitle(meaning if score is None else f"score {score:.3f}   ({meaning})", fontsize=9, color="0.35")
     save_figure(figure, output)
+
+
+def certainty(weights: Float[Tensor, "word region"]) -> Float[Tensor, "word"]:
+    """How sure words are of where they look: 1 of a single region, 0 of all alike.
+
+    One minus the entropy of a word's attention over that of attention to all regions alike.
+
+    >>> certainty(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]]))
+    tensor([1.0000, 0.5000, 0.0000])
+    """
+    share = weights.double().clamp(min=0)
+    share = share / share.sum(dim=1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+    entropy = torch.special.entr(share).sum(dim=1)
+    sure = 1 - entropy / math.log(max(2, weights.shape[1]))
+    return sure.where(share.sum(dim=1) > 0, 0).clamp(0, 1).to(weights.dtype)
 
 
 def draw_regions(
@@ -168,7 +197,9 @@ def draw_regions(
     width, height = (max(8 * side / max(image.size), 4) for side in image.size)
     figure = new_figure(width, height + 0.2 * len(notes))
     axes = figure.subplots()
-    axes.imshow(image)
+    shrunk = image.copy()
+    shrunk.thumbnail((SHEET, SHEET))
+    axes.imshow(shrunk, extent=(0, image.width, image.height, 0))
     axes.set_axis_off()
     figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=8, family="monospace")
     for number in reversed(range(len(regions.boxes))):
@@ -189,17 +220,11 @@ def draw_regions(
 def _light(
     weights: Float[Tensor, " region"], boxes: Float[Tensor, "region 4"], height: int, width: int
 ) -> Float[Tensor, "height width"]:
-    """Brightness in [0.25, 1]: the attention on each pixel, summed over the regions that cover it."""
+    """Brightness in [0, 1]: the attention on each pixel, summed over the regions that cover it."""
     light = torch.zeros(height, width)
     for weight, (x1, y1, x2, y2) in zip(weights, boxes.round().int().tolist(), strict=True):
-        light[max(y1, 0) : y2, max(x1, 0) : x2] += weight.item()
-    return 0.25 + 0.75 * light / light.max().clamp_min(1e-12)
-
-
-def _array(image: Any) -> Any:
-    import numpy as np
-
-    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+        light[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] += weight.item()
+    return light / light.max().clamp_min(1e-12)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmodal.data.atomic import written_whole
+from xmodal.data.image_folder import is_utf8, list_images
 from xmodal.data.images import IMAGE_SUFFIXES
 from xmodal.data.text import read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+"""What folders are called that hold a split and no class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +62,16 @@ def save_index(path: str | Path, images: Iterable[LabelledImage]) -> None:
             where = image.path.absolute()
             where = where.relative_to(folder) if where.is_relative_to(folder) else where
             record = {"path": where.as_posix(), "class": image.class_name, "split": image.split}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            # A file name need not be UTF-8; JSON can say all the same which one it is.
+            text = json.dumps(record, ensure_ascii=not is_utf8(record["path"] + record["class"]))
+            file.write(text + "\n")
 
 
 def list_folder(folder: Path, split: str = "all") -> list[LabelledImage]:
-    """Every image of a folder that has one folder a class, sorted by class and name.
+    """Every image of a folder that has one folder a class, sorted by class and name; see `list_images`.
 
     Raises:
-        ValueError: a class has no image, or there is no class.
+        ValueError: a class has no image, there is no class, or the folders are splits, not classes.
 
     >>> from PIL import Image
     >>> for name in ("gulls/1.png", "wrens/1.png", "wrens/2.png"):
@@ -73,16 +80,40 @@ def list_folder(folder: Path, split: str = "all") -> list[LabelledImage]:
     >>> [(image.path.as_posix(), image.class_name) for image in list_folder(Path("birds"))]
     [('birds/gulls/1.png', 'gulls'), ('birds/wrens/1.png', 'wrens'), ('birds/wrens/2.png', 'wrens')]
     """
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     images = []
-    for directory in classes:
-        files = sorted(file for file in directory.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise ValueError(f"{directory} has no image (known: {' '.join(sorted(IMAGE_SUFFIXES))}); remove the folder")
-        images += [LabelledImage(file, directory.name, split) for file in files]
+    for directory in class_folders(folder):
+        listing = list_images(directory)
+        if not listing.images:
+            told = f"{listing.told()}; " if listing.ignored else ""
+            raise ValueError(
+                f"{directory} has no image ({told}known: {' '.join(sorted(IMAGE_SUFFIXES))}); remove the folder"
+            )
+        images += [LabelledImage(file, directory.name, split) for file in listing.images]
     if not images:
         raise ValueError(f"{folder} has no folders; wanted one folder a class, with its images inside")
     return images
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders of a folder that has one a class, sorted by name.
+
+    Raises:
+        ValueError: they are splits, with folders of classes inside.
+
+    >>> Path("birds/train/gull").mkdir(parents=True)
+    >>> class_folders(Path("birds"))
+    Traceback (most recent call last):
+    ...
+    ValueError: birds has one folder a split (train), not one a class. Give one of them, such as birds/train, ...
+    """
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+    if found and all(path.name.lower() in SPLIT_NAMES and any(map(Path.is_dir, path.iterdir())) for path in found):
+        raise ValueError(
+            f"{folder} has one folder a split ({', '.join(path.name for path in found)}), not one a class. Give one of "
+            f"them, such as {found[0]}, or move all folders of classes into one folder: which classes are for training "
+            "is said when the index is made"
+        )
+    return found
 
 
 def _parse_line(line: str, path: Path, number: int) -> LabelledImage:
