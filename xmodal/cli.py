@@ -270,6 +270,7 @@ COMMANDS: dict[str, tuple[Any, type]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: wrong input ends with one clear line and exit status 2, not with a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _import_from_here()
     name = next((argument for argument in arguments if argument != DEBUG), "--help")
     if name in ("-h", "--help"):
         print(_overview())
@@ -285,23 +286,37 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"unknown command {name!r}{near_miss(name, known)}; known: {', '.join(known)}")
 
 
+def _import_from_here() -> None:
+    """Let names lead to classes in files beside the user, as under `python -m`; what is installed goes first."""
+    if "" not in sys.path and not getattr(sys.flags, "safe_path", False):
+        sys.path.append("")
+
+
 def _run(name: str, arguments: list[str]) -> None:
     """Run one of the commands with its options."""
     command, kind = COMMANDS[name]
-    default, arguments = _recipe(arguments) if kind is TrainConfig else (None, arguments)
-    kind = type(default) if default is not None else kind
-    about = f"{_description(kind)} {DEBUG_HELP}"
-    command(tyro.cli(kind, prog=f"xmodal {name}", args=arguments, default=default, description=about))
+    prog = f"xmodal {name}"
+    if kind is not TrainConfig:
+        command(tyro.cli(kind, prog=prog, args=arguments, description=f"{_description(kind)} {DEBUG_HELP}"))
+        return
+    from xmodal.training.command_line import parse
+
+    recipe, arguments = _recipe(arguments)
+    about = f"{_description(type(recipe))} {DEBUG_HELP}"
+    command(parse(recipe, arguments, prog=prog, description=about))
 
 
 def _recipe(arguments: list[str]) -> tuple[RunConfig, list[str]]:
     """Take `--recipe FILE` out of the arguments; everything else on the command line overrides the recipe."""
-    if "--recipe" not in arguments:
+    at = next((at for at, argument in enumerate(arguments) if argument.partition("=")[0] == "--recipe"), None)
+    if at is None:
         return TrainConfig(), arguments
-    at = arguments.index("--recipe")
-    if at + 1 == len(arguments):
+    _, is_joined, recipe = arguments[at].partition("=")
+    after = at + (1 if is_joined else 2)
+    recipe = recipe if is_joined else "".join(arguments[at + 1 : after])
+    if not recipe:
         raise ValueError("--recipe needs the path of a YAML file, or a name that `xmodal recipes` lists")
-    return load_recipe(arguments[at + 1]), arguments[:at] + arguments[at + 2 :]
+    return load_recipe(recipe), arguments[:at] + arguments[after:]
 
 
 def _description(kind: type) -> str:

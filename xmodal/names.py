@@ -6,6 +6,9 @@ anybody else, or the name of an entry point that an installed package declares (
 
 from __future__ import annotations
 
+import builtins
+import collections.abc
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -13,13 +16,16 @@ import inspect
 import pkgutil
 import re
 import sys
+import typing
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,10 @@ def build(
     missing = [option for option, what in takes.named.items() if what.required and option not in arguments]
     if missing:
         raise ValueError(f"{kind} {name!r} needs the option {missing[0]!r}; it has {', '.join(takes.named)}")
+    for option, what in takes.named.items():
+        group = dataclass_of(what)
+        if group is not None and isinstance(arguments.get(option), Mapping):
+            arguments[option] = build(option, {option: group}, {"name": option, **arguments[option]})
     try:
         return part(**arguments)
     except TypeError as error:
@@ -245,8 +255,59 @@ def options_of(part: Callable[..., Any]) -> Options:
         for option, what in parameters.items():
             # What is inherited may be given by the derived class itself.
             required = number == 0 and what.default is what.empty
-            named.setdefault(option, Option(what.annotation, what.default, required, owner))
+            default = _made_default(owner, option, what.default)
+            named.setdefault(option, Option(what.annotation, default, required, owner))
     return Options(named, _is_open(part))
+
+
+def annotation_of(option: Option) -> Any:
+    """The annotation of an option as a type, also where it is text that names what only type checkers import.
+
+    `Any` where it cannot be known.
+
+    Example:
+        >>> from xmodal.encoders.backbone import MLP
+        >>> from xmodal.names import annotation_of, options_of
+        >>> annotation_of(options_of(MLP).named["hidden"])
+        collections.abc.Sequence[int]
+    """
+    if not isinstance(option.annotation, str):
+        return option.annotation
+    owner = inspect.unwrap(option.owner.func if isinstance(option.owner, functools.partial) else option.owner)
+    module = vars(sys.modules.get(getattr(owner, "__module__", ""), builtins))
+    known = {**vars(collections.abc), **vars(typing), "Path": Path, **module}
+    try:
+        return eval(option.annotation, known)  # as typing.get_type_hints does, but for one annotation alone
+    except Exception:  # whatever it is, no type can be read from it
+        return Any
+
+
+def dataclass_of(option: Option) -> type | None:
+    """The dataclass that an option takes, whose fields are then options by themselves; None if it takes none.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from xmodal.names import dataclass_of, options_of
+        >>> @dataclass
+        ... class Steps:
+        ...     number: int = 3
+        >>> def head(steps: Steps | None = None, dim: int = 3): ...
+        >>> [dataclass_of(option) is Steps for option in options_of(head).named.values()]
+        [True, False]
+    """
+    kind = annotation_of(option)
+    return next((one for one in (kind, *typing.get_args(kind)) if _is_dataclass(one)), None)
+
+
+def _made_default(owner: Any, option: str, default: Any) -> Any:
+    """The default of an option; for the field of a dataclass, what its factory makes."""
+    fields = {entry.name: entry for entry in dataclasses.fields(owner)} if _is_dataclass(owner) else {}
+    factory = fields[option].default_factory if option in fields else dataclasses.MISSING
+    return default if factory is dataclasses.MISSING else factory()
+
+
+def _is_dataclass(owner: Any) -> bool:
+    return inspect.isclass(owner) and dataclasses.is_dataclass(owner)
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
@@ -354,7 +415,8 @@ def _import(module: str, what: str) -> Any:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise ValueError(f"{what}: module {module!r} needs a module that is not there: {error}") from error
         parent = sys.modules.get(error.name.rpartition(".")[0])
-        beside = [found.name for found in pkgutil.iter_modules(getattr(parent, "__path__", None))]
+        modules = pkgutil.iter_modules(getattr(parent, "__path__", None))
+        beside = [found.name for found in modules if not found.name.startswith("_")]
         near = near_miss(error.name.rpartition(".")[2], beside)
         raise ValueError(
             f"{what}: there is no module {error.name!r}{near}, neither installed nor on sys.path"

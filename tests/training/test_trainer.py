@@ -68,7 +68,7 @@ def test_training_learns_and_keeps_the_best_model(config, change, data_folder, r
 
     environment = json.loads((config.output / "environment.json").read_text())
     assert torch.__version__.startswith(environment["packages"]["torch"])
-    assert trainer.to_dict(config) == checkpoints.load_checkpoint(config.output)["config"]
+    assert trainer.to_dict(trainer.completed(config)) == checkpoints.load_checkpoint(config.output)["config"]
 
 
 @pytest.mark.parametrize("stop", [2, 5, 6])

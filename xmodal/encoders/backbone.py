@@ -15,7 +15,7 @@ normalizes them as it was trained to see them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {}
+"""Backbones by the name that a configuration uses; filled at the end of this file."""
 
 FEATURES = "features"
 """What the network's last output is called among its intermediate ones."""
@@ -238,6 +241,9 @@ class AttendedBackbone(nn.Module):
     (torch.Size([2, 72]), 72)
     """
 
+    parts: ClassVar[dict[str, Any]] = {"backbone": BACKBONES}
+    """The options that are options of something else."""
+
     def __init__(self, backbone: dict[str, Any]) -> None:
         super().__init__()
         self.backbone = build("backbone", BACKBONES, backbone)
@@ -267,6 +273,9 @@ class ProjectedBackbone(nn.Module):
     True
     """
 
+    parts: ClassVar[dict[str, Any]] = {"backbone": BACKBONES}
+    """The options that are options of something else."""
+
     def __init__(self, backbone: dict[str, Any], dim: int = 512) -> None:
         super().__init__()
         self.backbone = build("backbone", BACKBONES, backbone)
@@ -279,14 +288,13 @@ class ProjectedBackbone(nn.Module):
         return nn.functional.normalize(self.linear(self.norm(self.backbone(images))))
 
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
+BACKBONES |= {
     "torchvision": TorchvisionBackbone,
     "efficientnet-lite0": EfficientNetBackbone,
     "mlp": MLP,
     "attended": AttendedBackbone,
     "projected": ProjectedBackbone,
 }
-"""Backbones by the name that a configuration uses."""
 
 
 def without_weights(options: dict[str, Any]) -> dict[str, Any]:

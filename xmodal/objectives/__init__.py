@@ -1,4 +1,17 @@
-"""What training minimizes: objectives as pure functions and the thin Modules around them. Imports torch only."""
+"""What training minimizes: objectives as pure functions and the thin Modules around them. Imports torch only.
+
+One convention holds for all:
+
+- a function (`hinge_ranking_loss`, `info_nce_loss`, `energy_confusion_loss`, ...) returns its loss, a scalar tensor;
+- an objective, a Module of `OBJECTIVES` or `METRIC_OBJECTIVES`, returns a dict of named scalar terms, of which `total`
+  is what is minimized: `HingeRanking()(scores)["total"].backward()`. So do the methods of `ADDR` and `addr_loss`, which
+  is the whole of ADDR in one call;
+- `step`, the optimizer's step (0-based), matters to objectives that warm up, and none of them needs it: without it
+  every warm-up is over.
+
+`MetricLoss` is no objective but the term that those of `METRIC_OBJECTIVES` are made of: it is called like a function of
+embeddings and labels and returns a tensor. `Captioner` is a network, whose `loss` is a tensor as well.
+"""
 
 from xmodal.objectives.addr import ADDR, addr_loss
 from xmodal.objectives.captioning import Captioner, caption_labels, captioning_loss

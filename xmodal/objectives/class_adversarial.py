@@ -9,14 +9,15 @@ the same paper belongs to the backbone and works without this.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from xmodal.objectives.choices import check_choice
-from xmodal.objectives.metric import check_labels, metric_loss
+from xmodal.objectives.metric import AS_GIVEN, METRIC_LOSSES, check_labels, metric_loss
+from xmodal.objectives.warmup import warmth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,9 +89,12 @@ class ClassAdversary(nn.Module):
         >>> from xmodal.objectives import ClassAdversary
         >>> objective = ClassAdversary(feature_dim=4, dim=2, classes=2, metric={"name": "binomial"})
         >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-        >>> objective(features, labels, embed=torch.nn.Linear(4, 2), step=0).keys()
+        >>> objective(features, labels, embed=torch.nn.Linear(4, 2)).keys()
         dict_keys(['metric', 'adversary', 'total'])
     """
+
+    parts: ClassVar[dict[str, Any]] = {"metric": METRIC_LOSSES}
+    """The options that are options of something else."""
 
     def __init__(
         self,
@@ -118,9 +122,16 @@ class ClassAdversary(nn.Module):
         self.classifier = nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, classes))
 
     def forward(
-        self, features: Float[Tensor, "image feature"], labels: Int[Tensor, " image"], *, embed: nn.Module, step: int
+        self,
+        features: Float[Tensor, "image feature"],
+        labels: Int[Tensor, " image"],
+        *,
+        embed: nn.Module = AS_GIVEN,
+        step: int | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Named terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
+
+        Without a `step` every warm-up is over; without `embed` the features are the embeddings.
 
         Raises:
             ValueError: as `MetricLoss.forward`, and for labels that are no training class.
@@ -128,7 +139,7 @@ class ClassAdversary(nn.Module):
         embeddings = embed(features)
         check_labels(embeddings, labels, classes=self.classes)
         read = features if self.on == "features" else embeddings
-        scale = self.weight * reversal_ramp(step / self.ramp_steps if self.ramp_steps else 1.0, self.gamma)
+        scale = self.weight * reversal_ramp(warmth(step, self.ramp_steps), self.gamma)
         terms = {
             "metric": self.metric(embeddings, labels),
             "adversary": F.cross_entropy(self.classifier(reverse_gradient(read, scale)), labels.long()),

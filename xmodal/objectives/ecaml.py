@@ -7,14 +7,14 @@ one backward pass, nothing reversed, nothing alternated.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from xmodal.numerics import at_least_float32
 from xmodal.objectives.choices import check_choice
-from xmodal.objectives.metric import check_labels, metric_loss
+from xmodal.objectives.metric import AS_GIVEN, METRIC_LOSSES, check_labels, metric_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,9 +109,12 @@ class EnergyConfusion(nn.Module):
         >>> from xmodal.objectives import EnergyConfusion
         >>> objective = EnergyConfusion({"name": "binomial"})
         >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-        >>> objective(features, labels, embed=torch.nn.Linear(4, 2), step=0).keys()
+        >>> objective(features, labels, embed=torch.nn.Linear(4, 2)).keys()
         dict_keys(['metric', 'confusion', 'row_norm', 'total'])
     """
+
+    parts: ClassVar[dict[str, Any]] = {"metric": METRIC_LOSSES}
+    """The options that are options of something else."""
 
     def __init__(
         self,
@@ -132,9 +135,16 @@ class EnergyConfusion(nn.Module):
         self.row_weight = row_weight
 
     def forward(
-        self, features: Float[Tensor, "image feature"], labels: Int[Tensor, " image"], *, embed: nn.Module, step: int
+        self,
+        features: Float[Tensor, "image feature"],
+        labels: Int[Tensor, " image"],
+        *,
+        embed: nn.Module = AS_GIVEN,
+        step: int | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Named terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
+
+        Without a `step` every warm-up is over; without `embed` the features are the embeddings.
 
         Raises:
             ValueError: as `energy_confusion_loss`, or if the rows of an `embed` that is not a Linear are asked for.

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from xmodal.objectives.choices import check_choice
-from xmodal.objectives.metric import check_labels
+from xmodal.objectives.metric import AS_GIVEN, check_labels
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -145,7 +145,7 @@ class IncludeExclude(nn.Module):
         >>> from xmodal.objectives import IncludeExclude
         >>> objective = IncludeExclude(dim=2, classes=3)
         >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 2])
-        >>> objective(features, labels, embed=torch.nn.Linear(4, 2), step=0).keys()
+        >>> objective(features, labels, embed=torch.nn.Linear(4, 2)).keys()
         dict_keys(['softmax', 'centers', 'total'])
     """
 
@@ -180,9 +180,16 @@ class IncludeExclude(nn.Module):
             self.register_buffer("centers", centers)
 
     def forward(
-        self, features: Float[Tensor, "image feature"], labels: Int[Tensor, " image"], *, embed: nn.Module, step: int
+        self,
+        features: Float[Tensor, "image feature"],
+        labels: Int[Tensor, " image"],
+        *,
+        embed: nn.Module = AS_GIVEN,
+        step: int | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Named terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
+
+        Without a `step` every warm-up is over; without `embed` the features are the embeddings.
 
         Raises:
             ValueError: for shapes that do not fit and labels without a center.

@@ -7,7 +7,8 @@ none of that form. The library (the extra `metric`) is imported when a loss is b
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Literal
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -162,6 +163,38 @@ class MetricLoss(nn.Module):
         return ", ".join([repr(self.name), *(f"{key}={value}" for key, value in self.options.items())])
 
 
+AS_GIVEN = nn.Identity()
+"""The embedding layer of objectives that are given embeddings instead of features."""
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """The options of a loss with their defaults."""
+    names = {"binomial": BINOMIAL_OPTIONS} | {key: options for key, (_, options) in LIBRARY_LOSSES.items()}
+    if name not in names:
+        raise ValueError(f"unknown metric loss {name!r}; known: {', '.join(names)}")
+    return names[name]
+
+
+def _named(name: str, defaults: Mapping[str, Any]) -> Callable[..., MetricLoss]:
+    """What makes the metric loss of a name; its signature has the options of that loss."""
+
+    def make(**options: Any) -> MetricLoss:
+        return MetricLoss(name, **options)
+
+    make.__doc__ = MetricLoss.__doc__
+    options = [("mining", Mining, "all"), *((option, type(value), value) for option, value in defaults.items())]
+    only = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(option, only, default=value, annotation=kind) for option, kind, value in options]
+    vars(make)["__signature__"] = inspect.Signature(parameters)
+    return make
+
+
+METRIC_LOSSES: dict[str, Callable[..., MetricLoss]] = {
+    name: _named(name, _defaults(name)) for name in ("binomial", *LIBRARY_LOSSES)
+}
+"""Metric losses by the name that a configuration uses; their signatures have their options."""
+
+
 class MetricObjective(nn.Module):
     """A metric loss alone: the baseline that the other objectives are compared with.
 
@@ -175,18 +208,28 @@ class MetricObjective(nn.Module):
         >>> from xmodal.objectives import MetricObjective
         >>> objective = MetricObjective({"name": "binomial"})
         >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-        >>> objective(features, labels, embed=torch.nn.Linear(4, 2), step=0).keys()
+        >>> objective(features, labels, embed=torch.nn.Linear(4, 2)).keys()
         dict_keys(['total'])
     """
+
+    parts: ClassVar[dict[str, Any]] = {"metric": METRIC_LOSSES}
+    """The options that are options of something else."""
 
     def __init__(self, metric: Mapping[str, Any], dim: int | None = None, classes: int | None = None) -> None:
         super().__init__()
         self.metric = metric_loss(metric, dim, classes)
 
     def forward(
-        self, features: Float[Tensor, "image feature"], labels: Int[Tensor, " image"], *, embed: nn.Module, step: int
+        self,
+        features: Float[Tensor, "image feature"],
+        labels: Int[Tensor, " image"],
+        *,
+        embed: nn.Module = AS_GIVEN,
+        step: int | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Named terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
+
+        Without a `step` every warm-up is over; without `embed` the features are the embeddings.
 
         Raises:
             ValueError: as `check_labels` and, for losses that are not on proxies, `check_pairs`.
@@ -264,14 +307,6 @@ def check_pairs(labels: Int[Tensor, " image"]) -> None:
             f"class {int(present[counts.argmin()])} has a single image in the batch and so no positive pair; "
             "sample at least two images a class"
         )
-
-
-def _defaults(name: str) -> dict[str, Any]:
-    """The options of a loss with their defaults."""
-    names = {"binomial": BINOMIAL_OPTIONS} | {key: options for key, (_, options) in LIBRARY_LOSSES.items()}
-    if name not in names:
-        raise ValueError(f"unknown metric loss {name!r}; known: {', '.join(names)}")
-    return names[name]
 
 
 def _library(module: str) -> Any:

@@ -1,14 +1,26 @@
-"""Ranking objectives on any score matrix: triplet hinge with all or the hardest negatives, and InfoNCE."""
+"""Ranking objectives on any score matrix: triplet hinge with all or the hardest negatives, and InfoNCE.
+
+Both take a batch in one of three forms:
+
+- square scores, row i and column i a matched pair (the published form). `caption_image` then gives image ids, and keeps
+  captions of one image from being each other's negatives;
+- scores of other shapes, such as 8 images against 40 captions: `caption_image` gives the row of every caption's image;
+- any scores with `positives`, the mask of all right pairs: an image may have many captions and a caption many images.
+
+Every right pair is compared with the wrong captions of its image and with the wrong images of its caption. Other right
+answers are not in its way.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from xmodal.numerics import at_least_float32
+from xmodal.objectives.warmup import warmth
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -18,29 +30,34 @@ Reduction = Literal["sum", "mean"]
 
 
 def hinge_ranking_loss(
-    scores: Float[Tensor, "pair pair"],
+    scores: Float[Tensor, "image caption"],
     *,
     margin: float = 0.2,
     hardest: bool | float = True,
     reduction: Reduction = "sum",
-    caption_image: Int[Tensor, " pair"] | None = None,
+    caption_image: Int[Tensor, " caption"] | None = None,
+    positives: Bool[Tensor, "image caption"] | None = None,
 ) -> Float[Tensor, ""]:
     """Bidirectional triplet hinge loss (VSE++, Faghri et al. 2018, eq. 5-6; SCAN eq. 10-11).
 
     Args:
-        scores: every image (row) of a batch against every caption (column); row i and column i are a matched pair.
+        scores: every image (row) of a batch against every caption (column). Where they are square and `positives` is
+            not given, row i and column i are a matched pair.
         margin: alpha, by which a match must beat a mismatch.
         hardest: True keeps only the hardest negative of each image and caption, False sums over all negatives; a
             number in [0, 1] mixes the two, `(1 - hardest) * all + hardest * hardest`, for a gradual warm-up.
-        reduction: `sum` over the batch, as published, or `mean` (divided by the number of pairs).
-        caption_image: image id of every caption; a caption of the same image is not counted as a negative when an
-            image occurs more than once in the batch. None counts it, as the released code does.
+        reduction: `sum` over the right pairs, as published, or `mean` (divided by their number).
+        caption_image: of square scores, the image id of every caption: a caption of the same image is not counted as
+            a negative when an image occurs more than once in the batch; None counts it, as the released code does. Of
+            other scores, the row of every caption's image.
+        positives: True = the image and the caption belong together; all others do not.
 
     Returns:
         The loss, in at least float32.
 
     Raises:
-        ValueError: if `scores` is not square, `caption_image` does not fit or an option is unknown.
+        ValueError: if the right pairs of `scores` are not known, `caption_image` or `positives` does not fit or an
+            option is unknown.
 
     Example:
         >>> import torch
@@ -48,54 +65,66 @@ def hinge_ranking_loss(
         >>> scores = torch.tensor([[0.9, 0.8], [0.1, 0.7]])
         >>> hinge_ranking_loss(scores)  # caption 1 is too close to image 0, in both directions
         tensor(0.4000)
+        >>> hinge_ranking_loss(torch.randn(8, 40), caption_image=torch.arange(8).repeat_interleave(5)).shape
+        torch.Size([])
     """
-    scores, negatives = _square_scores(scores, caption_image)
+    pairs = _right_pairs(scores, caption_image, positives)
     if not 0 <= hardest <= 1:
         raise ValueError(f"hardest must be a boolean or a number in [0, 1], got {hardest}")
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}; got {reduction!r}")
-    matched = scores.diag()
-    caption_cost = (margin + scores - matched[:, None]).clamp_min(0).masked_fill(~negatives, 0)
-    image_cost = (margin + scores - matched[None, :]).clamp_min(0).masked_fill(~negatives, 0)
-    loss = scores.new_zeros(())
+    matched = pairs.scores
+    caption_cost = (margin + pairs.captions - matched[:, None]).clamp_min(0).masked_fill(~pairs.wrong_captions, 0)
+    image_cost = (margin + pairs.images - matched[None, :]).clamp_min(0).masked_fill(~pairs.wrong_images, 0)
+    loss = matched.new_zeros(())
     if hardest < 1:
         loss = loss + (1 - hardest) * (caption_cost.sum() + image_cost.sum())
     if hardest > 0:
         # max(dim) picks one index, so that the gradient of a tie reaches one negative only, as published.
         loss = loss + hardest * (caption_cost.max(dim=1).values.sum() + image_cost.max(dim=0).values.sum())
-    return loss if reduction == "sum" else loss / len(scores)
+    return loss if reduction == "sum" else loss / len(matched)
 
 
 def info_nce_loss(
-    scores: Float[Tensor, "pair pair"],
+    scores: Float[Tensor, "image caption"],
     *,
     temperature: float | Tensor = 0.05,
-    caption_image: Int[Tensor, " pair"] | None = None,
+    caption_image: Int[Tensor, " caption"] | None = None,
+    positives: Bool[Tensor, "image caption"] | None = None,
 ) -> Float[Tensor, ""]:
     """Symmetric InfoNCE (van den Oord et al. 2018; the CLIP loss): mean cross entropy of rows and of columns.
 
     Args:
-        scores: every image (row) of a batch against every caption (column); row i and column i are a matched pair.
+        scores: every image (row) of a batch against every caption (column). Where they are square and `positives` is
+            not given, row i and column i are a matched pair.
         temperature: divides the scores, > 0; may be a learned scalar tensor.
-        caption_image: image id of every caption; other captions of the same image leave the softmax instead of
-            counting as negatives.
+        caption_image: of square scores, the image id of every caption: other captions of the same image leave the
+            softmax instead of counting as negatives. Of other scores, the row of every caption's image.
+        positives: True = the image and the caption belong together; all others do not. The mean is over right pairs,
+            and from the softmax of each the others of the same row, or column, are left out.
 
     Raises:
-        ValueError: if `scores` is not square, `caption_image` does not fit or `temperature` is not positive.
+        ValueError: if the right pairs of `scores` are not known, `caption_image` or `positives` does not fit or
+            `temperature` is not positive.
 
     Example:
         >>> import torch
         >>> from xmodal.objectives import info_nce_loss
         >>> info_nce_loss(torch.zeros(4, 4))  # chance: log 4
         tensor(1.3863)
+        >>> info_nce_loss(torch.zeros(2, 4), caption_image=torch.tensor([0, 0, 1, 1]))  # log 3 and log 2
+        tensor(0.8959)
     """
-    scores, negatives = _square_scores(scores, caption_image)
     if not isinstance(temperature, torch.Tensor) and not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    logits = (scores / temperature).masked_fill(~(negatives | diagonal), float("-inf"))
-    targets = torch.arange(len(scores), device=scores.device)
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+    pairs = _right_pairs(at_least_float32(scores) / temperature, caption_image, positives)
+
+    captions, images = (torch.arange(count, device=scores.device) for count in scores.T.shape)
+    rivals = pairs.wrong_captions | (captions == pairs.caption[:, None])
+    caption_logits = pairs.captions.masked_fill(~rivals, float("-inf"))
+    rivals = pairs.wrong_images | (images[:, None] == pairs.image)
+    image_logits = pairs.images.masked_fill(~rivals, float("-inf"))
+    return (F.cross_entropy(caption_logits, pairs.caption) + F.cross_entropy(image_logits.T, pairs.image)) / 2
 
 
 class HingeRanking(nn.Module):
@@ -105,10 +134,12 @@ class HingeRanking(nn.Module):
     (seen with the published settings on small data). During the first `warmup_steps` calls in training mode the
     weight of the hardest negatives grows linearly from 0 to `hardest`.
 
+    With `mask_false_negatives=False` the image ids of square scores are ignored.
+
     Example:
         >>> import torch
         >>> from xmodal.objectives import HingeRanking
-        >>> HingeRanking(margin=0.2)(torch.eye(3), step=0)["total"]
+        >>> HingeRanking(margin=0.2)(torch.eye(3))["total"]
         tensor(0.)
     """
 
@@ -128,16 +159,25 @@ class HingeRanking(nn.Module):
         self.mask_false_negatives = mask_false_negatives
 
     def forward(
-        self, scores: Float[Tensor, "pair pair"], caption_image: Int[Tensor, " pair"] | None = None, *, step: int
+        self,
+        scores: Float[Tensor, "image caption"],
+        caption_image: Int[Tensor, " caption"] | None = None,
+        *,
+        positives: Bool[Tensor, "image caption"] | None = None,
+        step: int | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """Named terms of the loss at an optimizer step (0-based); `total` is what training minimizes."""
-        warmth = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        """Named terms of the loss at an optimizer step (0-based); `total` is what training minimizes.
+
+        Scores, `caption_image` and `positives` are those of `hinge_ranking_loss`. Without a `step` the warm-up is over:
+        the full loss.
+        """
         loss = hinge_ranking_loss(
             scores,
             margin=self.margin,
-            hardest=warmth * self.hardest,
+            hardest=warmth(step, self.warmup_steps) * self.hardest,
             reduction=self.reduction,
-            caption_image=caption_image if self.mask_false_negatives else None,
+            caption_image=_used_ids(scores, caption_image, self.mask_false_negatives),
+            positives=positives,
         )
         return {"total": loss}
 
@@ -145,10 +185,12 @@ class HingeRanking(nn.Module):
 class InfoNCE(nn.Module):
     """`info_nce_loss` with a temperature that may be learned (kept as its logarithm, as CLIP does).
 
+    With `mask_false_negatives=False` the image ids of square scores are ignored.
+
     Example:
         >>> import torch
         >>> from xmodal.objectives import InfoNCE
-        >>> InfoNCE(temperature=1.0)(torch.zeros(4, 4), step=0)["total"]
+        >>> InfoNCE(temperature=1.0)(torch.zeros(4, 4))["total"]
         tensor(1.3863)
     """
 
@@ -166,27 +208,112 @@ class InfoNCE(nn.Module):
         self.mask_false_negatives = mask_false_negatives
 
     def forward(
-        self, scores: Float[Tensor, "pair pair"], caption_image: Int[Tensor, " pair"] | None = None, *, step: int
+        self,
+        scores: Float[Tensor, "image caption"],
+        caption_image: Int[Tensor, " caption"] | None = None,
+        *,
+        positives: Bool[Tensor, "image caption"] | None = None,
+        step: int | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """Named terms of the loss; `total` is what training minimizes."""
+        """Named terms of the loss; `total` is what training minimizes. It is the same at every step.
+
+        Scores, `caption_image` and `positives` are those of `info_nce_loss`.
+        """
         loss = info_nce_loss(
             scores,
             temperature=self.log_temperature.exp(),
-            caption_image=caption_image if self.mask_false_negatives else None,
+            caption_image=_used_ids(scores, caption_image, self.mask_false_negatives),
+            positives=positives,
         )
         return {"total": loss}
 
 
-def _square_scores(
-    scores: Tensor, caption_image: Tensor | None
-) -> tuple[Float[Tensor, "pair pair"], Bool[Tensor, "pair pair"]]:
-    """The scores in at least float32 and the mask of true negatives."""
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
-        raise ValueError(f"scores must be (pair, pair) with matched pairs on the diagonal, got {tuple(scores.shape)}")
+class _RightPairs(NamedTuple):
+    """All right pairs of a batch, and what each is compared with."""
+
+    image: Int[Tensor, " pair"]
+    caption: Int[Tensor, " pair"]
+    scores: Float[Tensor, " pair"]
+    """In at least float32."""
+    captions: Float[Tensor, "pair caption"]
+    """Scores of each pair's image and all captions."""
+    wrong_captions: Bool[Tensor, "pair caption"]
+    """Which of them are wrong answers. Right answers other than the pair itself are not in its way."""
+    images: Float[Tensor, "image pair"]
+    """Scores of all images and each pair's caption."""
+    wrong_images: Bool[Tensor, "image pair"]
+
+
+def _used_ids(scores: Tensor, caption_image: Tensor | None, mask_false_negatives: bool) -> Tensor | None:
+    """`caption_image`, unless it only says which negatives of square scores are false, and these are to count."""
+    return caption_image if mask_false_negatives or scores.ndim != 2 or scores.shape[0] != scores.shape[1] else None
+
+
+def _right_pairs(
+    scores: Float[Tensor, "image caption"],
+    caption_image: Int[Tensor, " caption"] | None,
+    positives: Bool[Tensor, "image caption"] | None,
+) -> _RightPairs:
+    """The right pairs of scores, in any of the three forms.
+
+    Raises:
+        ValueError: see `hinge_ranking_loss`.
+    """
+    if scores.ndim != 2 or (scores.shape[0] != scores.shape[1] and caption_image is None and positives is None):
+        raise ValueError(
+            f"scores must be (pair, pair) with matched pairs on the diagonal, got {tuple(scores.shape)}; with "
+            "(image, caption) of other shapes give caption_image, the row of every caption's image, or positives"
+        )
+    if caption_image is not None and positives is not None:
+        raise ValueError("caption_image and positives both say which pairs belong together; give one of them")
+    scores = at_least_float32(scores)
+    if positives is None and scores.shape[0] == scores.shape[1]:
+        own = torch.arange(len(scores), device=scores.device)
+        wrong = _wrong_of_square(scores, caption_image)
+        return _RightPairs(own, own, scores.diag(), scores, wrong, scores, wrong)
+    if positives is None:
+        assert caption_image is not None
+        positives = _positives(scores, caption_image)
+    if positives.shape != scores.shape or positives.dtype != torch.bool:
+        raise ValueError(
+            f"positives must be booleans of the shape of the scores, {tuple(scores.shape)}; got {positives.dtype} of "
+            f"shape {tuple(positives.shape)}"
+        )
+    image, caption = positives.nonzero(as_tuple=True)
+    if not len(image):
+        raise ValueError("positives has no pair that belongs together")
+    return _RightPairs(
+        image,
+        caption,
+        scores[image, caption],
+        scores[image],
+        ~positives[image],
+        scores[:, caption],
+        ~positives[:, caption],
+    )
+
+
+def _wrong_of_square(
+    scores: Float[Tensor, "pair pair"], caption_image: Int[Tensor, " pair"] | None
+) -> Bool[Tensor, "pair pair"]:
     if caption_image is None:
-        negatives = ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    elif caption_image.shape != scores.shape[:1]:
+        return ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    if caption_image.shape != scores.shape[1:]:
         raise ValueError(f"caption_image must have shape ({len(scores)},), got {tuple(caption_image.shape)}")
-    else:
-        negatives = caption_image[:, None] != caption_image[None, :]
-    return at_least_float32(scores), negatives
+    return caption_image[:, None] != caption_image[None, :]
+
+
+def _positives(
+    scores: Float[Tensor, "image caption"], caption_image: Int[Tensor, " caption"]
+) -> Bool[Tensor, "image caption"]:
+    images, captions = scores.shape
+    if caption_image.shape != (captions,):
+        raise ValueError(f"caption_image must have shape ({captions},), got {tuple(caption_image.shape)}")
+    outside = ((caption_image < 0) | (caption_image >= images)).nonzero()
+    if len(outside):
+        caption = int(outside[0])
+        raise ValueError(
+            f"caption_image[{caption}] is {int(caption_image[caption])}; for scores of {images} images and {captions} "
+            f"captions it must be the row of the caption's image, from 0 to {images - 1}"
+        )
+    return caption_image == torch.arange(images, device=caption_image.device)[:, None]

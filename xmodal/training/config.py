@@ -47,10 +47,8 @@ class ModelConfig:
 
     image: dict[str, Any] = field(default_factory=lambda: {"name": "regions", "dim": 1024})
     """Image encoder; `input_dim` is read from the region store."""
-    text: dict[str, Any] = field(
-        default_factory=lambda: {"name": "gru", "dim": 1024, "word_dim": 300, "bidirectional": True}
-    )
-    """Text encoder: `gru` or `bert`."""
+    text: dict[str, Any] = field(default_factory=lambda: {"name": "gru", "word_dim": 300, "bidirectional": True})
+    """Text encoder: `gru` or `bert`; its `dim` is the image encoder's."""
     head: dict[str, Any] = field(
         default_factory=lambda: {
             "name": "scan",
@@ -321,7 +319,7 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
         raise ValueError(f"recipe {path} is a base of itself")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {path} is no YAML: {error}") from error
     if not isinstance(values, dict):
@@ -338,6 +336,18 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     both = base.keys() & changes.keys()
     inner = {key for key in both if isinstance(base[key], dict) and isinstance(changes[key], dict)}
     return {**base, **changes, **{key: _merged(base[key], changes[key]) for key in inner}}
+
+
+def read_yaml(text: str) -> Any:
+    """What a text in YAML says, with numbers as people write them.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+
+    >>> read_yaml("{rate: 2e-4, levels: [layer3]}")
+    {'rate': 0.0002, 'levels': ['layer3']}
+    """
+    return yaml.load(text, _Loader)
 
 
 class _Loader(yaml.SafeLoader):

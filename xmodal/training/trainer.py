@@ -26,8 +26,9 @@ from xmodal.data.atomic import locked
 from xmodal.data.pairs import whole_batch
 from xmodal.names import near_miss
 from xmodal.training import checkpoints
-from xmodal.training.config import OptimizerConfig, RetrievalConfig, RunConfig, TrainConfig, flatten, to_dict
+from xmodal.training.config import OptimizerConfig, RetrievalConfig, RunConfig, TrainConfig, flatten, from_dict, to_dict
 from xmodal.training.matching import MatchingTask
+from xmodal.training.parts import changes, completed
 from xmodal.training.retrieval import RetrievalTask
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     >>> sorted(path.name for path in Path("run").glob("*.*"))
     ['checkpoint.1.pt', 'checkpoint.pt', 'config.yaml', 'environment.json', 'log.jsonl']
     """
+    config = completed(config)
     saved = _last_state(config)
     with _accelerated(config) as accelerator, contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
@@ -296,7 +298,7 @@ def _last_state(config: RunConfig) -> dict[str, Any] | None:
         saved = checkpoints.load_checkpoint(config.output)
         if missing := STATE.difference(saved):
             raise ValueError(f"{checkpoint} holds another kind of state: it lacks {', '.join(sorted(missing))}")
-        _refuse_other_config(saved["config"], to_dict(config))
+        _refuse_other_config(from_dict(type(config), saved["config"], "the configuration of this run"), config)
         return saved
     if checkpoint.exists():
         raise FileExistsError(
@@ -310,16 +312,15 @@ def _last_state(config: RunConfig) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_other_config(saved: dict[str, Any], config: dict[str, Any]) -> None:
+def _refuse_other_config(saved: RunConfig, config: RunConfig) -> None:
     """A resumed run may train longer or elsewhere, but not differently."""
     free = {"output", "data.workers", "resume", "resume_if_present", "keep", "progress", "validate_every"}
-    if config["optimizer"]["schedule"] != "cosine":  # which depends on the number of epochs
+    if config.optimizer.schedule != "cosine":  # which depends on the number of epochs
         free.add("epochs")
-    old, new = flatten(saved), flatten(config)
-    different = [key for key in {**old, **new} if key not in free and old.get(key) != new.get(key)]
+    different = {path: values for path, values in changes(saved, config).items() if path not in free}
     if different:
-        changes = "; ".join(f"{key}: {old.get(key)} then, {new.get(key)} now" for key in different)
-        raise ValueError(f"this run was started with another configuration ({changes}); use that one to resume")
+        told = "; ".join(f"{path}: {then} then, {now} now" for path, (then, now) in different.items())
+        raise ValueError(f"this run was started with another configuration ({told}); use that one to resume")
 
 
 def _loader(run: _Run, batches: Batches, epoch: int) -> Iterator[list[Any]]:

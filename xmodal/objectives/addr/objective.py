@@ -20,6 +20,7 @@ from xmodal.objectives.addr.errors import (
 )
 from xmodal.objectives.addr.forms import build_form
 from xmodal.objectives.choices import check_choice
+from xmodal.objectives.warmup import warmth
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -72,7 +73,7 @@ class ADDR(nn.Module):
         >>> items = addr.items(features)
         >>> discriminators = addr.discriminators(items, scores)
         >>> addr.discriminator_terms(items, scores, discriminators)["total"].backward()  # and their optimizer's step
-        >>> addr.encoder_terms(features, discriminators, step=0)["total"].backward()  # beside the ranking loss
+        >>> addr.encoder_terms(features, discriminators)["total"].backward()  # beside the ranking loss
     """
 
     def __init__(
@@ -169,15 +170,18 @@ class ADDR(nn.Module):
             return {"adv": adv, "reg": reg, "total": adv + self.lambda_reg * reg}
 
     def encoder_terms(
-        self, features: DomainFeatures, discriminators: Discriminators, *, step: int
+        self, features: DomainFeatures, discriminators: Discriminators, *, step: int | None = None
     ) -> dict[str, Float[Tensor, ""]]:
         """What the encoders minimize at an optimizer step (0-based), the discriminators being fixed.
+
+        Without a `step` the warm-up of beta is over.
+
 
         `total` is -beta(step) times the sum or mean over pairs of L_p(f_p): with the discriminators at their minimum
         that is the gradient through them as well (envelope theorem). `adv` is the mean, whatever the reduction;
         `accuracy` is the share of words and of regions, averaged, on the right side of their pair's discriminator.
         """
-        beta = self.beta * (min(1.0, step / self.beta_warmup_steps) if self.beta_warmup_steps else 1.0)
+        beta = self.beta * warmth(step, self.beta_warmup_steps)
         words, regions, word_mask, region_mask = features[:4]
         words = words if beta and self.through != "regions" else words.detach()
         regions = regions if beta and self.through != "words" else regions.detach()
@@ -251,7 +255,7 @@ def addr_loss(
     addr = ADDR(words.shape[-1], form, beta=beta, **options)
     addr.to(words.device, torch.promote_types(words.dtype, torch.float32))
     features = DomainFeatures(words, regions, word_mask, region_mask)
-    return addr.encoder_terms(features, addr.discriminators(addr.items(features), scores), step=0)
+    return addr.encoder_terms(features, addr.discriminators(addr.items(features), scores))
 
 
 def _unit_logits(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
 from torch.func import functional_call
@@ -15,7 +15,8 @@ from xmodal.objectives.choices import check_choice
 from xmodal.objectives.daml.generator import HardNegativeGenerator
 from xmodal.objectives.daml.losses import SYNTHETIC_LOSSES, generator_losses
 from xmodal.objectives.daml.triplets import TripletLayout, Triplets, batch_triplets
-from xmodal.objectives.metric import check_labels
+from xmodal.objectives.metric import AS_GIVEN, check_labels
+from xmodal.objectives.warmup import warmth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,9 +66,12 @@ class DAML(nn.Module):
         >>> from xmodal.objectives import DAML
         >>> objective = DAML(feature_dim=4, metric={"name": "triplet", "margin": 1.0})
         >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-        >>> objective(features, labels, embed=torch.nn.Linear(4, 2), step=0).keys()
+        >>> objective(features, labels, embed=torch.nn.Linear(4, 2)).keys()
         dict_keys(['hard', 'regularization', 'adversarial', 'metric', 'total'])
     """
+
+    parts: ClassVar[dict[str, Any]] = {"metric": SYNTHETIC_LOSSES, "generator": HardNegativeGenerator}
+    """The options that are options of something else."""
 
     def __init__(
         self,
@@ -98,16 +102,23 @@ class DAML(nn.Module):
         self.generator = HardNegativeGenerator(feature_dim, **(generator or {}))
 
     def forward(
-        self, features: Float[Tensor, "image feature"], labels: Int[Tensor, " image"], *, embed: nn.Module, step: int
+        self,
+        features: Float[Tensor, "image feature"],
+        labels: Int[Tensor, " image"],
+        *,
+        embed: nn.Module = AS_GIVEN,
+        step: int | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Named terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
+
+        Without a `step` every warm-up is over; without `embed` the features are the embeddings.
 
         Raises:
             ValueError: as `batch_triplets`, or for labels that do not fit the features.
         """
         check_labels(features, labels)
         triplets = batch_triplets(labels, layout=self.triplets, negatives=self.negatives)
-        if step < self.warmup_steps:
+        if warmth(step, self.warmup_steps) < 1:
             embeddings = self._metric_space(embed, features)
             metric = self.metric(*(embeddings[rows] for rows in triplets))
             return {"metric": metric, "total": self.weights["metric"] * metric}

@@ -1,0 +1,373 @@
+"""A run from the command line: every option of the parts that are chosen, with types, defaults and help.
+
+A configuration keeps a part as a plain mapping. Here each mapping becomes, for the time of reading the arguments, a
+dataclass made of the signature of the part that is chosen, which tyro turns into options.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import dataclasses
+import inspect
+import io
+import keyword
+import re
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import docstring_parser
+import tyro
+import yaml
+from tyro.constructors import PrimitiveConstructorSpec
+
+from xmodal.names import Option, annotation_of, find, near_miss
+from xmodal.training.config import RunConfig, read_yaml
+from xmodal.training.parts import PARTS, Part
+
+SIMPLE = (bool, int, float, str, Path, type(None))
+"""Types that tyro reads as they are; every other value is written as YAML."""
+
+
+def parse(config: RunConfig, arguments: Sequence[str], *, prog: str, description: str) -> Any:
+    """The configuration with what the arguments change.
+
+    Raises:
+        ValueError: for a part or an option that does not exist, with the nearest one that does, or a value that cannot
+            be.
+        SystemExit: after printing the help.
+
+    Example:
+        >>> from xmodal.training.command_line import parse
+        >>> from xmodal.training.config import TrainConfig
+        >>> about = {"prog": "xmodal train", "description": "Train."}
+        >>> parse(TrainConfig(), ["--model.head.name", "bfan", "--model.head.focal=equal"], **about).model.head
+        {'name': 'bfan', 'focal': 'equal', 'temperature': 20.0}
+        >>> parse(TrainConfig(), ["--model.head.focal", "equal"], **about)
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown option --model.head.focal (did you mean '--model.head.name'?); known: --model.head.name, ...
+    """
+    given = _given(arguments)
+    groups = {path: _group(part, _at(config, path), given, path) for path, part in PARTS[type(config)].items()}
+    default = _with_groups(config, groups)
+    kind = type(default)
+    if not {"-h", "--help"} & set(arguments):
+        _check_flags(default, arguments, prog)
+    parsed = _quietly(lambda: tyro.cli(kind, prog=prog, description=description, args=arguments, default=default))
+    return _without_groups(config, parsed, groups)
+
+
+def _given(arguments: Sequence[str]) -> dict[str, str]:
+    """What follows each option, which is named by its path: `model.head.lse_scale`."""
+    found = {}
+    for number, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            flag, is_joined, value = argument[2:].partition("=")
+            following = arguments[number + 1] if number + 1 < len(arguments) else ""
+            found[flag.replace("-", "_")] = value if is_joined else following
+    return found
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The options of one part, as tyro takes them."""
+
+    kind: type
+    """Dataclass of the options."""
+    inside: dict[str, _Group]
+    """Options that are parts themselves."""
+    unstated: frozenset[str]
+    """Options that are left out of the configuration as long as they are None."""
+    absent: bool
+    """Whether the configuration has no such part, and no argument asks for one."""
+    nameless: bool
+
+
+def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Group:
+    """The options of the part that a configuration and the arguments choose for one place."""
+    stated = values is not None and not dataclasses.is_dataclass(values)
+    values = dataclasses.asdict(values) if dataclasses.is_dataclass(values) else dict(values or {})
+    asked = {flag.removeprefix(f"{path}."): value for flag, value in given.items() if flag.startswith(f"{path}.")}
+    name = asked.get("name", values.get("name"))
+    absent = part.optional and (name == "None" or not ((stated and values) or asked))
+    name = part.only if name in (None, "None") else name
+    if part.optional and name is None:
+        return _Group(_only_name(part, None), {}, frozenset(), absent=True, nameless=False)
+    options = part.options(name)
+    if "name" in asked and not _is_same(part, values, name):
+        values = {key: value for key, value in values.items() if key in part.kept and key in options.named}
+    named = {key: option for key, option in options.named.items() if _is_shown(part, key, option, values, asked)}
+    beyond = [*values, *(asked if options.more else ())]
+    named |= {key: _ANYTHING for key in map(_outermost, beyond) if key not in named and _can_be_field(key)}
+    named.pop("name", None)
+    parts = part.inside(name)
+    inside = {
+        key: _group(part, values.get(key, _dataclass_default(named[key])), given, f"{path}.{key}")
+        for key, part in parts.items()
+        if key in named
+    }
+    unstated = frozenset(part.known - values.keys())
+    help_texts = _help(part, name)
+    fields: list[Any] = [] if part.nameless else [_name_field(part, None if absent else name)]
+    for key, option in named.items():
+        if key in inside:
+            fields.append((key, inside[key].kind, field(default_factory=inside[key].kind)))
+        else:
+            text = help_texts.get(key, "") + (" Known from the data and the other parts." if key in unstated else "")
+            fields.append(_field(key, option, values, key in unstated, text.strip()))
+    kind = make_dataclass(f"Options of {part.kind} {name}", fields, kw_only=True, frozen=True)
+    return _Group(kind, inside, unstated, absent, part.nameless)
+
+
+def _dataclass_default(option: Option) -> Any:
+    return option.default if dataclasses.is_dataclass(option.default) else None
+
+
+_ANYTHING = Option(Any, inspect.Parameter.empty, required=False, owner=None)
+
+
+def _outermost(path: str) -> str:
+    return path.partition(".")[0]
+
+
+def _can_be_field(name: Any) -> bool:
+    return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
+
+
+def _is_same(part: Part, values: Mapping[str, Any], name: str) -> bool:
+    """Whether a name stands for the part that the configuration has, whatever it calls it."""
+    old = part.name(values)
+    with contextlib.suppress(ValueError):
+        return find(part.kind, part.registry, old) is find(part.kind, part.registry, name)
+    return False
+
+
+def _is_shown(part: Part, key: str, option: Option, values: Mapping[str, Any], asked: Mapping[str, str]) -> bool:
+    """What has no default in a part inside another is given by that one, unless it is a part or is stated."""
+    if not part.nested or key in values or key in asked or key in part.inside(part.name(values) or asked.get("name")):
+        return True
+    return option.default is not inspect.Parameter.empty
+
+
+def _only_name(part: Part, name: str | None) -> type:
+    return make_dataclass(f"Options of {part.kind}", [_name_field(part, name)], kw_only=True, frozen=True)
+
+
+def _name_field(part: Part, name: str | None) -> Any:
+    text = f"Which {part.kind}: {', '.join(part.registry)}, an entry point, or a class of your own."
+    text += " None for none." if part.optional else ""
+    kind = Union[str, None] if part.optional else str  # noqa: UP007  # made at run time
+    return ("name", Annotated[kind, tyro.conf.arg(help=text, metavar="NAME|MODULE:CLASS")], field(default=name))
+
+
+def _field(key: str, option: Option, values: Mapping[str, Any], is_unstated: bool, text: str) -> Any:
+    """A field of a dataclass for one option."""
+    default = values.get(key, option.default)
+    if is_unstated and key not in values:
+        default = None
+    if default is inspect.Parameter.empty:
+        default = tyro.MISSING if option.required else None
+    kind = _type(option, default)
+    if kind is None:
+        kind = Annotated[Any, _YAML]
+    elif isinstance(default, (list, tuple)):
+        default = tuple(default)
+    kind = Annotated[kind, tyro.conf.arg(help=text)]
+    return (
+        key,
+        kind,
+        field(default_factory=lambda: default) if isinstance(default, (dict, set)) else field(default=default),
+    )
+
+
+def _type(option: Option, default: Any) -> Any:
+    """The annotation as tyro takes it; None where it says too little, or not what the default is."""
+    kind = _readable(annotation_of(option))
+    if kind is None and type(default) in SIMPLE[:4]:
+        kind = type(default) if option.annotation is inspect.Parameter.empty else None
+    if kind is None or default is tyro.MISSING:
+        return kind
+    if default is None and type(None) not in get_args(kind):
+        return Union[kind, None]  # noqa: UP007  # made at run time
+    return kind if _fits(default, kind) else None
+
+
+def _readable(kind: Any) -> Any:
+    """A type that tyro reads and that becomes plain data, or None."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _readable(inner[0])
+    if kind in SIMPLE or origin is Literal:
+        return kind
+    if kind in (list, tuple, Sequence, set):
+        return None
+    if origin in (Union, types.UnionType):
+        readable = [_readable(one) for one in inner]
+        several = [one for one in readable if get_origin(one) is tuple]
+        if None in readable or (several and len(readable) > 2):
+            return None
+        return Union[tuple(readable)]  # noqa: UP007  # made at run time
+    if origin in (list, Sequence, collections.abc.Iterable):
+        one = _readable(inner[0])
+        return None if one is None or get_origin(one) is tuple else tuple[one, ...]
+    if origin is tuple:
+        readable = tuple(one if one is Ellipsis else _readable(one) for one in inner)
+        return None if None in readable or not inner else tuple[readable]
+    return None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type that `_readable` gave."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False
+        wanted = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return len(wanted) == len(value) and all(map(_fits, value, wanted))
+    return type(value) is kind or (kind is float and type(value) is int) or (kind is Path and isinstance(value, Path))
+
+
+def _read_yaml(words: list[str]) -> Any:
+    try:
+        return read_yaml(words[0])
+    except yaml.YAMLError as error:
+        raise ValueError(f"{words[0]!r} is no YAML: {' '.join(str(error).split())}") from error
+
+
+_YAML = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="YAML",
+    instance_from_str=_read_yaml,
+    is_instance=lambda _: True,
+    str_from_instance=lambda value: [yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()],
+)
+
+
+def _help(part: Part, name: Any) -> dict[str, str]:
+    """What the docstrings of a part say of its options.
+
+    Those are its own, that of the class that an option is inherited from, and those of the functions that these refer
+    to in backquotes: a head takes the arguments of its function.
+    """
+    owners = {id(option.owner): option.owner for option in part.options(name).named.values()}.values()
+    documented = [(owner, getattr(owner, "__init__", None)) for owner in owners]
+    own = [what for pair in documented for what in pair]
+    referred = [
+        function
+        for owner in owners
+        for word in re.findall(r"`(\w+)`", inspect.getdoc(owner) or "")
+        if inspect.isfunction(function := vars(sys.modules.get(owner.__module__, sys)).get(word))
+    ]
+    texts: dict[str, str] = {}
+    for what in (*own, *referred):
+        for parameter in docstring_parser.parse(inspect.getdoc(what) or "").params:
+            sentence = " ".join((parameter.description or "").split())
+            texts.setdefault(parameter.arg_name, sentence[:1].upper() + sentence[1:])
+    return texts
+
+
+def _at(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _with_groups(config: Any, groups: Mapping[str, _Group], above: str = "") -> Any:
+    """The configuration with dataclasses in the place of the mappings, of a class derived from its own."""
+    changed = {}
+    for entry in dataclasses.fields(config):
+        path, value = f"{above}{entry.name}", getattr(config, entry.name)
+        if path in groups:
+            changed[entry.name] = groups[path].kind()
+        elif any(inner.startswith(f"{path}.") for inner in groups):
+            changed[entry.name] = _with_groups(value, groups, f"{path}.")
+    made = [(name, type(value), field(default=value)) for name, value in changed.items()]
+    kind = make_dataclass(type(config).__name__, made, bases=(type(config),), frozen=True)
+    values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
+    return kind(**{**values, **changed})
+
+
+def _without_groups(config: Any, parsed: Any, groups: Mapping[str, _Group], above: str = "") -> Any:
+    """The inverse: a configuration of the class of the given one, with plain mappings."""
+    values = {}
+    for entry in dataclasses.fields(config):
+        path, value = f"{above}{entry.name}", getattr(parsed, entry.name)
+        if path in groups:
+            value = _plain(groups[path], value) or {}
+        elif any(inner.startswith(f"{path}.") for inner in groups):
+            value = _without_groups(getattr(config, entry.name), value, groups, f"{path}.")
+        values[entry.name] = value
+    return type(config)(**values)
+
+
+def _plain(group: _Group, options: Any) -> dict[str, Any] | None:
+    """What a part keeps in the configuration."""
+    if group.absent:
+        return None
+    values: dict[str, Any] = {}
+    for entry in dataclasses.fields(options):
+        value = getattr(options, entry.name)
+        if entry.name in group.inside:
+            value = _plain(group.inside[entry.name], value)
+            if value is None:
+                continue
+        elif entry.name in group.unstated and value is None:
+            continue
+        values[entry.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def _check_flags(config: Any, arguments: Sequence[str], prog: str) -> None:
+    """Refuse an option that does not exist, with the nearest one that does and those beside it."""
+    known = _flags(config)
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            place = flag.rpartition(".")[0]
+            beside = [other for other in known if place and other.rpartition(".")[0] == place]
+            near = near_miss(flag, beside) or near_miss(flag, known)
+            there = f"; known: {', '.join(beside)}" if beside else ""
+            raise ValueError(f"unknown option {argument.partition('=')[0]}{near}{there}; see {prog} --help")
+
+
+def _flags(config: Any, above: str = "--") -> list[str]:
+    """The options of a dataclass, as they are typed."""
+    if dataclasses.is_dataclass(config):
+        values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
+    else:
+        values = config
+    flags = []
+    for name, value in values.items():
+        flag = f"{above}{name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value) or (value and isinstance(value, dict)):
+            flags += _flags(value, f"{flag}.")
+        flags += [flag, f"{above}no-{name.replace('_', '-')}"] if isinstance(value, bool) else [flag]
+    return flags
+
+
+def _quietly(run: Any) -> Any:
+    """Run tyro; what it refuses is told in one line instead of in a box."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return run()
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        raise ValueError(_first_section(printed.getvalue())) from None
+
+
+def _first_section(box: str) -> str:
+    """The text of a box up to its first rule."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    rule = next((number for number, line in enumerate(lines) if line.startswith(("──", "╰"))), len(lines))
+    return " ".join(line.strip() for line in lines[:rule])
