@@ -268,14 +268,15 @@ def annotation_of(option: Option) -> Any:
     Example:
         >>> from xmodal.encoders.backbone import MLP
         >>> from xmodal.names import annotation_of, options_of
-        >>> annotation_of(options_of(MLP).named["hidden"])
-        collections.abc.Sequence[int]
+        >>> annotation_of(options_of(MLP).named["hidden"]).__args__
+        (<class 'int'>,)
     """
     if not isinstance(option.annotation, str):
         return option.annotation
     owner = inspect.unwrap(option.owner.func if isinstance(option.owner, functools.partial) else option.owner)
+    written_in = getattr(owner.__init__ if inspect.isclass(owner) else owner, "__globals__", {})
     module = vars(sys.modules.get(getattr(owner, "__module__", ""), builtins))
-    known = {**vars(collections.abc), **vars(typing), "Path": Path, **module}
+    known = {**vars(collections.abc), **vars(typing), "Path": Path, **module, **written_in}
     try:
         return eval(option.annotation, known)  # as typing.get_type_hints does, but for one annotation alone
     except Exception:  # whatever it is, no type can be read from it
