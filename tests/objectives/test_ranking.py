@@ -171,7 +171,107 @@ def test_info_nce_temperature_is_learned_only_when_asked():
     assert learned.log_temperature.grad != 0
 
 
+def slow_pairs(scores, positives):
+    """Every right pair: its score, and the scores of the wrong captions and of the wrong images."""
+    images, captions = range(len(scores)), range(len(scores[0]))
+    for i in images:
+        for c in captions:
+            if positives[i][c]:
+                wrong_captions = [scores[i][other] for other in captions if not positives[i][other]]
+                wrong_images = [scores[other][c] for other in images if not positives[other][c]]
+                yield scores[i][c], (wrong_captions, wrong_images)
+
+
+def slow_hinge_of_pairs(scores, positives, margin, hardest, reduction):
+    costs = [
+        [max(0.0, margin + wrong - right) for wrong in side]
+        for right, sides in slow_pairs(scores, positives)
+        for side in sides
+    ]
+    loss = sum((1 - hardest) * sum(side) + hardest * max(side, default=0.0) for side in costs)
+    return loss if reduction == "sum" else loss / (len(costs) / 2)
+
+
+def slow_info_nce_of_pairs(scores, positives, temperature):
+    terms = [
+        math.log(sum(math.exp(x / temperature) for x in [right, *side])) - right / temperature
+        for right, sides in slow_pairs(scores, positives)
+        for side in sides
+    ]
+    return sum(terms) / len(terms)
+
+
+@st.composite
+def batches(draw):
+    """Scores in float64 of any shape, and which pairs belong together: one at least."""
+    images, captions = draw(st.integers(1, 4)), draw(st.integers(1, 7))
+    seed = draw(st.integers(0, 2**31))
+    scores = torch.randn(images, captions, generator=torch.Generator().manual_seed(seed)).double()
+    flat = draw(st.lists(st.booleans(), min_size=images * captions, max_size=images * captions).filter(any))
+    return scores, torch.tensor(flat).reshape(images, captions)
+
+
+@given(batches(), mixes, st.sampled_from(["sum", "mean"]))
+def test_hinge_of_any_right_pairs_equals_the_slow_oracle(batch, hardest, reduction):
+    scores, positives = batch
+    loss = hinge_ranking_loss(scores, margin=0.4, hardest=hardest, reduction=reduction, positives=positives)
+    expected = slow_hinge_of_pairs(scores.tolist(), positives.tolist(), 0.4, hardest, reduction)
+    assert loss.item() == pytest.approx(expected)
+
+
+@given(batches())
+def test_info_nce_of_any_right_pairs_equals_the_slow_oracle(batch):
+    scores, positives = batch
+    expected = slow_info_nce_of_pairs(scores.tolist(), positives.tolist(), 0.7)
+    assert info_nce_loss(scores, temperature=0.7, positives=positives).item() == pytest.approx(expected, abs=1e-12)
+
+
+@given(batches(), losses)
+def test_images_and_captions_are_treated_alike_in_any_shape(batch, loss):
+    scores, positives = batch
+    torch.testing.assert_close(loss(scores.T, positives=positives.T), loss(scores, positives=positives))
+
+
+@given(problems(), losses)
+def test_the_diagonal_as_positives_is_the_square_form(problem, loss):
+    scores, _ = problem
+    positives = torch.eye(len(scores), dtype=torch.bool)
+    torch.testing.assert_close(loss(scores, positives=positives), loss(scores), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loss", [hinge_ranking_loss, info_nce_loss])
+def test_eight_images_and_forty_captions(loss):
+    scores = torch.randn(8, 40, generator=torch.Generator().manual_seed(0)).double()
+    rows = torch.arange(40) % 8
+    value = loss(scores, caption_image=rows)
+    assert value == loss(scores, positives=torch.arange(8)[:, None] == rows)
+    positives = (torch.arange(8)[:, None] == rows).tolist()
+    hinge = slow_hinge_of_pairs(scores.tolist(), positives, 0.2, 1.0, "sum")
+    slow = {hinge_ranking_loss: hinge, info_nce_loss: slow_info_nce_of_pairs(scores.tolist(), positives, 0.05)}
+    assert value.item() == pytest.approx(slow[loss])
+
+
+@pytest.mark.parametrize("loss", [hinge_ranking_loss, info_nce_loss])
+def test_gradients_of_many_right_pairs_equal_finite_differences(loss):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 7, dtype=torch.float64, generator=generator).requires_grad_()
+    positives = torch.rand(3, 7, generator=generator) < 0.4
+    assert torch.autograd.gradcheck(lambda s: loss(s, positives=positives), scores)
+    assert torch.autograd.gradcheck(lambda s: loss(s, caption_image=torch.arange(7) % 3), scores)
+
+
+@pytest.mark.parametrize("objective", [HingeRanking(warmup_steps=9), InfoNCE(mask_false_negatives=False)])
+def test_objectives_without_a_step_are_the_whole_loss_on_any_batch(objective):
+    square, wide = torch.randn(4, 4), torch.randn(2, 6)
+    rows = torch.arange(6) % 2
+    loss = hinge_ranking_loss if isinstance(objective, HingeRanking) else info_nce_loss
+    torch.testing.assert_close(objective(square)["total"], loss(square))
+    torch.testing.assert_close(objective(wide, rows)["total"], loss(wide, caption_image=rows))
+    torch.testing.assert_close(objective(wide, positives=wide > 0)["total"], loss(wide, positives=wide > 0))
+
+
 SQUARE = torch.zeros(3, 3)
+WIDE = torch.zeros(2, 3)
 
 
 @pytest.mark.bad_input
@@ -182,11 +282,27 @@ SQUARE = torch.zeros(3, 3)
         (torch.zeros(3, 4), None, r"scores must be \(pair, pair\).*got \(3, 4\)"),
         (torch.zeros(3), None, r"scores must be \(pair, pair\).*got \(3,\)"),
         (SQUARE, torch.zeros(2, dtype=torch.long), r"caption_image must have shape \(3,\), got \(2,\)"),
+        (WIDE, torch.zeros(2, dtype=torch.long), r"caption_image must have shape \(3,\), got \(2,\)"),
+        (WIDE, torch.tensor([0, 1, 2]), r"caption_image\[2\] is 2; .* 2 images and 3 captions .* from 0 to 1"),
+        (WIDE, torch.tensor([0, -1, 1]), r"caption_image\[1\] is -1"),
     ],
 )
 def test_bad_shapes(loss, scores, images, message):
     with pytest.raises(ValueError, match=message):
         loss(scores, caption_image=images)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("loss", [hinge_ranking_loss, info_nce_loss])
+def test_bad_positives(loss):
+    with pytest.raises(ValueError, match=r"positives must be booleans .* \(2, 3\); got torch.bool of shape \(3, 2\)"):
+        loss(WIDE, positives=torch.ones(3, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"positives must be booleans .* got torch.int64"):
+        loss(WIDE, positives=torch.ones(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="positives has no pair"):
+        loss(WIDE, positives=torch.zeros(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="give one of them"):
+        loss(WIDE, positives=torch.ones(2, 3, dtype=torch.bool), caption_image=torch.zeros(3, dtype=torch.long))
 
 
 @pytest.mark.bad_input
