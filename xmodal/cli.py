@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ class Evaluate:
     data: Split
     protocol: str = "plain"
     """plain, f30k-1k, coco-1k-5fold or coco-5k."""
+    relevance: Path | None = None
+    """Judgements (JSON lines: image_id, caption_id, grade): also give R-precision, mAP@R and nDCG by these."""
+    skip_unknown: bool = False
+    """Leave out judgements of images and captions that are not in the split, and say how many they are."""
+    scores: Path | None = None
+    """Also write all scores, (image, caption), to this .npy file; of several models, their mean."""
+    ranks: Path | None = None
+    """Also write what every image and caption retrieves, by ids, here: JSON lines."""
     report: Path | None = None
     """Also write a Markdown report here."""
     json: Path | None = None
@@ -139,25 +148,44 @@ def train(config: RunConfig) -> None:
 
 def evaluate(config: Evaluate) -> None:
     """Print a table of results."""
+    from xmodal.data import load_relevance
+    from xmodal.data.atomic import check_writable, written_whole
     from xmodal.data.split import open_split
-    from xmodal.evaluation import format_table
+    from xmodal.evaluation import format_table, write_ranks
     from xmodal.evaluation.matchers import evaluate_matchers
-    from xmodal.evaluation.report import write_report
+    from xmodal.evaluation.report import format_judged, write_report
 
+    for path in (config.scores, config.ranks, config.report, config.json):
+        if path is not None:
+            check_writable(path)
     split = open_split(config.data.folder, config.data.split)
+    caption_ids = [caption.caption_id for caption in split.captions]
+    judgements = inspect = None
+    if config.relevance is not None:
+        options = {"skip_unknown": config.skip_unknown}
+        judgements = load_relevance(config.relevance, split.source.image_id, caption_ids, **options)
+    if config.ranks is not None:
+        names = {"image_ids": split.source.image_id, "caption_ids": caption_ids}
+        inspect = partial(write_ranks, config.ranks, caption_image=split.relevance, judgements=judgements, **names)
     results = evaluate_matchers(
         {str(path): _load(path) for path in config.models},
         split.source,
         split.sentences,
-        split.relevance.caption_image,
+        split.relevance,
         protocol=config.protocol,
+        judgements=judgements,
+        out=config.scores,
+        inspect=inspect,
         progress=sys.stderr.isatty(),
     )
     print(format_table(results))
+    if judgements is not None:
+        print(f"\n{format_judged({name: result['judged'] for name, result in results.items()})}")
     if config.report is not None:
         write_report(config.report, results, details={"data": str(config.data.folder), "split": config.data.split})
     if config.json is not None:
-        config.json.write_text(json.dumps(results, indent=2))
+        with written_whole(config.json) as whole:
+            whole.write_text(json.dumps(results, indent=2), encoding="utf-8")
 
 
 def evaluate_embedder(config: EvaluateEmbedder) -> None:

@@ -1,29 +1,39 @@
-"""Matchers are evaluated alone, and together by the mean of their scores."""
+"""Matchers are evaluated alone, and together by the mean of their scores; only pairs that count are scored."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from xmodal.evaluation import evaluate_protocol
+from xmodal.data import Relevance
+from xmodal.data.split import SomeImages
+from xmodal.evaluation import PROTOCOLS, evaluate_protocol, evaluate_relevance
 from xmodal.evaluation.matchers import evaluate_matchers
+from xmodal.evaluation.protocols import Protocol
+from xmodal.scoring.memory import fill_matrix
 
 CAPTION_IMAGE = torch.tensor([0, 1, 2, 2])
+STORE = range(3)
 
 
 class Given:
-    """Stands for a matcher whose scores are known."""
+    """Stands for a matcher whose scores are known, of images that are their places and captions that are letters."""
 
-    def __init__(self, seed):
-        self.scores = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+    def __init__(self, seed, shape=(3, 4)):
+        self.scores = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        self.scored = 0
 
-    def score_all(self, store, captions, *, progress):
-        assert (store, list(captions), progress) == ("store", ["a", "b", "c", "d"], False)
-        return self.scores.clone()
+    def score_all(self, store, captions, *, progress, out=None, overwrite=False):
+        assert not progress
+        images = store.positions if isinstance(store, SomeImages) else torch.tensor(store)
+        scores = self.scores[images][:, [ord(caption) - ord("a") for caption in captions]]
+        self.scored += scores.numel()
+        return fill_matrix(tuple(scores.shape), scores.dtype, out, overwrite, lambda matrix: matrix.copy_(scores))
 
 
 def evaluate(matchers, **options):
-    return evaluate_matchers(matchers, "store", ["a", "b", "c", "d"], CAPTION_IMAGE, **options)
+    return evaluate_matchers(matchers, STORE, ["a", "b", "c", "d"], CAPTION_IMAGE, **options)
 
 
 def test_one_matcher_has_no_ensemble():
@@ -32,17 +42,91 @@ def test_one_matcher_has_no_ensemble():
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_the_ensemble_is_the_mean_of_the_scores(count):
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_the_ensemble_is_the_mean_of_the_scores(count, on_disk, tmp_path):
     matchers = {str(seed): Given(seed) for seed in range(count)}
-    results = evaluate(matchers)
+    seen = []
+    out = tmp_path / "new" / "scores.npy" if on_disk else None
+    results = evaluate(matchers, out=out, inspect=seen.append)
     for name, matcher in matchers.items():
         assert results[name] == evaluate_protocol(matcher.scores, CAPTION_IMAGE)
     mean = sum(matcher.scores for matcher in matchers.values()) / count
     assert results["ensemble"] == evaluate_protocol(mean, CAPTION_IMAGE)
+    assert torch.equal(*seen, mean)
+    if on_disk:
+        assert np.array_equal(np.load(out), mean)
+        assert [file.name for file in out.parent.iterdir()] == ["scores.npy"]
 
 
-def test_no_matcher_and_unknown_protocols_are_refused():
+def test_scores_of_one_matcher_are_written_as_they_are(tmp_path):
+    one, out = Given(1), tmp_path / "scores.npy"
+    out.write_bytes(b"of an earlier evaluation")
+    assert evaluate({"one": one}, out=out) == evaluate({"one": one})
+    assert np.array_equal(np.load(out), one.scores)
+
+
+def test_judgements_are_evaluated_beside_the_protocol():
+    matchers = {"one": Given(1), "two": Given(2)}
+    judgements = Relevance([0, 0, 2], [0, 3, 1], [1.0, 0.5, 1.0], images=3, captions=4)
+    results = evaluate(matchers, judgements=judgements)
+    plain = evaluate(matchers)
+    for name in ("one", "two", "ensemble"):
+        judged = results[name].pop("judged")
+        assert results[name] == plain[name]
+    assert judged == evaluate_relevance((matchers["one"].scores + matchers["two"].scores) / 2, judgements)
+
+
+@pytest.fixture
+def folded(monkeypatch):
+    """A protocol of three folds of two images, and captions that speak of images in another order than the store's."""
+    monkeypatch.setitem(PROTOCOLS, "tiny-3fold", Protocol("tiny-3fold", images=6, captions=9, folds=3))
+    return range(6), "abcdefghi", torch.tensor([4, 1, 0, 4, 5, 2, 3, 2, 0])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_only_pairs_within_folds_are_scored(folded, count):
+    matchers = {str(seed): Given(seed, (6, 9)) for seed in range(count)}
+    results = evaluate_matchers(matchers, *folded, protocol="tiny-3fold")
+    mean = sum(matcher.scores for matcher in matchers.values()) / count
+    assert results[["0", "ensemble"][count - 1]] == evaluate_protocol(mean, folded[2], "tiny-3fold")
+    # Captions of images 4 and 1, 0 and 5, 2 and 3.
+    assert [matcher.scored for matcher in matchers.values()] == [2 * 3 + 2 * 3 + 2 * 3] * count
+
+
+def test_of_coco_a_fifth_is_scored():
+    """At the published size, with scores that are only counted."""
+
+    class Counted:
+        scored = 0
+
+        def score_all(self, store, captions, *, progress):
+            self.scored += len(store) * len(captions)
+            return torch.zeros(1, 1).expand(len(store), len(captions))
+
+    matcher, caption_image = Counted(), torch.arange(5000).repeat_interleave(5)
+    evaluate_matchers({"": matcher}, range(5000), ["a"] * 25000, caption_image, protocol="coco-1k-5fold")
+    assert matcher.scored == 5000 * 25000 // 5
+
+
+def test_the_whole_matrix_is_scored_when_asked_for_and_folds_stay_the_same(folded, tmp_path):
+    matcher = Given(0, (6, 9))
+    results = evaluate_matchers({"": matcher}, *folded, protocol="tiny-3fold", out=tmp_path / "scores.npy")
+    assert matcher.scored == 54
+    assert results == evaluate_matchers({"": matcher}, *folded, protocol="tiny-3fold")
+
+
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_scored(tmp_path):
+    matcher = Given(1)
     with pytest.raises(ValueError, match="no matcher"):
         evaluate({})
     with pytest.raises(ValueError, match="did you mean 'coco-5k'"):
-        evaluate({"one": Given(1)}, protocol="coco5k")
+        evaluate({"one": matcher}, protocol="coco5k")
+    with pytest.raises(ValueError, match="'f30k-1k' takes 1000 images and 5000 captions, but there are 3 x 4"):
+        evaluate({"one": matcher}, protocol="f30k-1k")
+    with pytest.raises(ValueError, match=r"scores\.csv"):
+        evaluate({"one": matcher}, out=tmp_path / "scores.csv")
+    with pytest.raises(ValueError, match="relevance is of 1 images and 1 captions"):
+        evaluate({"one": matcher}, judgements=Relevance([0], [0], None, images=1, captions=1))
+    with pytest.raises(ValueError, match="image 3 has no caption"):
+        evaluate_matchers({"one": matcher}, range(4), ["a", "b", "c", "d"], CAPTION_IMAGE)
+    assert matcher.scored == 0

@@ -60,8 +60,7 @@ def written_whole(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]
     ['note.txt']
     """
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Name a file to write.")
+    check_writable(path)
     if not overwrite:
         refuse_existing(path)
     with _aside(path) as temporary:
@@ -71,6 +70,25 @@ def written_whole(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]
         temporary.chmod(mode)
         _sync(temporary)
         _put(temporary, path, overwrite)
+
+
+def check_writable(path: str | Path) -> None:
+    """Make the folder of a file, so that work which ends with writing it does not end with an error.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
+        OSError: the folder cannot be made or written; the message names it.
+
+    >>> Path("taken").touch()
+    >>> check_writable("taken/results.json")
+    Traceback (most recent call last):
+    ...
+    FileExistsError: cannot write taken/results.json: its folder is not writable (...). Choose another output folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Name a file to write.")
+    _make_folder(path)
 
 
 @contextlib.contextmanager

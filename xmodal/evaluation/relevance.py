@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-__all__ = ["AnswerRanks", "Relevance", "answer_ranks", "evaluate_relevance", "load_relevance"]
+__all__ = ["AnswerRanks", "Relevance", "answer_ranks", "evaluate_relevance", "load_relevance", "query_scores"]
+
+
+Direction = Literal["i2t", "t2i"]
+"""Which side asks: images look for captions, or captions for images."""
 
 
 class AnswerRanks(NamedTuple):
@@ -89,7 +93,7 @@ def evaluate_relevance(
 def answer_ranks(
     scores: Float[Tensor, "image caption"],
     relevance: Relevance,
-    direction: Literal["i2t", "t2i"],
+    direction: Direction,
     *,
     block: int | None = None,
 ) -> Iterator[AnswerRanks]:
@@ -112,22 +116,33 @@ def answer_ranks(
     for queries in torch.arange(len(asked)).split(block or max(1, BLOCK_ELEMENTS // items)):
         pairs = slice(int(ends[queries[0]] - counts[queries[0]]), int(ends[queries[-1]]))
         chosen = asked[queries]
-        if direction == "i2t":
-            part = scores[chosen.to(scores.device)]
-            check_no_nan(part, chosen, range(items))
-        else:
-            part = scores[:, chosen.to(scores.device)]
-            check_no_nan(part, range(items), chosen)
-            part = part.T
+        part = query_scores(scores, chosen, direction)
         lengths = counts[queries].tolist()
         answers, grades = (pad_sequence(list(x[pairs].split(lengths)), batch_first=True) for x in (item, grade))
-        yield AnswerRanks(chosen, *_rank(_comparable(part), answers, grades))
+        yield AnswerRanks(chosen, *_rank(part, answers, grades))
 
 
-def _comparable(scores: Float[Tensor, "query item"]) -> Float[Tensor, "query item"]:
-    """The same order as rows in memory, in a dtype that can be sorted and searched."""
+def query_scores(
+    scores: Float[Tensor, "image caption"], queries: Int[Tensor, " query"], direction: Direction
+) -> Float[Tensor, "query item"]:
+    """The scores of some queries, in the same order, as rows in memory of a dtype that can be sorted and searched.
+
+    Raises:
+        ValueError: one is NaN.
+
+    >>> query_scores(torch.tensor([[0.9, 0.6], [0.1, 0.3]]), torch.tensor([1]), "t2i")
+    tensor([[0.6000, 0.3000]])
+    """
+    chosen = queries.to(scores.device)
+    if direction == "i2t":
+        part = scores[chosen]
+        check_no_nan(part, queries, range(scores.shape[1]))
+    else:
+        part = scores[:, chosen]
+        check_no_nan(part, range(len(scores)), queries)
+        part = part.T
     dtype = torch.promote_types(scores.dtype, torch.float32) if scores.is_floating_point() else torch.float64
-    return scores.to("cpu", dtype).contiguous()
+    return part.to("cpu", dtype).contiguous()
 
 
 def _rank(

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 DIRECTIONS = ("i2t", "t2i")
 RECALLS = (*(f"{direction} R@{level}" for direction in DIRECTIONS for level in RECALL_LEVELS), "rsum")
+JUDGED = tuple(
+    f"{direction} {metric}" for direction in DIRECTIONS for metric in ("R@1", "R-precision", "mAP@R", "nDCG")
+)
 RANKS = tuple(f"{direction} {average}" for direction in DIRECTIONS for average in ("MedR", "MeanR"))
 
 
@@ -32,8 +35,23 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     ----------------------------------------------------------------------
     perfect    100.0    100.0     100.0    100.0    100.0     100.0  600.0
     """
-    header, *lines = ("  ".join(row) for row in _align(_table_rows(results, RECALLS)))
-    return "\n".join([header, "-" * len(header), *lines])
+    return _plain_table(_table_rows(results, RECALLS))
+
+
+def format_judged(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out what judgements add to recalls as an aligned table for the terminal, a line for each model.
+
+    Args:
+        results: model name -> result of `evaluate_relevance`.
+
+    >>> import torch
+    >>> from xmodal.evaluation import evaluate_relevance
+    >>> print(format_judged({"perfect": evaluate_relevance(torch.eye(2), torch.tensor([0, 1]))}))
+    judged   i2t R@1  i2t R-precision  i2t mAP@R  i2t nDCG  t2i R@1  t2i R-precision  t2i mAP@R  t2i nDCG
+    -----------------------------------------------------------------------------------------------------
+    perfect    100.0            100.0      100.0     100.0    100.0            100.0      100.0     100.0
+    """
+    return _plain_table(_table_rows(results, JUDGED, corner="judged"))
 
 
 def format_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -58,7 +76,7 @@ def write_report(
     details: Mapping[str, Any] | None = None,
     pictures: Mapping[str, str | Path] | None = None,
 ) -> None:
-    """Write a Markdown report: recalls, median and mean ranks, folds where a protocol cuts them, pictures, details.
+    """Write a Markdown report: recalls, ranks, judgements, folds where a protocol cuts them, pictures, details.
 
     Args:
         path: the file to write; it appears whole or not at all.
@@ -83,6 +101,9 @@ def write_report(
     protocols = [f"- {model}: `{result['protocol']}`" for model, result in results.items() if "protocol" in result]
     if protocols:
         sections += ["## Protocols", "\n".join(protocols)]
+    judged = {model: result["judged"] for model, result in results.items() if "judged" in result}
+    if judged:
+        sections += ["## Judgements", markdown_table(_table_rows(judged, JUDGED))]
     folds = {
         f"{model}, fold {number}": fold
         for model, result in results.items()
@@ -158,7 +179,9 @@ def plot_learning_curves(log_path: str | Path, output_png: str | Path) -> None:
         figure.savefig(whole, format="png", dpi=150)
 
 
-def _table_rows(results: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
+def _table_rows(
+    results: Mapping[str, Mapping[str, Any]], columns: Sequence[str], corner: str = "model"
+) -> list[list[str]]:
     """Return the header and a row of cells for each model; the column `i2t R@1` shows `result["i2t"]["R@1"]`."""
 
     def cell(result: Any, column: str) -> str:
@@ -167,7 +190,12 @@ def _table_rows(results: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
         return f"{result:.1f}"
 
     rows = [[model, *(cell(result, column) for column in columns)] for model, result in results.items()]
-    return [["model", *columns], *rows]
+    return [[corner, *columns], *rows]
+
+
+def _plain_table(rows: Sequence[Sequence[str]]) -> str:
+    header, *lines = ("  ".join(row) for row in _align(rows))
+    return "\n".join([header, "-" * len(header), *lines])
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[list[str]]:

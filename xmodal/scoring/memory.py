@@ -41,6 +41,23 @@ def check_budget(budget_bytes: int | None, device: torch.device) -> int:
     return budget_bytes
 
 
+def check_out(out: str | Path) -> Path:
+    """Refuse a name that is none of an array file, before anything is computed.
+
+    Raises:
+        ValueError: `out` is not named `*.npy`.
+
+    >>> check_out("scores.csv")
+    Traceback (most recent call last):
+    ...
+    ValueError: out is 'scores.csv'; scores are written as an array file, so name it *.npy
+    """
+    path = Path(out)
+    if path.suffix != ".npy":
+        raise ValueError(f"out is {str(out)!r}; scores are written as an array file, so name it *.npy")
+    return path
+
+
 def fill_matrix(
     shape: tuple[int, int],
     dtype: torch.dtype,
@@ -67,9 +84,7 @@ def fill_matrix(
         result = torch.empty(shape, dtype=dtype)
         fill(result)
         return result
-    path = Path(out)
-    if path.suffix != ".npy":
-        raise ValueError(f"out is {str(out)!r}; scores are written as an array file, so name it *.npy")
+    path = check_out(out)
     with locked(path), written_whole(path, overwrite=overwrite) as temporary:
         mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=NUMPY_DTYPES[dtype], shape=shape)
         reserve(temporary, temporary.stat().st_size)

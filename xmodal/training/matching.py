@@ -9,7 +9,7 @@ import torch
 from xmodal.data import PairDataset, Vocabulary
 from xmodal.data.split import Split, open_source, split_captions
 from xmodal.data.word_vectors import load_word_vectors
-from xmodal.evaluation import evaluate_protocol
+from xmodal.evaluation.matchers import evaluate_matchers
 from xmodal.evaluation.protocols import protocol_folds
 from xmodal.model import IMAGE_ENCODERS, Matcher, needs_vocabulary
 from xmodal.names import build, fill
@@ -91,9 +91,8 @@ class MatchingTask:
 
     def validate(self) -> dict[str, Any]:
         """Results under the configured protocol."""
-        split = self.validation
-        scores = self.model.score_all(split.source, split.sentences, progress=self.config.progress)
-        return evaluate_protocol(scores, split.relevance, self.config.protocol)
+        split, options = self.validation, {"protocol": self.config.protocol, "progress": self.config.progress}
+        return evaluate_matchers({"": self.model}, split.source, split.sentences, split.relevance, **options)[""]
 
     def summary(self, results: dict[str, Any]) -> str:
         """Recalls in both directions, and their sum."""

@@ -1,0 +1,130 @@
+"""`xmodal evaluate` writes what others need by ids, and does not depend on the order of a store."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_data import DIM, make_data
+
+from xmodal.cli import main
+from xmodal.data import RegionStore, RegionStoreWriter, load_captions, load_relevance
+from xmodal.evaluation import PROTOCOLS, evaluate_relevance, evaluate_retrieval
+from xmodal.evaluation.protocols import Protocol
+from xmodal.model import Matcher
+from xmodal.training.config import DataConfig, ModelConfig, TrainConfig
+from xmodal.training.matching import MatchingTask
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    image, text = {"name": "regions", "input_dim": DIM, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
+    folder = tmp_path_factory.mktemp("model")
+    Matcher(image, text, {"name": "cosine"}, vocabulary=["a", "and", "cat", "dog", "car"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def permuted(data, tmp_path_factory):
+    """The same data with the images of the stores in another order."""
+    folder = tmp_path_factory.mktemp("permuted")
+    for name in ("captions.jsonl", "vocabulary.json", "train.h5"):
+        (folder / name).symlink_to(data / name)
+    store = RegionStore(data / "dev.h5")
+    with RegionStoreWriter(folder / "dev.h5", dim=DIM, max_regions=6, extractor="by hand") as writer:
+        for image in np.random.default_rng(1).permutation(len(store)).tolist():
+            writer.write(store.image_id[image], store[image])
+    return folder
+
+
+@pytest.fixture
+def evaluate(model, tmp_path):
+    def evaluate(folder, *options):
+        output = tmp_path / "results.json"
+        main(
+            ["evaluate", str(model), "--data.folder", str(folder), "--data.split", "dev", "--json", str(output)]
+            + [str(option) for option in options]
+        )
+        (result,) = json.loads(output.read_text()).values()
+        return result
+
+    return evaluate
+
+
+def test_scores_ranks_and_judgements(data, evaluate, tmp_path, capsys):
+    store, captions = RegionStore(data / "dev.h5"), load_captions(data / "captions.jsonl", "dev")
+    caption_ids = [caption.caption_id for caption in captions]
+    judgements = tmp_path / "judgements.jsonl"
+    pairs = [(store.image_id[0], caption_ids[0], 1), (store.image_id[0], caption_ids[5], 0.5)]
+    lines = [{"image_id": image, "caption_id": caption, "grade": grade} for image, caption, grade in pairs]
+    judgements.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {**lines[0], "image_id": "stranger"}]))
+    scores, ranks = tmp_path / "new" / "scores.npy", tmp_path / "new" / "ranks.jsonl"
+    options = ["--scores", scores, "--ranks", ranks, "--relevance", judgements, "--skip-unknown"]
+    result = evaluate(data, *options)
+
+    matrix = torch.from_numpy(np.load(scores))
+    image_of = [store.image_id.index(caption.image_id) for caption in captions]
+    wanted = evaluate_retrieval(matrix, torch.tensor(image_of))
+    assert {name: result[name] for name in wanted} == wanted
+    relevance = load_relevance(judgements, store.image_id, caption_ids, skip_unknown=True)
+    assert result["judged"] == evaluate_relevance(matrix, relevance)
+    read = [json.loads(line) for line in ranks.read_text().splitlines()]
+    assert [line["query"] for line in read] == [*store.image_id, *caption_ids]
+    best = {line["query"]: line["retrieved"][0] for line in read if line["direction"] == "t2i"}
+    for caption, column in zip(caption_ids, matrix.T, strict=True):
+        assert best[caption]["score"] == float(column.max())
+    assert "judged_rank" in read[0]
+    assert "i2t mAP@R" in capsys.readouterr().out
+
+
+def test_the_order_of_the_store_changes_nothing(data, permuted, evaluate, monkeypatch):
+    captions = len(load_captions(data / "captions.jsonl", "dev"))
+    monkeypatch.setitem(PROTOCOLS, "tiny-5fold", Protocol("tiny-5fold", images=10, captions=captions, folds=5))
+    for options in ([], ["--protocol", "tiny-5fold"]):
+        assert evaluate(data, *options) == evaluate(permuted, *options)
+
+
+def test_the_first_images_of_a_validation_are_those_the_captions_speak_of_first(data, permuted):
+    def validated(folder):
+        torch.manual_seed(0)
+        model = ModelConfig({"name": "regions", "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4})
+        config = TrainConfig(data=DataConfig(folder, validation_images=4), model=model, progress=False)
+        task = MatchingTask(config, torch.device("cpu"))
+        return set(task.validation.source.image_id), task.validate()
+
+    images, results = validated(data)
+    assert images == {f"dev-{number}" for number in range(4)}
+    assert validated(permuted) == (images, results)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--protocol", "coco5k"], "did you mean 'coco-5k'"),
+        (["--protocol", "coco-5k"], "takes 5000 images and 25000 captions, but there are 10 x"),
+        (["--scores", "scores.csv"], "'scores.csv'"),
+        (["--ranks", "taken/ranks.jsonl"], "cannot write taken/ranks.jsonl"),
+        (["--relevance", "nowhere.jsonl"], "no file of judgements at nowhere.jsonl"),
+        (["--relevance", "strangers.jsonl"], "strangers.jsonl, line 1: image 'x' is not among"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_scored(
+    data, evaluate, options, message, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
+    (tmp_path / "strangers.jsonl").write_text('{"image_id": "x", "caption_id": "y"}')
+    monkeypatch.setattr(Matcher, "score_all", None)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(data, *options)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""What every query retrieves, by the names of images and captions, for others to read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xmodal.data.atomic import written_whole
+from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_relevance
+from xmodal.evaluation.relevance import answer_ranks, query_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from xmodal.data.relevance import Relevance
+    from xmodal.evaluation.relevance import Direction
+
+TOP = 10
+"""How many answers of a query are written."""
+
+
+@torch.no_grad()
+def write_ranks(
+    path: str | Path,
+    scores: Float[Tensor, "image caption"],
+    caption_image: Int[Tensor, " caption"] | Relevance,
+    image_ids: Sequence[str],
+    caption_ids: Sequence[str],
+    *,
+    judgements: Relevance | None = None,
+    top: int = TOP,
+) -> None:
+    """Write one JSON object a query: every image among all captions, then every caption among all images.
+
+    `{"direction": "i2t", "query": "139", "rank": 2, "retrieved": [{"id": "372", "score": 0.51}, ...]}`: `query` is the
+    id of the image, or of the caption (`t2i`); `rank`, 1-based, is that of its best right answer, null where it has
+    none; `retrieved` are the ids of the first answers with their scores. With judgements, `judged_rank` is the rank of
+    the best answer that these call right. A wrong answer comes before a right one with the same score.
+
+    Args:
+        path: the file to write; it appears whole or not at all.
+        scores: similarity of every image to every caption, higher is more alike.
+        caption_image: which image each caption describes, or a `Relevance`.
+        image_ids: the name of every image.
+        caption_ids: the name of every caption.
+        judgements: see above.
+        top: how many answers of a query to write; there may be fewer.
+
+    Raises:
+        ValueError: wrong shapes, a NaN score, ids that are not as many as the scores have rows and columns, or a `top`
+            below 0.
+        OSError: the file cannot be written.
+
+    >>> from pathlib import Path
+    >>> scores = torch.tensor([[0.5, 0.25], [0.75, 1.0]])
+    >>> write_ranks("ranks.jsonl", scores, torch.tensor([0, 1]), ["dog", "cat"], ["a dog", "a cat"], top=1)
+    >>> print(Path("ranks.jsonl").read_text().splitlines()[2])
+    {"direction": "t2i", "query": "a dog", "rank": 2, "retrieved": [{"id": "cat", "score": 0.75}]}
+    """
+    scores, relevance = check_relevance(scores, caption_image)
+    if judgements is not None:
+        check_relevance(scores, judgements)
+    if (len(image_ids), len(caption_ids)) != tuple(scores.shape) or top < 0:
+        raise ValueError(
+            f"{len(image_ids)} image ids, {len(caption_ids)} caption ids and top {top} do not fit scores of shape "
+            f"{tuple(scores.shape)}; wanted an id for every row and column, and a top of at least 0"
+        )
+    sides: list[tuple[Direction, Sequence[str], Sequence[str]]]
+    sides = [("i2t", image_ids, caption_ids), ("t2i", caption_ids, image_ids)]
+    with written_whole(path) as whole, whole.open("w", encoding="utf-8") as file:
+        for direction, queries, items in sides:
+            ranks = {"rank": _best_ranks(scores, relevance, direction)}
+            if judgements is not None:
+                ranks["judged_rank"] = _best_ranks(scores, judgements, direction)
+            for query, retrieved in enumerate(_first(scores, relevance, direction, top)):
+                line: dict[str, Any] = {"direction": direction, "query": queries[query]}
+                line |= {name: of_queries.get(query) for name, of_queries in ranks.items()}
+                line["retrieved"] = [{"id": items[item], "score": score} for item, score in retrieved]
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _best_ranks(scores: Tensor, relevance: Relevance, direction: Direction) -> dict[int, int]:
+    """The rank of the best right answer of every query that has one."""
+    return {
+        query: rank
+        for part in answer_ranks(scores, relevance, direction)
+        for query, rank in zip(part.query.tolist(), part.rank[:, 0].tolist(), strict=True)
+    }
+
+
+def _first(scores: Tensor, relevance: Relevance, direction: Direction, top: int) -> Iterator[list[tuple[int, float]]]:
+    """The first answers of every query, with their scores."""
+    asked, answers = (relevance.image, relevance.caption)[:: 1 if direction == "i2t" else -1]
+    queries, items = scores.shape[:: 1 if direction == "i2t" else -1]
+    for chosen in torch.arange(queries).split(max(1, BLOCK_ELEMENTS // items)):
+        part = query_scores(scores, chosen, direction)
+        mine = (asked >= chosen[0]) & (asked <= chosen[-1])
+        right = asked[mine] - chosen[0], answers[mine]
+        # A right answer is moved to just below all wrong ones with its score: between any two numbers of float32 there
+        # are others of float64.
+        placed = part.double()
+        placed[right] = torch.nextafter(placed[right], placed.new_tensor(float("-inf")))
+        found = placed.topk(min(top, items), dim=1).indices
+        for row, values in zip(found.tolist(), part.gather(1, found).tolist(), strict=True):
+            yield list(zip(row, values, strict=True))
