@@ -15,8 +15,10 @@ from batches import ALL_HEADS, Batch, batches, random_batch
 from xmodal.heads import BFAN, SCAN, VSRN, Cosine, Head
 from xmodal.scoring import score_all, score_pairs
 from xmodal.scoring.backends import choose_backend
-from xmodal.scoring.blocks import make_plan, score_tiles
+from xmodal.scoring.blocks import score_tiles
 from xmodal.scoring.packing import group_by_length
+from xmodal.scoring.plan import make_plan
+from xmodal.scoring.sides import Sides
 
 HEADS: list[Head] = [
     *ALL_HEADS,
@@ -222,8 +224,8 @@ def test_the_number_of_threads_changes_neither_scores_nor_itself(head):
                 scores.append(score_all(head, regions, words))
             assert torch.get_num_threads() == number
         assert torch.equal(*scores)
-        plan = make_plan(head, regions, words)
-        next(tiles := score_tiles(head, regions, words, None, None, plan))
+        sides = Sides.checked(regions, words)
+        next(tiles := score_tiles(head, sides, make_plan(head, sides)))
         tiles.close()
         assert torch.get_num_threads() == 3
     finally:

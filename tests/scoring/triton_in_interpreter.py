@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from foreign_heads import Attending, Filtering, Inherited, Reweighted, SilentlyReweighted, declarable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,6 +72,36 @@ def test_bfan_equals_the_head(image_lengths, caption_lengths, focal, temperature
     regions, region_mask = draw_side(image_lengths, 12, 24, generator)
     words, word_mask = draw_side(caption_lengths, 20, 24, generator)
     compare(BFAN(focal, temperature), regions, words, region_mask, word_mask)
+
+
+@settings(max_examples=15)
+@given(
+    how=declarable(normalization=st.sampled_from(["clipped_l2", "l2", "clipped_l1", "l1"])), seed=st.integers(0, 2**16)
+)
+def test_whatever_cross_attention_is_declared_is_computed(how, seed):
+    generator = torch.Generator().manual_seed(seed)
+    sides = (draw_side([3, 9, 2], 9, 12, generator), draw_side([2, 8, 5, 3], 8, 12, generator))
+    compare(Attending(how), sides[0][0], sides[1][0], sides[0][1], sides[1][1])
+
+
+def test_a_head_that_compares_in_its_own_way_is_refused():
+    sides = torch.randn(2, 3, 12), torch.randn(2, 3, 12)
+    for head in (Inherited(12), SilentlyReweighted(12), Filtering(12)):
+        refusal = f"scores SCAN and BFAN, got {type(head).__name__}, which does not declare"
+        with pytest.raises(ValueError, match=refusal):
+            triton_scores(head, *sides)
+        with pytest.raises(ValueError, match=refusal):
+            score_all(head, *sides, backend="triton")
+
+
+def test_work_once_an_item_comes_before_the_kernel():
+    generator = torch.Generator().manual_seed(5)
+    regions, words, word_mask = torch.randn(3, 4, 12), *draw_side([2, 8, 5], 8, 12, generator)
+    head, words = Reweighted(12), words.nan_to_num(1.0)
+    inputs = (regions, words, None, word_mask)
+    with torch.no_grad():
+        compare(head, *inputs)
+        torch.testing.assert_close(score_all(head, *inputs, backend="triton"), head(*inputs), atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("focal", ["prob", "equal"])

@@ -25,8 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_answers, check_relevance, evaluate_retrieval
-from xmodal.scoring.blocks import make_plan, score_all, score_tiles
+from xmodal.inference import evaluating
+from xmodal.scoring.blocks import score_all, score_tiles
 from xmodal.scoring.pairs import score_pairs
+from xmodal.scoring.plan import make_plan, result_dtype
+from xmodal.scoring.sides import Sides
 from xmodal.scoring.tiles import fast_path
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.heads import Head
-    from xmodal.scoring.blocks import Tile
+    from xmodal.scoring.plan import Tile
 
 SAFETY = 3.0
 """A bound on errors, divided by the largest error seen."""
@@ -57,7 +60,6 @@ LOW, FLOAT32, SETTLED = 0, 1, 2
 """How a score was computed: in low precision, in float32, in the tile of `score_all`."""
 
 
-@torch.no_grad()
 def evaluate_exact(
     head: Head,
     regions: Float[Tensor, "image region dim"],
@@ -106,19 +108,20 @@ def evaluate_exact(
         >>> sorted(metrics), metrics["exact"]["pairs"]
         (['exact', 'i2t', 'rsum', 't2i'], 32)
     """
-    inputs = (head, regions, words, region_mask, word_mask)
+    inputs = (regions, words, region_mask, word_mask)
     options = {"budget_bytes": budget_bytes, "device": device}
-    exact_dtype = torch.promote_types(regions.dtype, torch.float32)
+    exact_dtype = result_dtype(regions.dtype)
     if fast_path(head.comparison) is None:
-        scores = score_all(*inputs, dtype=exact_dtype, progress=progress, **options)
+        scores = score_all(head, *inputs, dtype=exact_dtype, progress=progress, **options)
         count = scores.numel()
         report = {"recomputed": 0, "settled": count, "error_bound": 0.0, "largest_error": 0.0, "widened": 0}
         return {**evaluate_retrieval(scores, caption_image), "exact": {"pairs": count, **report}}
-    scores = score_all(*inputs, dtype=dtype, progress=progress, backend=BACKEND, **options)
+    scores = score_all(head, *inputs, dtype=dtype, progress=progress, backend=BACKEND, **options)
     scores, relevance = check_relevance(scores, caption_image)
     check_answers(relevance)
-    settling = _Settling(inputs, options, exact_dtype, scores.to(exact_dtype), caption_image)
-    settling.run()
+    settling = _Settling(head, inputs, options, exact_dtype, scores.to(exact_dtype), caption_image)
+    with evaluating(head):
+        settling.run()
     return {**evaluate_retrieval(settling.scores, caption_image), "exact": settling.report()}
 
 
@@ -127,13 +130,15 @@ class _Settling:
 
     def __init__(
         self,
-        inputs: tuple[Head, Tensor, Tensor, Tensor | None, Tensor | None],
+        head: Head,
+        inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
         options: dict[str, Any],
         dtype: torch.dtype,
         scores: Float[Tensor, "image caption"],
         caption_image: Int[Tensor, " caption"],
     ) -> None:
-        self.inputs, self.options, self.dtype = inputs, options, dtype
+        self.head, self.inputs, self.options, self.dtype = head, inputs, options, dtype
+        self.sides = Sides.checked(*inputs)
         self.scores, self.caption_image = scores, caption_image
         self.how = torch.zeros(scores.shape, dtype=torch.uint8)
         self.largest_error = [0.0, 0.0]  # of LOW scores, and of FLOAT32 ones
@@ -167,7 +172,7 @@ class _Settling:
         for tile in tiles:
             drawn[tile.images[:, None], tile.captions] = True
         # Normalized over a single query, a product is its sign: its score jumps at zero, beyond every bound.
-        _, regions, words, region_mask, word_mask = self.inputs
+        regions, words, region_mask, word_mask = self.inputs
         drawn[_is_single(regions, region_mask)] = True
         drawn[:, _is_single(words, word_mask)] = True
         if int(drawn.sum()) > HOPELESS * drawn.numel():
@@ -218,7 +223,7 @@ class _Settling:
 
     def recompute(self, images: Int[Tensor, " pair"], captions: Int[Tensor, " pair"]) -> None:
         """Float32 scores of some pairs, whose last bits may differ from those of `score_all`."""
-        self.accept(images, captions, score_pairs(*self.inputs, images, captions, **self.options), FLOAT32)
+        self.accept(images, captions, score_pairs(self.head, *self.inputs, images, captions, **self.options), FLOAT32)
 
     def settle(self, wanted: Callable[[Tensor, Tensor], bool]) -> None:
         """The scores of `score_all` for all pairs of the tiles that are wanted."""
@@ -227,8 +232,8 @@ class _Settling:
 
     def tiles(self, wanted: Callable[[Tensor, Tensor], bool]) -> Iterator[Tile]:
         """Tiles of `score_all` in float32."""
-        plan = make_plan(*self.inputs[:3], dtype=self.dtype, backend=BACKEND, **self.options)
-        return score_tiles(*self.inputs, plan, wanted)
+        plan = make_plan(self.head, self.sides, dtype=self.dtype, backend=BACKEND, **self.options)
+        return score_tiles(self.head, self.sides, plan, wanted)
 
     def tiles_with(
         self, images: Int[Tensor, " pair"], captions: Int[Tensor, " pair"]

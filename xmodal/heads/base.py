@@ -103,6 +103,18 @@ class Head(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no compare: write the method that compares embeddings")
 
+    def pair_bytes(self, image: Float[Tensor, "1 ..."], caption: Float[Tensor, "1 ..."]) -> int | None:
+        """Memory that `compare` takes for one more pair like this, embedded one; None to have it measured.
+
+        Scoring under a budget compares so many images and captions at once that their pairs fit.
+        """
+        return None
+
+    @property
+    def compares_pairs_one_by_one(self) -> bool:
+        """Whether `pairs` is the one below, so that many pairs of one image or caption are better compared at once."""
+        return "pairs" not in vars(self) and type(self).pairs is Head.pairs
+
     def pairs(
         self,
         regions: Float[Tensor, "pair region dim"],

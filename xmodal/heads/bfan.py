@@ -165,11 +165,13 @@ class BFAN(Head):
     def pairs(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
         if self.comparison is None:  # a subclass compares in another way
             return super().pairs(regions, words, region_mask, word_mask)
-        return bfan_pair_scores(regions, words, region_mask, word_mask, **self.options)
+        sides = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
+        return bfan_pair_scores(*sides, region_mask, word_mask, **self.options)
 
     def attention(self, regions, words, region_mask=None, word_mask=None, *, direction: Direction = "t2i"):
         """The refocused weights of one of the two directions that the score adds up; see `bfan_attention`."""
-        return bfan_attention(regions, words, region_mask, word_mask, direction=direction, **self.options)
+        sides = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
+        return bfan_attention(*sides, region_mask, word_mask, direction=direction, **self.options)
 
     def extra_repr(self) -> str:  # noqa: D102
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

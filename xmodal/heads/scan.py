@@ -195,11 +195,13 @@ class SCAN(Head):
     def pairs(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
         if self.comparison is None:  # a subclass compares in another way
             return super().pairs(regions, words, region_mask, word_mask)
-        return scan_pair_scores(regions, words, region_mask, word_mask, **self.options)
+        sides = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
+        return scan_pair_scores(*sides, region_mask, word_mask, **self.options)
 
     def attention(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
         options = {name: self.options[name] for name in ("direction", "normalization", "temperature")}
-        return scan_attention(regions, words, region_mask, word_mask, **options)
+        sides = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
+        return scan_attention(*sides, region_mask, word_mask, **options)
 
     def extra_repr(self) -> str:  # noqa: D102
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

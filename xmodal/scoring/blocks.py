@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from xmodal.heads.attention import tile_bytes
-from xmodal.heads.base import check_inputs
-from xmodal.scoring.backends import choose_backend
-from xmodal.scoring.memory import check_budget, fill_matrix
+from xmodal.inference import evaluating
+from xmodal.scoring.compared import compared_tiles
+from xmodal.scoring.embedding import embedded_parts, in_dtype
+from xmodal.scoring.memory import fill_matrix
 from xmodal.scoring.packing import Collection
+from xmodal.scoring.plan import Plan, Tile, make_plan, result_dtype
+from xmodal.scoring.sides import Side, Sides
 from xmodal.scoring.tiles import Scratch, compile_path, fast_path, multiply
-from xmodal.scoring.triton import triton_scores
+from xmodal.scoring.triton import triton_compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
     from xmodal.heads import Head
@@ -32,30 +34,10 @@ if TYPE_CHECKING:
     from xmodal.scoring.packing import Block
     from xmodal.scoring.tiles import FastPath
 
-logger = logging.getLogger("xmodal")
-
 AHEAD = 32
 """Tiles that are begun before the first is waited for: enough that every thread has work."""
 
 
-class Plan(NamedTuple):
-    """How to score; see `score_all`."""
-
-    budget_bytes: int
-    dtype: torch.dtype
-    device: torch.device
-    backend: Backend
-
-
-class Tile(NamedTuple):
-    """Scores of some images against some captions."""
-
-    images: Int[Tensor, " image"]
-    captions: Int[Tensor, " caption"]
-    scores: Float[Tensor, "image caption"]
-
-
-@torch.no_grad()
 def score_all(
     head: Head,
     regions: Float[Tensor, "image region dim"],
@@ -73,9 +55,10 @@ def score_all(
 ) -> Float[Tensor, "image caption"]:
     """Scores of all pairs, equal to `head(regions, words, ...)` but in bounded memory and without needless padding.
 
-    Per-item work of the head runs once an item. Images and captions are scored in groups of like length, so that next
-    to no product with padding is computed. SCAN and BFAN take a fast path of one matrix product and a few passes over
-    each tile of it while it is in the cache (`xmodal.scoring.tiles`).
+    The head is in evaluation mode meanwhile, and afterwards as it was. Per-item work runs once an item. Images and
+    captions are scored in groups of like length, so that next to no product with padding is computed. Heads that
+    declare cross attention (SCAN, BFAN) take a fast path of one matrix product and a few passes over each tile of it
+    while it is in the cache (`xmodal.scoring.tiles`).
 
     Args:
         head: any head.
@@ -84,9 +67,12 @@ def score_all(
         region_mask: True = real region.
         word_mask: True = real word.
         budget_bytes: bound on the temporary memory; by default a quarter of what is free, at most 160 MiB on a CPU. The
-            result does not depend on it beyond rounding.
-        dtype: of the products (of the embedded items for a head without a fast path) instead of that of the inputs.
-            What follows the products is at least float32.
+            result does not depend on it beyond rounding. What a head makes of a pair counts too (`Head.pair_bytes`),
+            but one pair, image or caption at a time is the least. Where embedded images take more than a quarter of
+            it, captions are embedded once for every part of them.
+        dtype: of the products, or of what a head without a fast path compares, instead of that of the inputs. Such a
+            head compares with a copy of its parameters in that dtype. Work once an item, and what follows the
+            products, is in at least float32.
         device: compute there instead of on the device of `regions`; the head must be there.
         progress: show a bar.
         backend: what computes a tile of SCAN or BFAN. `eager` calls torch; `compile` lets torch.compile fuse the passes
@@ -114,86 +100,73 @@ def score_all(
         >>> score_all(SCAN(), torch.randn(4, 36, 64), torch.randn(6, 12, 64)).shape
         torch.Size([4, 6])
     """
-    check_inputs(regions, words, region_mask, word_mask)
-    plan = make_plan(head, regions, words, budget_bytes=budget_bytes, dtype=dtype, device=device, backend=backend)
+    sides = Sides.checked(regions, words, region_mask, word_mask)
+    plan = make_plan(head, sides, budget_bytes=budget_bytes, dtype=dtype, device=device, backend=backend)
 
     def fill(scores: Tensor) -> None:
         with _pair_bar(scores.numel(), progress) as bar:
-            for tile in score_tiles(head, regions, words, region_mask, word_mask, plan):
+            for tile in score_tiles(head, sides, plan):
                 scores[tile.images[:, None], tile.captions] = tile.scores.to(scores)
                 bar.update(tile.scores.numel())
 
-    return fill_matrix((len(regions), len(words)), result_dtype(plan.dtype), out, overwrite, fill)
-
-
-def make_plan(
-    head: Head,
-    regions: Tensor,
-    words: Tensor,
-    *,
-    budget_bytes: int | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    backend: Backend | None = None,
-) -> Plan:
-    """How to score, with all that was left to `score_all` to choose, whose arguments these are.
-
-    Example:
-        >>> import torch
-        >>> from xmodal.heads import SCAN
-        >>> from xmodal.scoring.blocks import make_plan
-        >>> plan = make_plan(SCAN(), torch.randn(4, 36, 64), torch.randn(6, 12, 64), dtype=torch.bfloat16, device="cpu")
-        >>> plan.dtype, plan.backend
-        (torch.bfloat16, 'eager')
-    """
-    device, dtype = torch.device(device or regions.device), dtype or regions.dtype
-    backend = choose_backend(backend, head, dtype, device, (regions.shape[1], words.shape[1]))
-    logger.info("scoring %s in %s on %s, backend %s", type(head).__name__, dtype, device, backend)
-    return Plan(check_budget(budget_bytes, device), dtype, device, backend)
+    with evaluating(head):
+        return fill_matrix(sides.shape, plan.exact_dtype, out, overwrite, fill)
 
 
 def score_tiles(
-    head: Head,
-    regions: Float[Tensor, "image region dim"],
-    words: Float[Tensor, "caption word dim"],
-    region_mask: Bool[Tensor, "image region"] | None,
-    word_mask: Bool[Tensor, "caption word"] | None,
-    plan: Plan,
-    wanted: Callable[[Tensor, Tensor], bool] = lambda images, captions: True,
+    head: Head, sides: Sides, plan: Plan, wanted: Callable[[Tensor, Tensor], bool] = lambda images, captions: True
 ) -> Iterator[Tile]:
     """The tiles of `score_all`, one after the other; every pair is in one of them.
 
     A pair comes in the same tile, and so with the same bits, whenever arguments other than `wanted` are the same.
 
     Args:
+        head: any head, in the mode in which it is to score.
+        sides: encoded images and captions.
+        plan: how to score.
         wanted: tiles for whose (images, captions) it is False are left out.
 
     Example:
         >>> import torch
         >>> from xmodal.heads import SCAN
-        >>> from xmodal.scoring.blocks import make_plan, score_tiles
-        >>> regions, words = torch.randn(4, 36, 64), torch.randn(6, 12, 64)
-        >>> plan = make_plan(SCAN(), regions, words)
-        >>> sum(tile.scores.numel() for tile in score_tiles(SCAN(), regions, words, None, None, plan))
+        >>> from xmodal.scoring.blocks import score_tiles
+        >>> from xmodal.scoring.plan import make_plan
+        >>> from xmodal.scoring.sides import Sides
+        >>> sides = Sides.checked(torch.randn(4, 36, 64), torch.randn(6, 12, 64))
+        >>> sum(tile.scores.numel() for tile in score_tiles(SCAN(), sides, make_plan(SCAN(), sides)))
         24
     """
     path = fast_path(head.comparison)
-    if plan.backend == "triton" or path is None:
-        tiles = _fused_tiles if plan.backend == "triton" else _compared_tiles
-        yield from tiles(head, regions, words, region_mask, word_mask, plan, wanted)
+    if path is None:
+        yield from compared_tiles(head, sides, plan, wanted)
         return
+    tiles = partial(_fused_tiles, head) if plan.backend == "triton" else partial(_fast_tiles, path)
+    exact, held = in_dtype(head, plan.exact_dtype), plan.budget_bytes // 4
+    for rows, images in embedded_parts(exact.embed_images, sides.images, plan, held_bytes=held):
+        for columns, captions in embedded_parts(exact.embed_captions, sides.captions, plan, held_bytes=held):
+
+            def chosen(images: Tensor, captions: Tensor, rows: Tensor = rows, columns: Tensor = columns) -> bool:
+                return wanted(rows[images], columns[captions])
+
+            held_none = images is sides.images and captions is sides.captions
+            part = plan if held_none else plan._replace(budget_bytes=max(1, plan.budget_bytes // 2))
+            for tile in tiles(Sides(images, captions), part, chosen):
+                yield Tile(rows[tile.images], columns[tile.captions], tile.scores)
+
+
+def _fast_tiles(path: FastPath, sides: Sides, plan: Plan, wanted: Callable[[Tensor, Tensor], bool]) -> Iterator[Tile]:
+    """Tiles of one matrix product and a few passes over it each."""
     workers = 1
     if plan.backend == "compile":
         path = compile_path(path)
     elif plan.device.type == "cpu":  # each has its own buffers, about four of the size of a tile
         workers = min(torch.get_num_threads(), max(1, plan.budget_bytes // (8 * tile_bytes(plan.device))))
-    images = Collection(regions, region_mask, plan.dtype, plan.device)
-    captions = Collection(words, word_mask, plan.dtype, plan.device)
-    tiles = _fast_tiles(path, images, captions, plan.budget_bytes, wanted)
-    yield from _side_by_side(tiles, workers) if workers > 1 else (tile() for tile in tiles)
+    images, captions = (Collection(side.items, side.mask, plan.dtype, plan.device) for side in sides)
+    tasks = _fast_tasks(path, images, captions, plan.budget_bytes, wanted)
+    yield from _side_by_side(tasks, workers) if workers > 1 else (task() for task in tasks)
 
 
-def _fast_tiles(
+def _fast_tasks(
     path: FastPath,
     images: Collection,
     captions: Collection,
@@ -242,72 +215,20 @@ def _side_by_side(tiles: Iterator[Callable[[], Tile]], workers: int) -> Iterator
         torch.set_num_threads(threads)
 
 
-def _compared_tiles(
-    head: Head,
-    regions: Tensor,
-    words: Tensor,
-    region_mask: Tensor | None,
-    word_mask: Tensor | None,
-    plan: Plan,
-    wanted: Callable[[Tensor, Tensor], bool],
-) -> Iterator[Tile]:
-    """Tiles of a head without a fast path, through `Head.compare`; captions in order of length, cropped."""
-    budget_bytes, dtype, device, _ = plan
-    region_mask = torch.ones(regions.shape[:2], dtype=torch.bool) if region_mask is None else region_mask
-    word_mask = torch.ones(words.shape[:2], dtype=torch.bool) if word_mask is None else word_mask
-    block = _block_size(regions.shape[1] * words.shape[1], dtype, budget_bytes)
-    images = []
-    for rows in torch.arange(len(regions)).split(block):
-        part, mask = regions[rows.to(regions.device)].to(device), region_mask[rows.to(region_mask.device)].to(device)
-        images.append((rows, head.embed_images(part, mask).to(dtype), mask))
-    ends = (word_mask.cpu() * torch.arange(1, words.shape[1] + 1)).amax(dim=1)  # after the last real word
-    for chosen in ends.argsort(stable=True).split(block):
-        longest = int(ends[chosen[-1]])
-        part = words[chosen.to(words.device), :longest].to(device)
-        mask = word_mask[chosen.to(word_mask.device), :longest].to(device)
-        captions = head.embed_captions(part, mask).to(dtype)
-        for rows, embedded, embedded_mask in images:
-            if wanted(rows, chosen):
-                yield Tile(rows, chosen, head.compare(embedded, captions, embedded_mask, mask))
-
-
-def _fused_tiles(
-    head: Head,
-    regions: Tensor,
-    words: Tensor,
-    region_mask: Tensor | None,
-    word_mask: Tensor | None,
-    plan: Plan,
-    wanted: Callable[[Tensor, Tensor], bool],
-) -> Iterator[Tile]:
+def _fused_tiles(head: Head, sides: Sides, plan: Plan, wanted: Callable[[Tensor, Tensor], bool]) -> Iterator[Tile]:
     """Tiles of one kernel call each, as large as the budget allows: the kernel finds its own."""
 
-    def taken(items: Tensor, mask: Tensor | None, sets: Tensor) -> tuple[Tensor, Tensor | None]:
-        chosen = None if mask is None else mask[sets.to(mask.device)].to(plan.device)
-        return items[sets.to(items.device)].to(plan.device, plan.dtype), chosen
+    def parts(side: Side) -> tuple[Tensor, ...]:
+        item_bytes = 3 * side.items[0].numel() * max(4, plan.dtype.itemsize)  # as given, packed, and in between
+        return torch.arange(len(side)).split(max(1, plan.budget_bytes // 2 // item_bytes))
 
-    def parts(items: Tensor) -> tuple[Tensor, ...]:
-        item_bytes = 3 * items[0].numel() * max(4, plan.dtype.itemsize)  # as given, packed, and in between
-        return torch.arange(len(items)).split(max(1, plan.budget_bytes // 2 // item_bytes))
-
-    for rows in parts(regions):
-        image, image_mask = taken(regions, region_mask, rows)
-        for columns in parts(words):
+    for rows in parts(sides.images):
+        images = sides.images.take(rows, plan.device, plan.dtype)
+        for columns in parts(sides.captions):
             if wanted(rows, columns):
-                caption, caption_mask = taken(words, word_mask, columns)
-                yield Tile(rows, columns, triton_scores(head, image, caption, image_mask, caption_mask))
-
-
-def result_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Scores are at least float32.
-
-    Example:
-        >>> import torch
-        >>> from xmodal.scoring.blocks import result_dtype
-        >>> result_dtype(torch.bfloat16), result_dtype(torch.float64)
-        (torch.float32, torch.float64)
-    """
-    return torch.promote_types(dtype, torch.float32)
+                captions = sides.captions.take(columns, plan.device, plan.dtype)
+                scores = triton_compare(head, images.items, captions.items, images.mask, captions.mask)
+                yield Tile(rows, columns, scores)
 
 
 def _pair_bar(pairs: int, progress: bool) -> tqdm:
@@ -324,16 +245,3 @@ def bar_options(progress: bool) -> dict[str, Any]:
         {'disable': False, 'delay': 2, 'leave': False}
     """
     return {"disable": not progress, "delay": 2, "leave": False}
-
-
-def _block_size(products: int, dtype: torch.dtype, budget_bytes: int) -> int:
-    """Images and captions a block, such that a block's products and their few temporaries stay under the budget.
-
-    Args:
-        products: products of a region and a word in one pair.
-        dtype: of the products; their temporaries take at least float32.
-        budget_bytes: the budget.
-    """
-    temporaries = 6
-    pair_bytes = products * max(4, dtype.itemsize) * temporaries
-    return max(1, int((budget_bytes / pair_bytes) ** 0.5))

@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from xmodal.scoring.blocks import result_dtype
+from xmodal.heads.comparison import InnerProduct
+from xmodal.inference import evaluating
+from xmodal.scoring.compared import compared_pairs, comparer, room_for
+from xmodal.scoring.embedding import embedded_parts, in_dtype
 from xmodal.scoring.memory import check_budget
 from xmodal.scoring.packing import Collection
+from xmodal.scoring.plan import Plan, result_dtype
+from xmodal.scoring.sides import Side, Sides
 from xmodal.scoring.tiles import Scratch, fast_path, multiply
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from xmodal.heads import Head
+    from xmodal.scoring.tiles import FastPath
 
 PACK_COST = 256
 """As in `packing`. A pack is multiplied with a single item here: less work a place, so that one more costs more."""
 
 
-@torch.no_grad()
+class Pairs(NamedTuple):
+    """Both sides, embedded, and which image goes with which caption."""
+
+    sides: Sides
+    images: Int[Tensor, " pair"]
+    captions: Int[Tensor, " pair"]
+
+    @property
+    def by_image(self) -> bool:
+        """Whether fewer images than captions take part: each is compared with all that are paired with it."""
+        return len(self.images.unique()) <= len(self.captions.unique())
+
+    def runs(self) -> Iterator[tuple[Int[Tensor, ""], Int[Tensor, " pair"]]]:
+        """Every image or caption, of what there is less, and the pairs it is in."""
+        which = self.images if self.by_image else self.captions
+        order = which.argsort(stable=True)
+        distinct, counts = which[order].unique_consecutive(return_counts=True)
+        return zip(distinct, order.split(counts.tolist()), strict=True)
+
+
 def score_pairs(
     head: Head,
     regions: Float[Tensor, "image region dim"],
@@ -36,6 +63,8 @@ def score_pairs(
 ) -> Float[Tensor, " pair"]:
     """Scores of image `images[i]` and caption `captions[i]`, in at least float32; other arguments as for `score_all`.
 
+    Per-item work of the head runs once for every image and caption that takes part.
+
     Example:
         >>> import torch
         >>> from xmodal.heads import SCAN
@@ -44,28 +73,52 @@ def score_pairs(
         >>> score_pairs(SCAN(), regions, words, None, None, torch.tensor([3, 0]), torch.tensor([5, 1])).shape
         torch.Size([2])
     """
+    sides = Sides.checked(regions, words, region_mask, word_mask)
     device = torch.device(device or regions.device)
-    budget = check_budget(budget_bytes, device)
-    dtype = result_dtype(regions.dtype)
-    scores = torch.empty(len(images), dtype=dtype)
-    path, scratch = fast_path(head.comparison), Scratch()
-    if path is None:
-        pair_bytes = regions[0].nbytes + words[0].nbytes
-        for some in torch.arange(len(images)).split(max(1, budget // 4 // pair_bytes)):
-            sides = ((regions, region_mask, images), (words, word_mask, captions))
-            (left, left_mask), (right, right_mask) = (_taken(*side, some, device) for side in sides)
-            scores[some] = head.pairs(left, right, left_mask, right_mask).to(scores)
-        return scores
-    image_side = (Collection(regions, region_mask, dtype, device), path.images, images)
-    caption_side = (Collection(words, word_mask, dtype, device), path.captions, captions)
-    by_image = len(images.unique()) <= len(captions.unique())
-    (anchors, anchor_use, which), (others, other_use, asked) = (
-        (image_side, caption_side) if by_image else (caption_side, image_side)
-    )
-    order = which.argsort(stable=True)
-    distinct, counts = which[order].unique_consecutive(return_counts=True)
-    max_rows = max(1, budget // 4 // others.row_bytes)
-    for anchor, run in zip(distinct, order.split(counts.tolist()), strict=True):
+    plan = Plan(check_budget(budget_bytes, device), result_dtype(regions.dtype), device, "eager")
+    with evaluating(head):
+        if not len(images):
+            return torch.empty(0, dtype=plan.dtype)
+        path = fast_path(head.comparison)
+        if head.comparison is None and not head.compares_pairs_one_by_one:
+            return compared_pairs(head, sides, images, captions, plan)
+        pairs = _embedded(head, Pairs(sides, images, captions), plan)
+        if path is not None:
+            return _fast_pairs(path, pairs, plan)
+        if isinstance(head.comparison, InnerProduct):
+            return _inner_products(pairs, plan)
+        return _compared_in_runs(head, pairs, plan)
+
+
+def _embedded(head: Head, pairs: Pairs, plan: Plan) -> Pairs:
+    """The images and captions that take part, embedded."""
+    head = in_dtype(head, plan.dtype)
+    images, image_index = _embedded_side(head.embed_images, pairs.sides.images, pairs.images, plan)
+    captions, caption_index = _embedded_side(head.embed_captions, pairs.sides.captions, pairs.captions, plan)
+    return Pairs(Sides(images, captions), image_index, caption_index)
+
+
+def _embedded_side(
+    embed: Callable[[Tensor, Tensor], Tensor], side: Side, sets: Int[Tensor, " pair"], plan: Plan
+) -> tuple[Side, Int[Tensor, " pair"]]:
+    """The sets of one side that take part, embedded, and where they are now."""
+    sets = sets.cpu()
+    ((there, embedded),) = embedded_parts(embed, side, plan, sets=sets.unique())
+    place = torch.empty(len(side), dtype=torch.long)
+    place[there] = torch.arange(len(there))
+    return embedded, place[sets]
+
+
+def _fast_pairs(path: FastPath, pairs: Pairs, plan: Plan) -> Float[Tensor, " pair"]:
+    """By the products of each image or caption with all that it is paired with."""
+    scores, scratch, by_image = torch.empty(len(pairs.images), dtype=plan.dtype), Scratch(), pairs.by_image
+    images, captions = (Collection(side.items, side.mask, plan.dtype, plan.device) for side in pairs.sides)
+    (anchors, anchor_use), (others, other_use) = (images, path.images), (captions, path.captions)
+    if not by_image:
+        (anchors, anchor_use), (others, other_use) = (others, other_use), (anchors, anchor_use)
+    asked = pairs.captions if by_image else pairs.images
+    max_rows = max(1, plan.budget_bytes // 4 // others.row_bytes)
+    for anchor, run in pairs.runs():
         one = anchors.block([anchor[None]], anchor_use)
         for parts in others.divide(asked[run], max_rows, pack_cost=PACK_COST):
             many = others.block([asked[run[part]] for part in parts], other_use)
@@ -76,10 +129,30 @@ def score_pairs(
     return scores
 
 
-def _taken(
-    items: Tensor, mask: Tensor | None, index: Tensor, some: Tensor, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """The items and masks of one side of some pairs."""
-    chosen = index[some]
-    taken = items[chosen.to(items.device)].to(device)
-    return taken, None if mask is None else mask[chosen.to(mask.device)].to(device)
+def _inner_products(pairs: Pairs, plan: Plan) -> Float[Tensor, " pair"]:
+    """Of the vectors that images and captions are embedded as."""
+    images, captions = (side.items for side in pairs.sides)
+    scores = torch.empty(len(pairs.images), dtype=plan.dtype)
+    step = max(1, plan.budget_bytes // 4 // (3 * images[0].nbytes))
+    for some in torch.arange(len(scores)).split(step):
+        left, right = images[pairs.images[some].to(images.device)], captions[pairs.captions[some].to(captions.device)]
+        scores[some] = (left * right).sum(dim=-1).to(scores)
+    return scores
+
+
+def _compared_in_runs(head: Head, pairs: Pairs, plan: Plan) -> Float[Tensor, " pair"]:
+    """By `Head.compare` of each image or caption with all that it is paired with."""
+    compare, room, by_image = comparer(head, plan.dtype), None, pairs.by_image
+    scores = torch.empty(len(pairs.images), dtype=plan.dtype)
+    for _, run in pairs.runs():
+        start = 0
+        while start < len(run):
+            some = run[start : start + (1 if room is None else room.beside(1))]
+            start += len(some)
+            rows, columns = (some[:1], some) if by_image else (some, some[:1])
+            images = pairs.sides.images.take(pairs.images[rows], plan.device, plan.dtype)
+            captions = pairs.sides.captions.take(pairs.captions[columns], plan.device, plan.dtype)
+            inputs = (images.items, captions.items, images.mask, captions.mask)
+            scores[some] = compare(*inputs).flatten().to(scores)
+            room = room or room_for(head, compare, inputs, plan)
+    return scores

@@ -1,4 +1,4 @@
-"""Search at scale: a shortlist by pooled embeddings, then the head's own scores of what is on it."""
+"""Search at scale: a shortlist by one vector an item, then the head's own scores of what is on it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 
+from xmodal.heads.comparison import InnerProduct
 from xmodal.heads.cosine import pool
+from xmodal.inference import evaluating
 from xmodal.scoring.blocks import score_all
+from xmodal.scoring.embedding import embedded_parts, in_dtype
 from xmodal.scoring.pairs import score_pairs
+from xmodal.scoring.plan import make_plan
+from xmodal.scoring.sides import Sides
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -44,7 +49,10 @@ def shortlist(
     wanted: Wanted = "images",
     checked_queries: int = 100,
 ) -> Shortlist:
-    """The `k` candidates nearest to every query by the cosine of mean embeddings (faiss), ranked by the head's scores.
+    """The `k` candidates nearest to every query by inner product (faiss), ranked by the head's scores.
+
+    Nearest by the head's own embeddings if it compares by their inner products (pooled cosine, VSRN): the list is then
+    exact. By the cosine of mean regions and words otherwise.
 
     Args:
         head: any head.
@@ -72,26 +80,52 @@ def shortlist(
         raise ValueError(f"wanted must be one of {', '.join(get_args(Wanted))}; got {wanted!r}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    images, captions = pool(regions, region_mask).cpu(), pool(words, word_mask).cpu()
-    pooled, queries = (images, captions) if wanted == "images" else (captions, images)
-    candidates = _nearest(pooled, queries, min(k, len(pooled)))
+    inputs = (regions, words, region_mask, word_mask)
+    with evaluating(head):
+        return _shortlist(head, inputs, k, wanted, checked_queries)
+
+
+def _shortlist(
+    head: Head,
+    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    k: int,
+    wanted: Wanted,
+    checked_queries: int,
+) -> Shortlist:
+    """The same, once the options are checked."""
+    images, captions = _vectors(head, Sides.checked(*inputs))
+    pool_of, queries = (images, captions) if wanted == "images" else (captions, images)
+    candidates = _nearest(pool_of, queries, min(k, len(pool_of)))
     asked = torch.arange(len(queries)).repeat_interleave(candidates.shape[1])
     pairs = (candidates.flatten(), asked) if wanted == "images" else (asked, candidates.flatten())
-    scores = score_pairs(head, regions, words, region_mask, word_mask, *pairs).view(candidates.shape)
+    scores = score_pairs(head, *inputs, *pairs).view(candidates.shape)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     candidates = candidates.gather(1, order)
 
     recall = None
     if checked_queries:
         some = torch.linspace(0, len(queries) - 1, min(checked_queries, len(queries))).long()
+        regions, words, region_mask, word_mask = inputs
         if wanted == "images":
             exact = score_all(head, regions, words[some], region_mask, None if word_mask is None else word_mask[some]).T
         else:
             exact = score_all(head, regions[some], words, None if region_mask is None else region_mask[some], word_mask)
-        best = exact.topk(min(TOP, len(pooled)), dim=1).indices
+        best = exact.topk(min(TOP, len(pool_of)), dim=1).indices
         found = (best[:, :, None] == candidates[some][:, None, :]).any(dim=2)
         recall = 100.0 * float(found.float().mean())
     return Shortlist(candidates, scores, recall)
+
+
+def _vectors(head: Head, sides: Sides) -> tuple[Float[Tensor, "image dim"], Float[Tensor, "caption dim"]]:
+    """One vector an image and a caption: those that the head compares by, or the pooled ones."""
+    if not isinstance(head.comparison, InnerProduct):
+        images, captions = (pool(side.items, side.mask) for side in sides)
+        return images.cpu(), captions.cpu()
+    plan = make_plan(head, sides)
+    head = in_dtype(head, plan.exact_dtype)
+    ((_, images),) = embedded_parts(head.embed_images, sides.images, plan)
+    ((_, captions),) = embedded_parts(head.embed_captions, sides.captions, plan)
+    return images.items.cpu(), captions.items.cpu()
 
 
 def _nearest(
@@ -101,5 +135,5 @@ def _nearest(
     import faiss  # here: loading it takes a while, and scoring all pairs does without
 
     index = faiss.IndexFlatIP(candidates.shape[1])
-    index.add(candidates.float().numpy())
-    return torch.from_numpy(index.search(queries.float().numpy(), k)[1])
+    index.add(candidates.float().contiguous().numpy())
+    return torch.from_numpy(index.search(queries.float().contiguous().numpy(), k)[1])

@@ -142,12 +142,13 @@ def _score_tile(
         cosines = _attend(parts, contexts, queries, scratch, how.normalization, how.temperature, how.focal)
         return _pool(cosines, queries, how.aggregation, how.lse_scale)
 
-    contexts, queries = (images, captions) if how.direction == "t2i" else (captions, images)
+    images_are_rows = how.both or how.direction == "t2i"  # the sum of both directions has no direction
+    contexts, queries = (images, captions) if images_are_rows else (captions, images)
     scores = attended(products, contexts, queries)
     if how.both:
         exchanged = scratch.take("exchanged", products.T.shape, products).copy_(products.T)
         scores = scores + attended(exchanged, queries, contexts).T
-    return scores if how.direction == "t2i" else scores.T
+    return scores if images_are_rows else scores.T
 
 
 def _attend(

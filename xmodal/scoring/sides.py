@@ -1,0 +1,67 @@
+"""The two sides of a comparison, wherever they are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from xmodal.heads.base import check_inputs
+from xmodal.numerics import full_mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Side:
+    """Images or captions, encoded or embedded, and which of their items are real; None where all are."""
+
+    items: Float[Tensor, "set ..."]
+    mask: Bool[Tensor, "set place"] | None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(
+        self,
+        sets: Int[Tensor, " set"] | slice,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        places: int | None = None,
+    ) -> Side:
+        """Some sets on a device, with a mask; of sequences, the first places."""
+        mask = full_mask(self.items, None) if self.mask is None else self.mask
+        items, mask = (field if places is None else field[:, :places] for field in (self.items, mask))
+        items, mask = (field[_index(sets, field.device)] for field in (items, mask))
+        return Side(items.to(device, dtype), mask.to(device))
+
+
+class Sides(NamedTuple):
+    """Images and captions, which are to be compared."""
+
+    images: Side
+    captions: Side
+
+    @classmethod
+    def checked(
+        cls,
+        regions: Float[Tensor, "image region dim"],
+        words: Float[Tensor, "caption word dim"],
+        region_mask: Bool[Tensor, "image region"] | None = None,
+        word_mask: Bool[Tensor, "caption word"] | None = None,
+    ) -> Sides:
+        """What was encoded, once it fits together; errors are those of `xmodal.heads.base.check_inputs`."""
+        check_inputs(regions, words, region_mask, word_mask)
+        return cls(Side(regions, region_mask), Side(words, word_mask))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the scores."""
+        return len(self.images), len(self.captions)
+
+
+def _index(sets: Tensor | slice, device: torch.device) -> Tensor | slice:
+    return sets.to(device) if isinstance(sets, torch.Tensor) else sets
