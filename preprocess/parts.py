@@ -18,6 +18,7 @@ from tqdm import tqdm
 from xmodal.data import RegionStoreWriter
 from xmodal.data.atomic import remove_remains, written_whole
 from xmodal.data.joined import join_stores
+from xmodal.data.store_checks import CHECKSUM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -142,7 +143,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What was written to a store, image by image, in the store's own numbers."""
     with h5py.File(path, "r", locking=False) as file:
         features: Any = file["features"]
-        columns: dict[str, np.ndarray] = {name: file[name][:] for name in file if name != "features"}  # type: ignore[index]
+        names = set(file) - {"features", CHECKSUM}
+        columns: dict[str, np.ndarray] = {name: file[name][:] for name in names}  # type: ignore[index]
         num_regions = columns.pop("num_regions")
         for index, image_id in enumerate(columns.pop("image_id")):
             count = num_regions[index]

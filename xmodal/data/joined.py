@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xmodal.data.atomic import refuse_existing, written_whole
-from xmodal.data.store_file import COLUMNS, open_checked
-from xmodal.data.store_problems import some
+from xmodal.data.store_checks import CHECKSUM, COLUMNS, some
+from xmodal.data.store_file import open_checked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,9 @@ def join_stores(parts: Sequence[str | Path], path: str | Path, *, overwrite: boo
             attributes, kind = found, looks
             for name in set(opened) - {"features"}:
                 columns.setdefault(name, []).append(opened[name][:])
-    rows = {name: np.concatenate(arrays) for name, arrays in columns.items()}
+    # Checksums go with the images only if all parts have them: those from before there were any do not.
+    complete = {name for name, arrays in columns.items() if len(arrays) == len(parts) or name != CHECKSUM}
+    rows = {name: np.concatenate(arrays) for name, arrays in columns.items() if name in complete}
     image_ids, counts = np.unique(rows["image_id"], return_counts=True)
     if (counts > 1).any():
         raise ValueError(f"{some([name.decode() for name in image_ids[counts > 1]])} in more than one part of {path}")

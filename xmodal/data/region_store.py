@@ -10,6 +10,7 @@ Datasets, one row an image:
 | `boxes` | (image, region, 4) | optional; x1 y1 x2 y2, see the `box_convention` attribute |
 | `image_size` | (image, 2) | optional; width, height in pixels |
 | `class_id`, `confidence` | (image, region) | optional; what the detector said |
+| `crc32` | (image,) | optional; a checksum of all that is there of an image, which `validate` looks at |
 
 Attributes: `format`, `format_version`, `extractor`, `extractor_options`, `weights_hash`, `dim`, `box_convention`,
 `created`. In a store that `xmodal.data.joined.join_stores` made, `features` is a virtual dataset over other stores.
@@ -29,7 +30,8 @@ import torch
 
 from xmodal.data.atomic import refuse_existing, written_whole
 from xmodal.data.image_source import ImageSource
-from xmodal.data.store_file import COLUMNS, FORMAT, FORMAT_VERSION, StoreFile
+from xmodal.data.store_checks import CHECKSUM, COLUMNS, StoreError, checksum, damage_named
+from xmodal.data.store_file import FORMAT, FORMAT_VERSION, StoreFile
 from xmodal.data.store_problems import find_problems
 
 if TYPE_CHECKING:
@@ -123,6 +125,7 @@ class RegionStoreWriter:
         self._num_regions: list[int] = []
         self._image_id: dict[str, None] = {}  # a dict: insertion order, and duplicates found in no time
         self._columns: dict[str, list[np.ndarray]] = {}
+        self._checksum: list[int] = []
 
     def __enter__(self) -> RegionStoreWriter:
         import h5py
@@ -189,6 +192,8 @@ class RegionStoreWriter:
         self._num_regions.append(count)
         for name, column in columns.items():
             self._columns.setdefault(name, []).append(column)
+        padding = np.zeros((self.max_regions - count, self.dim), row.dtype)
+        self._checksum.append(checksum(image_id, np.concatenate([row, padding]), columns))
 
     def _check_features(self, image_id: str, features: ArrayLike) -> np.ndarray:
         if not isinstance(image_id, str) or not image_id:
@@ -233,6 +238,7 @@ class RegionStoreWriter:
             raise ValueError(f"no image was written to {self.path}")
         self._file["image_id"] = list(self._image_id)
         self._file["num_regions"] = np.array(self._num_regions, np.int32)
+        self._file[CHECKSUM] = np.array(self._checksum, np.uint32)
         for name, rows in self._columns.items():
             self._file[name] = np.stack(rows)
         self._file.attrs.update(self._attributes)
@@ -261,10 +267,11 @@ class RegionStore(ImageSource):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._opened: StoreFile | None = None
-        self._open()
+        self._identity: str = ""
+        self._identity = self._open().identity
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_opened": None}
+        return {"path": self.path, "_opened": None, "_identity": self._open().identity}
 
     def __repr__(self) -> str:
         return f"RegionStore({str(self.path)!r}): {len(self)} images, up to {self.max_regions} regions, dim {self.dim}"
@@ -411,10 +418,14 @@ class RegionStore(ImageSource):
             raise KeyError(f"{self.path} holds no {name}")
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in {self.path}, which holds {len(self)} images")
-        return file[name][index]
+        with damage_named(self.path):
+            return file[name][index]
 
     def _open(self) -> StoreFile:
         # An HDF5 file that was open across a fork must not be read in the child, so the child opens its own.
         if self._opened is None or self._opened.process != os.getpid():
-            self._opened = StoreFile(self.path)
+            opened = StoreFile(self.path)
+            if self._identity and opened.identity != self._identity:
+                raise StoreError(f"{self.path} was replaced by another store while it was in use. Start again.")
+            self._opened = opened
         return self._opened

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from xmodal.data.store_checks import (
+    ADVICE,
+    CHECKSUM,
+    StoreError,
+    check_counts,
+    check_datasets,
+    check_regular,
+    damage_named,
+    part_of,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,8 +29,7 @@ if TYPE_CHECKING:
 FORMAT = "xmodal region store"
 FORMAT_VERSION = 1
 
-COLUMNS = {"boxes": np.float32, "image_size": np.int32, "class_id": np.int32, "confidence": np.float32}
-"""The optional datasets: an image either has them in every row of a store or in none."""
+BOX_CONVENTIONS = ("xyxy pixels", "xyxy relative")
 
 
 class StoreFile:
@@ -25,7 +37,7 @@ class StoreFile:
 
     Raises:
         FileNotFoundError: there is no such file, or one that it is joined of is missing.
-        ValueError: the file or one that it is joined of is damaged or no region store, or they do not belong together.
+        StoreError: the file or one that it is joined of is damaged or no region store, or they do not belong together.
 
     >>> from pathlib import Path
     >>> from xmodal.data import RegionStoreWriter
@@ -37,16 +49,27 @@ class StoreFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.process = os.getpid()
+        self.process, self.path = os.getpid(), path
         self.file: Any = open_checked(path)  # Any, for h5py's types do not say what a name stands for
-        self.features: h5py.Dataset = self.file["features"]
-        self.num_regions: np.ndarray = self.file["num_regions"][:]
-        self.image_id: list[str] = _image_ids(self.file)
-        self.position = {image_id: index for index, image_id in enumerate(self.image_id)}
-        self._places = _find_images(self.file, path)
-        self._boxes, self._image_size = _find_boxes(self.file, path)
+        with damage_named(path):
+            self.features: h5py.Dataset = self.file["features"]
+            self.num_regions: np.ndarray = self.file["num_regions"][:]
+            self.image_id: list[str] = _image_ids(self.file)
+            self.position = {image_id: index for index, image_id in enumerate(self.image_id)}
+            check_counts(self.num_regions, self.image_id, self.features.shape[1])
+            self._places = _find_images(self.file, path)
+            self._boxes, self._image_size = _find_boxes(self.file, path)
+            self.identity = self._identify()
         # Kept here, for h5py takes microseconds to say them.
         self._shape, self._dtype = self.features.shape[1:], self.features.dtype
+
+    def _identify(self) -> str:
+        """What tells this store from another one that comes to have its name."""
+        ids = zlib.crc32("\0".join(self.image_id).encode("utf-8", "surrogateescape"))
+        if CHECKSUM in self.file:
+            return f"{ids:x} {zlib.crc32(self.file[CHECKSUM][:]):x}"
+        status = self.path.stat()
+        return f"{ids:x} {status.st_size} {status.st_mtime_ns}"
 
     def image(self, index: int) -> np.ndarray:
         """One image's row of `features`, padding included.
@@ -55,7 +78,8 @@ class StoreFile:
         rows takes 19 ms and its fancy indexing 340 ms.
         """
         if self._places is None:
-            return self.features[index]
+            with damage_named(self.path):  # compressed bytes need not unpack
+                return self.features[index]
         files, file, start = self._places
         return np.ndarray(self._shape, self._dtype, files[file[index]], start[index])
 
@@ -68,43 +92,55 @@ class StoreFile:
 
 
 def open_checked(path: Path) -> Any:
-    """Open a file and make sure that it is a region store.
+    """Open a file and make sure that it is a region store that reads only itself and holds what it claims.
 
     >>> from pathlib import Path
     >>> _ = Path("train.h5").write_bytes(b"\\x89HDF")
     >>> open_checked(Path("train.h5"))
     Traceback (most recent call last):
     ...
-    ValueError: train.h5 is not an HDF5 file, or was cut off while it was copied (Unable to synchronously ...
+    xmodal.data.store_checks.StoreError: train.h5 is not an HDF5 file, or was cut off while it was copied (Unable to ...
     """
     import h5py
 
-    if not path.exists():
-        raise FileNotFoundError(f"no region store at {path}. `xmodal prepare --help` lists the programs that make one.")
+    check_regular(path, "region store", "`xmodal prepare --help` lists the programs that make one.")
     try:
         # No lock: a finished store never changes, and network file systems often cannot lock.
         file: Any = h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise ValueError(
-            f"{path} is not an HDF5 file, or was cut off while it was copied ({error}). Copy it or make it again."
+        raise StoreError(
+            f"{path} is not an HDF5 file, or was cut off while it was copied ({error}). {ADVICE}"
         ) from error
-    if file.attrs.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is an HDF5 file but not a region store: its format attribute is "
-            f"{file.attrs.get('format')!r}, wanted {FORMAT!r}. Write it with RegionStoreWriter."
-        )
-    if file.attrs["format_version"] != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} is a region store of version {file.attrs['format_version']}; this xmodal reads version "
-            f"{FORMAT_VERSION}. Make the store again, or change xmodal's version."
-        )
-    missing = {"features", "num_regions", "image_id"} - set(file)
-    if missing:
-        raise ValueError(f"{path} lacks the dataset(s) {sorted(missing)}. Make the store again.")
-    lengths = {name: len(file[name]) for name in ("features", "num_regions", "image_id", *COLUMNS) if name in file}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"{path} is inconsistent: its datasets have different lengths, {lengths}. Make it again.")
+    try:
+        with damage_named(path):
+            _check_attributes(file.attrs)
+            check_datasets(file)
+    except BaseException:
+        file.close()
+        raise
     return file
+
+
+def _check_attributes(attributes: Any) -> None:
+    """Refuse another format, another version, and what is no description of a store."""
+    if attributes.get("format") != FORMAT:
+        raise ValueError(
+            f"it is an HDF5 file but not a region store: its format attribute is {attributes.get('format')!r}, wanted "
+            f"{FORMAT!r}; RegionStoreWriter writes one"
+        )
+    if attributes["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"it is a region store of version {attributes['format_version']}; this xmodal reads version "
+            f"{FORMAT_VERSION}"
+        )
+    if attributes["box_convention"] not in BOX_CONVENTIONS:
+        raise ValueError(
+            f"its box_convention is {attributes['box_convention']!r}; wanted one of {', '.join(BOX_CONVENTIONS)}"
+        )
+    if not isinstance(attributes["extractor"], str):
+        raise ValueError(f"its extractor is {attributes['extractor']!r}; wanted a name")
+    if not isinstance(json.loads(attributes.get("extractor_options", "{}")), dict):
+        raise ValueError(f"its extractor_options are {attributes['extractor_options']!r}; wanted an object")
 
 
 class _Places(NamedTuple):
@@ -115,11 +151,11 @@ class _Places(NamedTuple):
     start: np.ndarray
 
 
-def _find_images(file: Any, path: Path) -> _Places | None:
+def _find_images(file: Any, path: Path, above: tuple[Path, ...] = ()) -> _Places | None:
     """Where the images are; None if any of them is not stored as one plain chunk, which HDF5 must read."""
     features: h5py.Dataset = file["features"]
     if features.is_virtual:
-        return _find_images_of_parts(file, path)
+        return _find_images_of_parts(file, path, (*above, path.resolve()))
     plain = features.chunks == (1, *features.shape[1:]) and features.id.get_create_plist().get_nfilters() == 0
     if not plain or features.id.get_num_chunks() != len(features) or file.userblock_size:
         return None
@@ -129,10 +165,13 @@ def _find_images(file: Any, path: Path) -> _Places | None:
         start[chunk.chunk_offset[0]] = chunk.byte_offset
 
     features.id.chunk_iter(note)
-    return _Places([np.memmap(path, np.uint8, "r")], np.zeros(len(features), np.int32), start)
+    mapped = np.memmap(path, np.uint8, "r")
+    if start.max() + features.dtype.itemsize * int(np.prod(features.shape[1:])) > len(mapped):
+        raise StoreError(f"{path} was cut off: features lie behind its end. {ADVICE}")
+    return _Places([mapped], np.zeros(len(features), np.int32), start)
 
 
-def _find_images_of_parts(file: Any, path: Path) -> _Places | None:
+def _find_images_of_parts(file: Any, path: Path, above: tuple[Path, ...]) -> _Places | None:
     """Where the images of a store are that is joined of others, all of which must be there and be what was joined.
 
     HDF5 itself reads zeros, without a word, where a part is missing or too short.
@@ -143,7 +182,11 @@ def _find_images_of_parts(file: Any, path: Path) -> _Places | None:
     end = 0
     for source in sorted(features.virtual_sources(), key=lambda source: source.vspace.get_select_bounds()[0]):
         first, last = (bound[0] for bound in source.vspace.get_select_bounds())
-        part = path.parent / source.file_name
+        part = part_of(path, source.file_name)
+        if part.resolve() in above:
+            raise StoreError(f"{path} is joined of itself, by way of {part}. {ADVICE}")
+        if source.dset_name.strip("/") != "features":
+            raise StoreError(f"{path} is joined of {source.dset_name!r} of {part}; wanted its features. {ADVICE}")
         if not part.exists():
             raise FileNotFoundError(
                 f"{path} is joined of other files, and {part} is missing: it was moved, renamed or removed. "
@@ -151,14 +194,14 @@ def _find_images_of_parts(file: Any, path: Path) -> _Places | None:
             )
         with open_checked(part) as opened:
             if first != end or _image_ids(opened) != image_ids[first : last + 1]:
-                raise ValueError(f"{part} holds other images than when {path} was joined of it. Make the store again.")
+                raise StoreError(f"{part} holds other images than when {path} was joined of it. Make the store again.")
             found_kind, wanted_kind = (f"{each.shape[1:]} {each.dtype}" for each in (opened["features"], features))
             if found_kind != wanted_kind:
-                raise ValueError(f"{part} holds features {found_kind}, wanted {wanted_kind} as in {path}. Put it back.")
-            found.append(_find_images(opened, part))
+                raise StoreError(f"{part} holds features {found_kind}, wanted {wanted_kind} as in {path}. Put it back.")
+            found.append(_find_images(opened, part, above))
         end = last + 1
     if end != len(features):
-        raise ValueError(f"{path} has {len(features)} images, but its parts hold {end}. Make the store again.")
+        raise StoreError(f"{path} has {len(features)} images, but its parts hold {end}. Make the store again.")
     places = [place for place in found if place is not None]
     if len(places) < len(found):
         return None

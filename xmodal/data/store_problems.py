@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from xmodal.data.store_checks import CHECKSUM, COLUMNS, StoreError, checksum, some
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -42,27 +44,39 @@ def find_problems(store: StoreFile, name: str) -> Iterator[str]:
     def named(bad: np.ndarray) -> str:
         return some([store.image_id[index] for index in np.flatnonzero(bad)])
 
-    bad_count = (num_regions < 1) | (num_regions > max_regions)
-    if bad_count.any():
-        yield f"{named(bad_count)} with a count outside 1..{max_regions}"
     if not (features.chunks is None or features.chunks == (1, max_regions, dim)):
         yield (
             f"features are stored in chunks of {features.chunks}, slow to read at random: "
             "RegionStoreWriter makes one an image"
         )
-    not_finite, all_zero, outside = np.zeros((3, len(features)), bool)
+    unreadable, changed, not_finite, all_zero, outside = np.zeros((5, len(features)), bool)
     size = max(1, BLOCK_BYTES // (max_regions * dim * features.dtype.itemsize))
     with tqdm(total=len(features), desc=f"checking {name}", unit="image", delay=2) as progress:
         for start in range(0, len(features), size):
             block = slice(start, min(start + size, len(features)))
             real = np.arange(max_regions) < num_regions[block, None]
-            rows = torch.from_numpy(np.stack([store.image(index) for index in range(block.start, block.stop)]))
+            columns = {name: store.file[name][block] for name in (*COLUMNS, CHECKSUM) if name in store.file}
+            images = np.zeros((len(real), *features.shape[1:]), features.dtype)
+            for place, index in enumerate(range(block.start, block.stop)):
+                try:
+                    images[place] = store.image(index)
+                except StoreError:
+                    unreadable[index] = True
+                    continue
+                if CHECKSUM in columns:
+                    row = {name: values[place] for name, values in columns.items()}
+                    changed[index] = checksum(store.image_id[index], images[place], row) != row[CHECKSUM]
+            rows = torch.from_numpy(images)
             largest = rows.abs().amax(dim=2).numpy()  # NaN where there is any, and 0 where there is nothing else
             not_finite[block] = (real & ~np.isfinite(largest)).any(axis=1)
-            all_zero[block] = (real & (largest == 0)).any(axis=1)
+            all_zero[block] = (real & (largest == 0)).any(axis=1) & ~unreadable[block]
             if "boxes" in store.file:
                 outside[block] = (real & ~_inside(store, block)).any(axis=1)
             progress.update(len(rows))
+    if unreadable.any():
+        yield f"{named(unreadable)} that cannot be read: the file is damaged there"
+    if changed.any():
+        yield f"{named(changed)} whose checksum is wrong: the file was damaged or changed since it was written"
     if not_finite.any():
         yield f"{named(not_finite)} with NaN or infinite features"
     if all_zero.any():
@@ -81,13 +95,3 @@ def _inside(store: StoreFile, images: slice) -> np.ndarray:
     else:
         limit, slack = np.float32(np.inf), 1.0
     return ((corner >= -slack) & (corner <= opposite) & (opposite <= limit + slack)).all(axis=2)
-
-
-def some(names: list[str]) -> str:
-    """How many images, and the first few of them.
-
-    >>> some(["a", "b"])
-    "2 images ('a', 'b')"
-    """
-    shown = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} image{'s' * (len(names) > 1)} ({shown})"
