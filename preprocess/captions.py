@@ -181,10 +181,7 @@ def main(source: Source) -> None:
     """
     if source.exact and source.captions_per_image is None:
         raise ValueError("--exact needs --captions-per-image, which says how many captions an image must have")
-    try:
-        captions = list(source.read())
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source.input} is not what `{type(source).__name__.lower()}` reads: {error!r}") from error
+    captions = read_captions(source)
     kept = [caption for caption in captions if caption.caption.strip() and caption.split]
     if not kept:
         raise ValueError(f"{source.input} gives no caption that belongs to a split")
@@ -201,6 +198,23 @@ def main(source: Source) -> None:
     images = {split: {c.image_id for c in kept if c.split == split} for split in sorted({c.split for c in kept})}
     counts = Counter(caption.split for caption in kept)
     print("; ".join(f"{split}: {counts[split]} captions of {len(images[split])} images" for split in images))
+
+
+def read_captions(source: Karpathy | Coco | Flickr | Table | Images) -> list[Caption]:
+    """All captions of a source, the empty ones and those in no split too.
+
+    Raises:
+        FileNotFoundError: the input is not there.
+        ValueError: it is damaged or something else.
+
+    >>> _ = Path("mine.csv").write_text("image_id,caption\\n7.jpg,A dog.\\n")
+    >>> read_captions(Table(Path("mine.csv"), Path("captions.jsonl")))
+    [Caption(image_id='7', caption_id='0', caption='A dog.', split='train')]
+    """
+    try:
+        return list(source.read())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{source.input} is not what `{type(source).__name__.lower()}` reads: {error!r}") from error
 
 
 def first_captions(captions: Sequence[Caption], count: int, *, exact: bool = False) -> tuple[list[Caption], str]:

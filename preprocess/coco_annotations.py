@@ -17,7 +17,6 @@ Either writes DIR/train.h5, DIR/dev.h5, DIR/test.h5, DIR/captions.jsonl and DIR/
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
@@ -30,6 +29,8 @@ from tqdm import tqdm
 from xmodal.data import Caption, RegionStoreWriter, Vocabulary, save_captions
 from xmodal.data.text import parse_json, read_lines, read_text
 from xmodal.entry import run_program
+
+from .splits import draw_splits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -107,11 +108,7 @@ def _read_official(config: Official) -> tuple[list[AnnotatedImage], int]:
     )
     common = sorted(sizes.keys() & captions.keys())
     print(f"{len(sizes)} images in the instances, {len(captions)} in the captions, {len(common)} in both")
-    num_train = len(common) - config.dev - config.test
-    if num_train < 0:
-        raise ValueError(f"{len(common)} images are too few for {config.dev} dev and {config.test} test images")
-    splits = ["dev"] * config.dev + ["test"] * config.test + ["train"] * num_train
-    random.Random(config.seed).shuffle(splits)
+    splits = draw_splits(list(map(str, common)), dev=config.dev, test=config.test, seed=config.seed)
     images = [
         AnnotatedImage(
             image_id=str(image),
@@ -120,7 +117,7 @@ def _read_official(config: Official) -> tuple[list[AnnotatedImage], int]:
             class_id=[class_of[a["category_id"]] for a in objects.get(image, [])],
             boxes=[_relative(a["bbox"], sizes[image]) for a in objects.get(image, [])],
         )
-        for image, split in zip(common, splits, strict=True)
+        for image, split in zip(common, splits.values(), strict=True)
     ]
     return images, len(categories)
 

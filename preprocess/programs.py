@@ -25,6 +25,7 @@ class Program(NamedTuple):
 
 
 PROGRAMS = {
+    "folder": Program("folder", "Everything that training needs, of your photographs and a table of their captions."),
     "regions": Program("regions", "Region stores of a folder of photographs, by an extractor."),
     "captions": Program("captions", "A captions file of Karpathy's, COCO's or Flickr's, or of a table of your own."),
     "vocabulary": Program("vocabulary", "A vocabulary of the words of a captions file."),

@@ -46,14 +46,10 @@ MAX_PARTS = 512
 """The most parts of a store. Each is a file that a virtual store reads from; a kill costs a process at most one."""
 
 
-@dataclass(frozen=True)
-class RegionsConfig:
-    """Extract the regions of the images in a folder into a region store."""
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """How regions are found and stored, whatever the images."""
 
-    images: Path
-    """Folder of images; folders inside it are searched too. An image's id is its file name without extension."""
-    output: Path
-    """The region store to write (HDF5)."""
     extractor: str = "efficientnet-lite0-grid"
     """Which extractor: efficientnet-lite0-grid, ssd-mobilenet, faster-rcnn, detr, rt-detr, resnet50-grid, vit-b16-grid,
     dinov2-grid or siglip-grid."""
@@ -67,11 +63,6 @@ class RegionsConfig:
     adaptive 10 to 100 regions are --max-regions 100 --threshold 0.2."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the network computes in; less than float32 is faster on hardware that has it."""
-    captions: Path | None = None
-    """Take only the images named here, in this order: a captions file (JSON lines with split and image_id, or image, a
-    file name), Karpathy's dataset_*.json or COCO's captions_*.json. With these two, images are named by COCO's ids."""
-    split: str | None = None
-    """With --captions: take only the images of this split. Karpathy's restval counts as train, val is called dev."""
     coco_ids: bool = False
     """Name the image of COCO_val2014_000000391895.jpg by its COCO id, 391895, as Karpathy's captions do."""
     batch_size: int = 16
@@ -85,6 +76,35 @@ class RegionsConfig:
     """Stop at the first image that cannot be read instead of skipping it."""
     overwrite: bool = False
     """Replace the output if it exists."""
+
+    def build_extractor(self) -> tuple[RegionExtractor, dict[str, Any]]:
+        """The extractor, and everything it was built with, defaults too.
+
+        Raises:
+            ValueError: there is no such extractor, or it has no such option.
+            FileNotFoundError: its weights are not on this machine; the message says how to get them.
+            ModuleNotFoundError: nor is a package that it needs.
+        """
+        given = {key: getattr(self, key) for key in ("weights", "max_regions", "threshold")}
+        if self.weights is not None and Path(self.weights).exists():
+            given["weights"] = str(Path(self.weights).resolve())  # the store notes it, and may be used from elsewhere
+        chosen = {"name": self.extractor, **{key: value for key, value in given.items() if value is not None}}
+        return build("extractor", EXTRACTORS, chosen), all_options(chosen)
+
+
+@dataclass(frozen=True)
+class RegionsConfig(Extraction):
+    """Extract the regions of the images in a folder into a region store."""
+
+    images: Path
+    """Folder of images; folders inside it are searched too. An image's id is its file name without extension."""
+    output: Path
+    """The region store to write (HDF5)."""
+    captions: Path | None = None
+    """Take only the images named here, in this order: a captions file (JSON lines with split and image_id, or image, a
+    file name), Karpathy's dataset_*.json or COCO's captions_*.json. With these two, images are named by COCO's ids."""
+    split: str | None = None
+    """With --captions: take only the images of this split. Karpathy's restval counts as train, val is called dev."""
 
 
 def _choose_images(config: RegionsConfig) -> dict[str, Path | None]:
@@ -219,11 +239,7 @@ def _settings(config: RegionsConfig, options: dict[str, Any], images: Mapping[st
 
 def main(config: RegionsConfig) -> None:
     """Extract, and say what was done."""
-    given = {key: getattr(config, key) for key in ("weights", "max_regions", "threshold")}
-    if config.weights is not None and Path(config.weights).exists():
-        given["weights"] = str(Path(config.weights).resolve())  # the store notes it, and may be used from elsewhere
-    chosen = {"name": config.extractor, **{key: value for key, value in given.items() if value is not None}}
-    skipped = extract(config, build("extractor", EXTRACTORS, chosen), all_options(chosen))
+    skipped = extract(config, *config.build_extractor())
     if PartialState().is_main_process:
         print(f"wrote {config.output}; {write_skipped(config.output, skipped)}")
 

@@ -92,7 +92,7 @@ def run_program(
 def _told(error: BaseException) -> tuple[int, str]:
     """The exit status and the line that an error ends a program with."""
     if isinstance(error, KeyboardInterrupt):
-        return 130, "stopped by Ctrl-C"
+        return 130, str(error) or "stopped by Ctrl-C"
     if isinstance(error, BrokenPipeError):
         # The interpreter would complain once more when it flushes what nobody reads.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

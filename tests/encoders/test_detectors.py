@@ -105,7 +105,7 @@ def test_from_the_command_line(precision, images, tmp_path):
     for number, image in enumerate(images):
         image.save(tmp_path / "images" / f"COCO_val2014_{number:012}.png")
     options = {"weights": str(tmp_path / "model"), "max_regions": 11, "threshold": 0.9, "precision": precision}
-    main(RegionsConfig(tmp_path / "images", tmp_path / "out.h5", "detr", coco_ids=True, **options))
+    main(RegionsConfig(tmp_path / "images", tmp_path / "out.h5", extractor="detr", coco_ids=True, **options))
     store = RegionStore(tmp_path / "out.h5")
     assert store.image_id == ["0", "1"]
     assert store.max_regions == 11

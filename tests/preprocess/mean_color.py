@@ -35,7 +35,7 @@ class MeanColor:
 def run(images, output, batches=None, join="copy", **options):
     EXTRACTORS["mean-color"] = lambda: MeanColor(batches)
     try:
-        main(RegionsConfig(Path(images), Path(output), "mean-color", batch_size=2, join=join, **options))
+        main(RegionsConfig(Path(images), Path(output), extractor="mean-color", batch_size=2, join=join, **options))
     finally:
         del EXTRACTORS["mean-color"]
 
