@@ -7,7 +7,8 @@ heading, or JSON lines: image_id (the name of the image file, with or without it
 caption_id and split. Without a column split, images are divided at random: --dev and --test say how many are set aside.
 
 Captions without a photograph, and photographs that no caption names or that cannot be read, are left out and counted.
-The same command goes on where it was stopped, whatever stopped it; extraction options are those of preprocess.regions.
+The same command goes on where it was stopped, whatever stopped it. How regions are found is said as for
+`python -m preprocess.regions`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,7 +72,7 @@ class FolderConfig(Extraction):
     min_count: int = 4
     """How often a word must come in train and dev to be in the vocabulary."""
     segmenter: Segmenter = "words"
-    """What splits captions into words: words (at spaces), characters or jieba; see `xmodal prepare vocabulary --help`."""
+    """What splits captions into words, see `xmodal prepare vocabulary --help`: at spaces, characters, or jieba."""
     overwrite: bool = False
     """Replace what the output holds if it was made of other images, captions or options."""
 

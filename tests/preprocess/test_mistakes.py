@@ -22,6 +22,8 @@ from xmodal.encoders.extractors import EXTRACTORS
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 INPUTS = """
+prepare folder --images {} --captions data/captions.jsonl --output out
+prepare folder --images photos --captions {} --output out
 prepare regions --images {} --output out
 prepare regions --images photos --captions {} --output out
 prepare captions karpathy --input {} --output out
@@ -82,6 +84,7 @@ explain model dev-0 dog --data.folder data --data.split dev --images photos --ou
 inspect photos/dev-0.png --extractor mean-color --output {}
 """.strip().splitlines()
 FOLDERS = """
+prepare folder --images photos --captions data/captions.jsonl --output {}
 prepare scan-npy --input scan --output {}
 prepare coco-annotations official --instances instances.json --captions coco.json --dev 0 --test 0 --output {}
 train --data.folder data --output {}
