@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from xmodal.data.atomic import written_whole
 from xmodal.data.text import read_lines
+from xmodal.evaluation.pages import fill_page
 from xmodal.evaluation.ranks import RECALL_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+TEMPLATE = Path(__file__).with_name("report.md")
 DIRECTIONS = ("i2t", "t2i")
 RECALLS = (*(f"{direction} R@{level}" for direction in DIRECTIONS for level in RECALL_LEVELS), "rsum")
 JUDGED = tuple(
@@ -97,27 +99,28 @@ def write_report(
     # Retrieval results
     """
     path = Path(path)
-    sections = [f"# {title}", format_markdown(results), "## Ranks", markdown_table(_table_rows(results, RANKS))]
     protocols = [f"- {model}: `{result['protocol']}`" for model, result in results.items() if "protocol" in result]
-    if protocols:
-        sections += ["## Protocols", "\n".join(protocols)]
     judged = {model: result["judged"] for model, result in results.items() if "judged" in result}
-    if judged:
-        sections += ["## Judgements", markdown_table(_table_rows(judged, JUDGED))]
+    links = [_link_picture(caption, Path(file), path) for caption, file in (pictures or {}).items()]
     folds = {
         f"{model}, fold {number}": fold
         for model, result in results.items()
         if len(result.get("folds", ())) > 1
         for number, fold in enumerate(result["folds"], start=1)
     }
-    if folds:
-        sections += ["## Folds", format_markdown(folds)]
-    if pictures:
-        sections += ["## Pictures", *(_link_picture(caption, Path(file), path) for caption, file in pictures.items())]
-    if details:
-        sections += ["## Details", f"```json\n{json.dumps(details, indent=2, default=str)}\n```"]
+    text = fill_page(
+        TEMPLATE,
+        title=title,
+        recalls=format_markdown(results),
+        ranks=markdown_table(_table_rows(results, RANKS)),
+        protocols="\n".join(protocols),
+        judgements=markdown_table(_table_rows(judged, JUDGED)) if judged else "",
+        folds=format_markdown(folds) if folds else "",
+        pictures="\n\n".join(links),
+        details=f"```json\n{json.dumps(details, indent=2, default=str)}\n```" if details else "",
+    )
     with written_whole(path) as whole:
-        whole.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+        whole.write_text(text, encoding="utf-8")
 
 
 def plot_learning_curves(log_path: str | Path, output_png: str | Path) -> None:

@@ -1,0 +1,1 @@
+"""Does ADDR help? The three heads with and without it."""

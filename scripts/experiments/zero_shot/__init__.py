@@ -1,0 +1,1 @@
+"""Do DAML, ECAML, a class adversary and IE help classes never seen?"""
