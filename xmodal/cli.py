@@ -27,6 +27,8 @@ class Split:
     """Folder with `{split}.h5` and `captions.jsonl`."""
     split: str = "test"
     """Which split."""
+    images: Path | None = None
+    """Folder of the photographs, for models that look at pixels; by default the one that the run was trained with."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,6 @@ def evaluate(config: Evaluate) -> None:
     """Print a table of results."""
     from xmodal.data import load_relevance
     from xmodal.data.atomic import check_writable, written_whole
-    from xmodal.data.split import open_split
     from xmodal.evaluation import format_table, write_ranks
     from xmodal.evaluation.matchers import evaluate_matchers
     from xmodal.evaluation.report import format_judged, write_report
@@ -158,7 +159,8 @@ def evaluate(config: Evaluate) -> None:
     for path in (config.scores, config.ranks, config.report, config.json):
         if path is not None:
             check_writable(path)
-    split = open_split(config.data.folder, config.data.split)
+    matchers = {str(path): _load(path) for path in config.models}
+    split = _open_split(config.data, matchers)
     caption_ids = [caption.caption_id for caption in split.captions]
     judgements = inspect = None
     if config.relevance is not None:
@@ -168,7 +170,7 @@ def evaluate(config: Evaluate) -> None:
         names = {"image_ids": split.source.image_id, "caption_ids": caption_ids}
         inspect = partial(write_ranks, config.ranks, caption_image=split.relevance, judgements=judgements, **names)
     results = evaluate_matchers(
-        {str(path): _load(path) for path in config.models},
+        matchers,
         split.source,
         split.sentences,
         split.relevance,
@@ -220,12 +222,13 @@ def evaluate_embedder(config: EvaluateEmbedder) -> None:
 
 def search(config: Search) -> None:
     """Draw and list the best images of each sentence."""
-    from xmodal.data import RegionStore
+    from xmodal.data.split import open_source
     from xmodal.search.pictures import draw_retrieved
     from xmodal.search.retrieve import retrieve
 
-    store = RegionStore(config.data.folder / f"{config.data.split}.h5")
-    rows = retrieve(_load(config.model), store, config.sentences, top=config.top)
+    matcher = _load(config.model)
+    images = open_source(config.data.folder, config.data.split, _source(config.data, config.model, matcher))
+    rows = retrieve(matcher, images, config.sentences, top=config.top)
     for row in rows:
         found = zip(row.scores, row.image_ids, strict=True)
         print(row.sentence, *(f"  {score:.3f}  {image_id}" for score, image_id in found), sep="\n")
@@ -364,10 +367,36 @@ def _overview() -> str:
 
 
 def _load(path: Path, kind: Any = None) -> Any:
-    """A model, a matcher unless said otherwise, from its own folder or from the run folder that has it as `best`."""
+    """A model, a matcher unless said otherwise."""
     from xmodal.model import Matcher
 
-    return (kind or Matcher).from_pretrained(path / "best" if (path / "best").is_dir() else path)
+    return (kind or Matcher).from_pretrained(path)
+
+
+def _open_split(data: Split, matchers: dict[str, Any]) -> Any:
+    """The part of the data to look at, with its images as the matchers were trained to see them."""
+    from xmodal.data.split import open_split
+
+    first, *others = [_source(data, Path(path), matcher) for path, matcher in matchers.items()] or [{}]
+    for path, source in zip(list(matchers)[1:], others, strict=True):
+        if source != first:
+            raise ValueError(
+                f"{path} takes images of {source or 'region stores'} and {next(iter(matchers))} of "
+                f"{first or 'region stores'}; evaluate together what takes the same images"
+            )
+    return open_split(data.folder, data.split, first)
+
+
+def _source(data: Split, path: Path, matcher: Any) -> dict[str, Any]:
+    """Where a matcher takes images from: as its run did, or, of a matcher alone, as its extractor says."""
+    from xmodal.data.split import SOURCES
+    from xmodal.training.checkpoints import CONFIG
+
+    run = path / CONFIG
+    source = dict(load_recipe(run).data.source) if run.is_file() else {}
+    if not source and isinstance(matcher.extractor, dict) and matcher.extractor["name"] in SOURCES:
+        source = dict(matcher.extractor)
+    return source if data.images is None else {**source, "folder": str(data.images)}
 
 
 if __name__ == "__main__":

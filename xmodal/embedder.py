@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 from xmodal.data.pairs import whole_batch
 from xmodal.encoders.backbone import BACKBONES, without_weights
+from xmodal.inference import evaluating
 from xmodal.names import build, storable
+from xmodal.numerics import at_least_float32
 from xmodal.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class Embedder(Pretrained, library_name="xmodal", license="apache-2.0"):
     ) -> Float[Tensor, "image dim"]:
         """Embeddings for retrieval of all images of a set, in its order, in evaluation mode, on the CPU.
 
+        They are of float32 at least, whatever the embedder computes in.
+
         Args:
             images: the set.
             batch_size: images embedded at once.
@@ -92,7 +96,6 @@ def _storable_backbone(options: dict[str, Any]) -> dict[str, Any]:
     return storable("backbone", BACKBONES, options)
 
 
-@torch.inference_mode()
 def embed_all(
     module: nn.Module,
     images: LabelledSet,
@@ -112,16 +115,18 @@ def embed_all(
         >>> embed_all(torch.nn.Linear(3, 2), images, batch_size=2).shape
         torch.Size([3, 2])
     """
-    training = module.training
-    module.eval()
     # An own generator: embedding must not move the global one, or validating would change how training goes on.
     generator = torch.Generator()
     batches = DataLoader(images, batch_size, collate_fn=whole_batch, num_workers=workers, generator=generator)
-    try:
-        bar = tqdm(batches, "embedding", unit="batch", delay=2, leave=False, disable=not progress)
-        return torch.cat([module(batch.images.to(device)).cpu() for batch in bar])
-    finally:
-        module.train(training)
+    dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
+    bar = tqdm(batches, "embedding", unit="batch", delay=2, leave=False, disable=not progress)
+
+    def embed(images: Num[Tensor, "image ..."]) -> Float[Tensor, "image dim"]:
+        # Pixels of 8 bits are for the backbone to scale; everything else comes as the module computes.
+        return at_least_float32(module(images.to(device, dtype if images.is_floating_point() else None))).cpu()
+
+    with evaluating(module):
+        return torch.cat([embed(batch.images) for batch in bar])
 
 
 def metric_head(input_dim: int, dim: int) -> nn.Sequential:

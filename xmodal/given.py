@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from xmodal.data.pixels import PixelTransform
 from xmodal.names import build
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     """One image or many; the first axis of an array with one axis too many counts images."""
     Extractor = str | Mapping[str, Any] | None
     """What turns image files into what an encoder takes, by name with its options; None where that is not known."""
+
+
+TRANSFORMS = {"pixels": PixelTransform}
+"""What makes arrays of photographs for encoders that look at pixels, by the name that a matcher's extractor has."""
 
 
 def given_batches(images: GivenImages, encoder: ImageEncoder, extractor: Extractor = None) -> Iterator[Any]:
@@ -65,7 +70,7 @@ def build_extractor(extractor: Extractor) -> RegionExtractor:
     """
     from xmodal.encoders.extractors import EXTRACTORS
 
-    options = {"name": extractor} if extractor is None or isinstance(extractor, str) else extractor
+    options = _options(extractor)
     if options["name"] not in EXTRACTORS:
         raise ValueError(
             f"this matcher was trained on region features of extractor {options['name']!r}, which is not one of "
@@ -101,4 +106,12 @@ def _read_files(images: list[Any], extractor: Extractor) -> list[Num[Tensor, "..
 def _extract(files: list[Path], extractor: Extractor) -> list[Tensor]:
     from xmodal.data.images import read_image
 
-    return [regions.features for regions in build_extractor(extractor)([read_image(file) for file in files])]
+    images = [read_image(file) for file in files]
+    options = _options(extractor)
+    if options["name"] in TRANSFORMS:
+        return list(map(build("pixel transform", TRANSFORMS, options), images))
+    return [regions.features for regions in build_extractor(options)(images)]
+
+
+def _options(extractor: Extractor) -> Mapping[str, Any]:
+    return {"name": extractor} if extractor is None or isinstance(extractor, str) else extractor

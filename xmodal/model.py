@@ -16,6 +16,7 @@ from xmodal.embedder import Embedder as Embedder
 from xmodal.encoders.base import EncodedSet, ImageEncoder, TextEncoder, Tokenizer
 from xmodal.encoders.bert import BERTEncoder
 from xmodal.encoders.gru import GRUEncoder
+from xmodal.encoders.pixels import PixelTower
 from xmodal.encoders.regions import RegionProjection
 from xmodal.given import given_batches
 from xmodal.heads import HEADS, Attention
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from xmodal.given import GivenImage, GivenImages
     from xmodal.heads import Head
 
-IMAGE_ENCODERS: dict[str, type[ImageEncoder]] = {"regions": RegionProjection}
+IMAGE_ENCODERS: dict[str, type[ImageEncoder]] = {"regions": RegionProjection, "pixels": PixelTower}
 TEXT_ENCODERS: dict[str, type[TextEncoder]] = {"gru": GRUEncoder, "bert": BERTEncoder}
 CAPTIONERS: dict[str, type[nn.Module]] = {"captioner": Captioner}
 
@@ -315,6 +316,8 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
 
     @classmethod
     def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+        if options["image"].get("weights") is not None:
+            options["image"] = {**options["image"], "weights": None}
         if (folder / ARCHITECTURE).is_dir():
             kind: Any = find("text encoder", TEXT_ENCODERS, options["text"].get("name"))
             options["text"] = kind.options_to_load(options["text"], folder / ARCHITECTURE)

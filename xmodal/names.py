@@ -48,6 +48,7 @@ KINDS = {
     "adversary": Kind("xmodal.objectives:ADDR", "xmodal.adversaries"),
     "captioner": Kind("xmodal.objectives:Captioner", "xmodal.captioners"),
     "backbone": Kind(group="xmodal.backbones"),
+    "image source": Kind("builtins:object", "xmodal.sources", members=("__len__", "batch", "sizes")),
     "extractor": Kind("builtins:object", "xmodal.extractors", members=("name", "__call__")),
 }
 """The kinds of parts; a kind that is not here needs a Module and has no entry points."""

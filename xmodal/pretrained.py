@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 WEIGHTS = "model.safetensors"
+
+BEST = "best"
+"""Folder of a run that has its best model."""
 CONFIG = "config.json"
 CARD = "README.md"
 HASH = "weights_sha256"
@@ -80,18 +83,27 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """Load what `save_pretrained` wrote, from a folder or from the hub; evaluation mode.
 
+        Args:
+            pretrained_model_name_or_path: the folder, the run folder that has it as `best`, or a hub id.
+            options: `map_location`, the device to load to (a name or a `torch.device`), and what the hub takes.
+
         Raises:
             FileNotFoundError: if a path is given and no model is there.
-            ValueError: the configuration or the weights are damaged, or they do not belong together.
+            ValueError: the configuration or the weights are damaged, or they do not belong together; or they are a
+                model of another kind.
         """
         folder = Path(pretrained_model_name_or_path)
-        is_hub_id = isinstance(pretrained_model_name_or_path, str) and len(folder.parts) == 2 and not folder.exists()
-        if not is_hub_id:
-            _read_config(folder)
-        return super().from_pretrained(str(pretrained_model_name_or_path), **options)
+        if isinstance(pretrained_model_name_or_path, str) and len(folder.parts) == 2 and not folder.exists():
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        if not (folder / CONFIG).is_file() and (folder / BEST).is_dir():
+            folder = folder / BEST
+        _read_config(folder)
+        return super().from_pretrained(str(folder), **options)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any):
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str | torch.device = "cpu", strict: bool = True, **options: Any
+    ):
         # The hub hands over its own options together with those of __init__.
         known = inspect.signature(cls.__init__).parameters
         download = {name: options.pop(name) for name in list(options) if name not in known}
@@ -99,7 +111,9 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         config, weights = folder / CONFIG, folder / WEIGHTS
         if not weights.is_file():
             raise FileNotFoundError(f"{weights} does not exist: the folder has a configuration but no weights")
-        noted = _read_config(folder).get(HASH)
+        stored = _read_config(folder)
+        _refuse_other_kind(cls, folder, stored)
+        noted = stored.get(HASH)
         if noted is not None and noted != _hash(weights):
             raise ValueError(f"{weights} is damaged, or not of this {CONFIG}: its hash differs. {ADVICE}")
         try:
@@ -107,7 +121,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:  # of values of a wrong kind
             raise ValueError(f"{config} does not describe a {cls.__name__} ({error}). {ADVICE}") from error
         try:
-            return cls._load_as_safetensor(model, str(weights), map_location, strict).eval()
+            return cls._load_as_safetensor(model, str(weights), str(map_location), strict).to(map_location).eval()
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"{weights} is damaged, or not of this {CONFIG} ({error}). {ADVICE}") from error
 
@@ -115,6 +129,21 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         """The arguments with which to build a model whose weights are then read from a folder."""
         return options
+
+
+def _refuse_other_kind(kind: type[Pretrained], folder: Path, config: dict[str, Any]) -> None:
+    """Refuse the configuration of a model that is none of a kind, and say of which kind it is."""
+    if lacking := _lacking(kind, config):
+        kinds = [other.__name__ for other in Pretrained.__subclasses__() if not _lacking(other, config)]
+        hint = f"; it is of the kind {kinds[0]}: load it as one" if kinds else ""
+        raise ValueError(f"{folder} holds no {kind.__name__}: its {CONFIG} lacks {', '.join(lacking)}{hint}")
+
+
+def _lacking(kind: type[Pretrained], config: dict[str, Any]) -> list[str]:
+    """The arguments that a kind of model cannot do without and a configuration does not have."""
+    arguments = inspect.signature(kind).parameters.values()
+    needed = [each.name for each in arguments if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
+    return [name for name in needed if name not in config]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -17,10 +17,8 @@ class ImageSource(Protocol):
     A source is pickled into the workers of a `DataLoader`, so files are opened where they are first read.
     """
 
-    @property
-    def image_id(self) -> Sequence[str]:
-        """The name of every image, in order."""
-        ...
+    image_id: Sequence[str]
+    """The name of every image, in order."""
 
     def __len__(self) -> int:
         """How many images there are."""

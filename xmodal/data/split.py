@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,10 @@ import torch
 
 from xmodal.data.captions import Caption, caption_image_index, load_captions
 from xmodal.data.image_source import ImageSource
+from xmodal.data.pixels import PixelFolder
 from xmodal.data.region_store import RegionStore
 from xmodal.data.relevance import Relevance
-from xmodal.names import build
+from xmodal.names import build, find, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 CAPTIONS = "captions.jsonl"
 """The file of a data folder that has the captions of all splits."""
 
-SOURCES: dict[str, Callable[..., ImageSource]] = {"regions": RegionStore}
+KIND = "image source"
+
+SOURCES: dict[str, Callable[..., ImageSource]] = {"regions": RegionStore, "pixels": PixelFolder}
 """Where images come from, by the name that a configuration uses."""
 
 
@@ -154,10 +156,7 @@ def open_source(folder: str | Path, split: str, source: Mapping[str, Any] | None
     ['7']
     """
     options = {"name": "regions", **(source or {})}
-    kind = SOURCES.get(str(options["name"]))
-    takes = inspect.signature(kind).parameters if kind else {}
-    if "path" in takes:
-        options["path"] = Path(folder) / f"{split}.h5"
-    if "image_id" in takes:
-        options["image_id"] = list(dict.fromkeys(caption.image_id for caption in split_captions(folder, split)))
-    return build("image source", SOURCES, options)
+    known: dict[str, Any] = {"path": Path(folder) / f"{split}.h5"}
+    if "image_id" in options_of(find(KIND, SOURCES, options["name"])).named:
+        known["image_id"] = list(dict.fromkeys(caption.image_id for caption in split_captions(folder, split)))
+    return build(KIND, SOURCES, options, known)

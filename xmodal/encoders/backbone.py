@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from xmodal.encoders.weights import torchvision_weights
+from xmodal.inference import evaluating
 from xmodal.names import build, near_miss
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {}
 
 FEATURES = "features"
 """What the network's last output is called among its intermediate ones."""
+
+LAST_MAPS = ("layer4", "features", "permute", "encoder", "inception5b", "Mixed_7c")
+"""Modules of torchvision's networks whose output is the last map; where a network has two of them, the later one."""
 
 WITHOUT_EXTRAS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": False, "dropout": 0.0},
@@ -75,24 +79,11 @@ class TorchvisionBackbone(nn.Module):
         levels: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        from torchvision.models import get_model, list_models
-        from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+        from torchvision.models.feature_extraction import create_feature_extractor
 
-        known = list_models()
-        if network not in known:
-            raise ValueError(f"torchvision has no network {network!r}{near_miss(network, known)}")
-        model = get_model(network, weights=None, **WITHOUT_EXTRAS.get(network, {}))
-        if weights is not None:
-            _load_weights(model, network, weights)
+        model = _torchvision_model(network, weights)
         self.feature_dim = _drop_last_linear(network, model)
-        nodes = get_graph_node_names(model)[1]
-        known_levels = {node.rsplit(".", cut)[0] for node in nodes for cut in range(node.count(".") + 1)}
-        for level in levels:
-            if level not in known_levels:
-                raise ValueError(
-                    f"{network} has no level {level!r}{near_miss(level, known_levels)}; it has "
-                    f"{', '.join(name for name, _ in model.named_children())} and the modules inside them"
-                )
+        nodes = _check_levels(network, model, levels)
         self.levels = list(levels)
         self.network = create_feature_extractor(model, {**{level: level for level in levels}, nodes[-1]: FEATURES})
         self.freeze_batch_norm = freeze_batch_norm
@@ -103,11 +94,11 @@ class TorchvisionBackbone(nn.Module):
 
     def forward(self, images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "image feature"]:
         """What the classifier would get."""
-        return self.network(imagenet_pixels(images))[FEATURES]
+        return self.network(self._pixels(images))[FEATURES]
 
     def maps(self, images: Num[Tensor, "image 3 height width"]) -> list[Float[Tensor, "image dim height width"]]:
         """The outputs of `levels`; those of a transformer as maps of its patches."""
-        outputs = self.network(imagenet_pixels(images))
+        outputs = self.network(self._pixels(images))
         return [_as_map(outputs[level]) for level in self.levels]
 
     def train(self, mode: bool = True) -> TorchvisionBackbone:
@@ -117,6 +108,11 @@ class TorchvisionBackbone(nn.Module):
             for layer in self._batch_norms():
                 layer.eval()
         return self
+
+    def _pixels(self, images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height width"]:
+        """Normalized, in the precision of the weights."""
+        pixels = imagenet_pixels(images)
+        return pixels.to(next(self.parameters(), pixels).dtype)
 
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -151,7 +147,8 @@ class EfficientNetBackbone(nn.Module):
 
     def maps(self, images: Num[Tensor, "image 3 height width"]) -> list[Float[Tensor, "image dim height width"]]:
         """Three maps: of parts (112 dims, a 16th of the size), of wholes (320, a 32nd) and the last (1280, a 32nd)."""
-        parts, wholes = self.network((unit_pixels(images) * 255 - 127) / 128)
+        pixels = (unit_pixels(images) * 255 - 127) / 128
+        parts, wholes = self.network(pixels.to(next(self.parameters()).dtype))
         return [parts, wholes, self.network.final(wholes)]
 
 
@@ -297,6 +294,45 @@ BACKBONES |= {
 }
 
 
+class MapNetwork(nn.Module):
+    """A network of torchvision up to one map of the image; nothing of what comes after is kept.
+
+    Args:
+        network: as for `TorchvisionBackbone`.
+        weights: as for `TorchvisionBackbone`.
+        level: the module whose output is the map; None for the last one.
+
+    Raises:
+        FileNotFoundError: the weights are not on this machine; the message says what to download.
+        ValueError: there is no such network, level or weights, or images are of another size than a transformer takes.
+
+    >>> network = MapNetwork("mobilenet_v3_small", weights=None, level="features.8")
+    >>> network.dim, network(torch.zeros(2, 3, 64, 64)).shape
+    (48, torch.Size([2, 48, 4, 4]))
+    """
+
+    def __init__(self, network: str, weights: str | None = "DEFAULT", level: str | None = None) -> None:
+        super().__init__()
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        model = _torchvision_model(network, weights)
+        last = [name for name, _ in model.named_children() if name in LAST_MAPS]
+        if level is None and not last:
+            raise ValueError(f"which module of {network} gives its last map is not known; name one as the level")
+        level = last[-1] if level is None else level
+        _check_levels(network, model, [level])
+        self.network = create_feature_extractor(model, {level: FEATURES})
+        with evaluating(self):
+            self.dim = self(torch.zeros(1, 3, 224, 224)).shape[1]
+
+    def forward(self, images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image dim height width"]:
+        """The map of normalized images; of a transformer that of its patches."""
+        try:
+            return _as_map(self.network(images)[FEATURES])
+        except AssertionError as error:
+            raise ValueError(f"the network does not take images of {tuple(images.shape[2:])}: {error}") from error
+
+
 def without_weights(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a backbone, changed so that building it reads no weights that are about to be replaced.
 
@@ -335,6 +371,34 @@ def imagenet_pixels(images: Num[Tensor, "image 3 height width"]) -> Float[Tensor
     pixels = unit_pixels(images)
     mean, std = (pixels.new_tensor(channel).view(3, 1, 1) for channel in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels - mean) / std
+
+
+def _torchvision_model(network: str, weights: str | None) -> nn.Module:
+    """A classifier of torchvision without what only its training needs."""
+    from torchvision.models import get_model, list_models
+
+    known = list_models()
+    if network not in known:
+        raise ValueError(f"torchvision has no network {network!r}{near_miss(network, known)}")
+    model = get_model(network, weights=None, **WITHOUT_EXTRAS.get(network, {}))
+    if weights is not None:
+        _load_weights(model, network, weights)
+    return model
+
+
+def _check_levels(network: str, model: nn.Module, levels: Sequence[str]) -> list[str]:
+    """Refuse levels that a network does not have; returns the steps of its computation, the last one last."""
+    from torchvision.models.feature_extraction import get_graph_node_names
+
+    nodes = get_graph_node_names(model)[1]
+    known = {node.rsplit(".", cut)[0] for node in nodes for cut in range(node.count(".") + 1)}
+    for level in levels:
+        if level not in known:
+            raise ValueError(
+                f"{network} has no level {level!r}{near_miss(level, known)}; it has "
+                f"{', '.join(name for name, _ in model.named_children())} and the modules inside them"
+            )
+    return nodes
 
 
 def _load_weights(model: nn.Module, network: str, weights: str) -> None:
@@ -376,11 +440,7 @@ def _as_map(output: Tensor) -> Float[Tensor, "image dim height width"]:
     return output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
-@torch.no_grad()
 def _map_dims(backbone: Any) -> list[int]:
     """Channels of each map, found by looking at nothing."""
-    training = backbone.training
-    backbone.eval()
-    dims = [fmap.shape[1] for fmap in backbone.maps(torch.zeros(1, 3, 224, 224))]
-    backbone.train(training)
-    return dims
+    with evaluating(backbone):
+        return [fmap.shape[1] for fmap in backbone.maps(torch.zeros(1, 3, 224, 224))]

@@ -43,7 +43,8 @@ class ImageEncoder(nn.Module):
     """Embeds images: takes a batch of what an image source gives and returns items in the joint space, and their mask.
 
     A subclass gives `dim` and `forward`. The batch is the source's own: `RegionStore` gives a `RegionBatch`, with boxes
-    where it has them, `PixelFolder` a `PixelBatch`. Padding must not change the items that are real.
+    where it has them, `PixelFolder` a `PixelBatch`. Padding must not change the items that are real. An option called
+    `weights` says where pretrained weights come from: it is None where saved ones are read afterwards.
 
     >>> class Located(ImageEncoder):
     ...     '''Regions that know where they are.'''

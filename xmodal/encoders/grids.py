@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchvision.transforms.v2 import functional as transforms
 
+from xmodal.encoders.pixels import cell_means
 from xmodal.encoders.region_extractor import Regions, hash_weights
 from xmodal.encoders.weights import load_pretrained, torchvision_weights
 
@@ -34,9 +35,7 @@ def pool_cells(
     >>> features.flatten(), boxes[0]
     (tensor([0.5000, 1.5000, 3.5000, 4.5000]), tensor([0.0000, 0.0000, 0.6667, 0.5000]))
     """
-    if grid > min(fmap.shape[-2:]):
-        raise ValueError(f"a grid of {grid} is finer than the map, {tuple(fmap.shape[-2:])}. Enlarge the input_size.")
-    features = nn.functional.adaptive_avg_pool2d(fmap.float(), grid).flatten(2).transpose(1, 2)
+    features = cell_means(fmap.float(), grid)
     number = torch.arange(grid)
     (y1, y2), (x1, x2) = (
         ((number * side // grid) / side, -(-(number + 1) * side // grid) / side) for side in fmap.shape[-2:]

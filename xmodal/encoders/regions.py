@@ -63,7 +63,7 @@ class RegionProjection(ImageEncoder):
                 f"region features have dim {region_features.shape[-1]}, this encoder takes "
                 f"{self.projection.in_features}: use the store that the model was trained on, or set input_dim"
             )
-        regions = self.projection(region_features)
+        regions = self.projection(region_features.to(self.projection.bias.dtype))
         # The published l2norm adds 1e-8 to the norm; taking the maximum instead differs below float32 resolution and,
         # unlike it, has a finite gradient at an all-zero row.
         return F.normalize(regions, dim=-1, eps=1e-8) if self.normalize else regions

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from xmodal.data.atomic import link, written_whole
+from xmodal.pretrained import BEST as BEST
 from xmodal.training.config import flatten
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
-BEST = "best"
+CONFIG = "config.yaml"
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any], *, keep: int = 2) -> None:
@@ -179,7 +180,7 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     >>> Path("config.yaml").read_text()
     'epochs: 30\\n'
     """
-    with written_whole(folder / "config.yaml") as temporary:
+    with written_whole(folder / CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
     with written_whole(folder / "environment.json") as temporary:
         temporary.write_text(json.dumps(environment(), indent=2))

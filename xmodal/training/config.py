@@ -28,6 +28,9 @@ class DataConfig:
     """Split to train on."""
     validation: str = "dev"
     """Split that picks the best checkpoint."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where the images come from, by name with its options: `{name: pixels, folder: ..., size: 224}` for photographs;
+    empty for the region stores of the folder."""
     validation_images: int = 0
     """Use only so many images of the validation split, the first ones (1000 for COCO, as published); 0 uses all."""
     drop_regions: float = 0.0

@@ -56,7 +56,9 @@ class MatchingTask:
         self.config = config
         self.workers = config.data.workers
         data = config.data
-        source, validation_source = (open_source(data.folder, split) for split in (data.train, data.validation))
+        source, validation_source = (
+            open_source(data.folder, split, data.source) for split in (data.train, data.validation)
+        )
         _check_alike(source, validation_source, data)
         validation = Split.of(validation_source, split_captions(data.folder, data.validation))
         self.validation = validation.first(data.validation_images or len(validation_source))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
+from xmodal.data.split import SOURCES
 from xmodal.encoders.backbone import BACKBONES
 from xmodal.heads import HEADS
 from xmodal.model import CAPTIONERS, IMAGE_ENCODERS, TEXT_ENCODERS
@@ -100,6 +101,7 @@ _DIM = frozenset({"dim"})
 
 PARTS: dict[type[RunConfig], dict[str, Part]] = {
     TrainConfig: {
+        "data.source": Part("image source", SOURCES, frozenset({"path", "image_id"}), optional=True),
         "model.image": Part("image encoder", IMAGE_ENCODERS, frozenset({"input_dim"}), frozenset({"input_dim", "dim"})),
         "model.text": Part("text encoder", TEXT_ENCODERS, frozenset({"dim", "vocabulary_size"}), _DIM),
         "model.head": Part("head", HEADS, _DIM, _DIM),
