@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from xmodal.data import Relevance
 from xmodal.evaluation import evaluate_retrieval, exact
 from xmodal.heads import BFAN, SCAN, Cosine
 from xmodal.scoring import evaluate_exact, score_all
@@ -99,6 +100,15 @@ def test_masks_of_regions_and_unevenly_many_captions():
     assert_exact(SCAN("i2t"), (regions, words, region_mask, word_mask), caption_image)
 
 
+@given(seed=st.integers(0, 2**31), images=st.integers(1, 12), noise=st.floats(0.0, 5.0))
+def test_captions_of_several_images(seed, images, noise):
+    inputs, caption_image = paired_sets(seed, images, noise=noise)
+    right = torch.rand(images, len(caption_image), generator=torch.Generator().manual_seed(seed)) < 0.2
+    right[caption_image, torch.arange(len(caption_image))] = True
+    relevance = Relevance(*right.nonzero(as_tuple=True), None, images=images, captions=len(caption_image))
+    assert_exact(SCAN(), inputs, relevance)
+
+
 def test_pooled_heads_are_scored_in_float32():
     report = assert_exact(Cosine(), *paired_sets(0, 10))
     assert report["settled"] == report["pairs"]
@@ -108,3 +118,5 @@ def test_relevance_must_fit():
     inputs, caption_image = paired_sets(0, 5)
     with pytest.raises(ValueError, match="caption_image has shape"):
         evaluate_exact(SCAN(), *inputs, caption_image=caption_image[1:])
+    with pytest.raises(ValueError, match="image 4 has no caption"):
+        evaluate_exact(SCAN(), *inputs, caption_image=caption_image % 4)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_answers, check_relevance, evaluate_retrieval
+from xmodal.evaluation.ranks import BLOCK_ELEMENTS, as_relevance, best_right, check_answers, evaluate_retrieval
 from xmodal.inference import evaluating
 from xmodal.scoring.blocks import score_all, score_tiles
 from xmodal.scoring.pairs import score_pairs
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
+    from xmodal.data.relevance import Relevance
     from xmodal.heads import Head
     from xmodal.scoring.plan import Tile
 
@@ -67,7 +68,7 @@ def evaluate_exact(
     region_mask: Bool[Tensor, "image region"] | None = None,
     word_mask: Bool[Tensor, "caption word"] | None = None,
     *,
-    caption_image: Int[Tensor, " caption"],
+    caption_image: Int[Tensor, " caption"] | Relevance,
     dtype: torch.dtype = torch.bfloat16,
     budget_bytes: int | None = None,
     device: torch.device | str | None = None,
@@ -85,7 +86,7 @@ def evaluate_exact(
         words: encoded captions, float32.
         region_mask: True = real region.
         word_mask: True = real word.
-        caption_image: the image that each caption describes, as for `evaluate_retrieval`.
+        caption_image: the image that each caption describes, or a `Relevance`, as for `evaluate_retrieval`.
         dtype: of the low-precision products.
         budget_bytes: as for `score_all`; the metrics are those of its scores with the same budget.
         device: as for `score_all`.
@@ -97,7 +98,7 @@ def evaluate_exact(
         `largest_error` seen; `widened`: how often a bound was violated and widened.
 
     Raises:
-        ValueError: for inputs that cannot be scored, or relevance that does not fit.
+        ValueError: for inputs that cannot be scored, or relevance that does not fit, before anything is scored.
 
     Example:
         >>> import torch
@@ -108,6 +109,8 @@ def evaluate_exact(
         >>> sorted(metrics), metrics["exact"]["pairs"]
         (['exact', 'i2t', 'rsum', 't2i'], 32)
     """
+    relevance = as_relevance(caption_image, len(regions), len(words))
+    check_answers(relevance)
     inputs = (regions, words, region_mask, word_mask)
     options = {"budget_bytes": budget_bytes, "device": device}
     exact_dtype = result_dtype(regions.dtype)
@@ -115,14 +118,12 @@ def evaluate_exact(
         scores = score_all(head, *inputs, dtype=exact_dtype, progress=progress, **options)
         count = scores.numel()
         report = {"recomputed": 0, "settled": count, "error_bound": 0.0, "largest_error": 0.0, "widened": 0}
-        return {**evaluate_retrieval(scores, caption_image), "exact": {"pairs": count, **report}}
+        return {**evaluate_retrieval(scores, relevance), "exact": {"pairs": count, **report}}
     scores = score_all(head, *inputs, dtype=dtype, progress=progress, backend=BACKEND, **options)
-    scores, relevance = check_relevance(scores, caption_image)
-    check_answers(relevance)
-    settling = _Settling(head, inputs, options, exact_dtype, scores.to(exact_dtype), caption_image)
+    settling = _Settling(head, inputs, options, exact_dtype, scores.to(exact_dtype), relevance)
     with evaluating(head):
         settling.run()
-    return {**evaluate_retrieval(settling.scores, caption_image), "exact": settling.report()}
+    return {**evaluate_retrieval(settling.scores, relevance), "exact": settling.report()}
 
 
 class _Settling:
@@ -135,11 +136,11 @@ class _Settling:
         options: dict[str, Any],
         dtype: torch.dtype,
         scores: Float[Tensor, "image caption"],
-        caption_image: Int[Tensor, " caption"],
+        relevance: Relevance,
     ) -> None:
         self.head, self.inputs, self.options, self.dtype = head, inputs, options, dtype
         self.sides = Sides.checked(*inputs)
-        self.scores, self.caption_image = scores, caption_image
+        self.scores, self.right = scores, (relevance.image, relevance.caption)
         self.how = torch.zeros(scores.shape, dtype=torch.uint8)
         self.largest_error = [0.0, 0.0]  # of LOW scores, and of FLOAT32 ones
         self.bound = [float("inf"), float("inf")]  # on those errors
@@ -166,9 +167,9 @@ class _Settling:
         images, captions = (torch.randint(size, (SAMPLE_TILES,), generator=generator) for size in self.how.shape)
         tiles = list(self.tiles(self.tiles_with(images, captions)))
         drawn = torch.zeros_like(self.how, dtype=torch.bool)
-        own = torch.arange(len(self.caption_image))
-        drawn[self.caption_image, own] = True
-        drawn[torch.randint(len(drawn), own.shape, generator=generator), own] = True
+        _, captions_of_right = self.right
+        drawn[self.right] = True
+        drawn[torch.randint(len(drawn), captions_of_right.shape, generator=generator), captions_of_right] = True
         for tile in tiles:
             drawn[tile.images[:, None], tile.captions] = True
         # Normalized over a single query, a product is its sign: its score jumps at zero, beyond every bound.
@@ -190,34 +191,34 @@ class _Settling:
         No pair is settled yet, and none comes twice.
         """
         bounds = torch.tensor([*self.bound, 0.0], dtype=self.dtype)
-        own = torch.arange(len(self.caption_image))
-        positives, margins = self.scores[self.caption_image, own], bounds[self.how[self.caption_image, own].int()]
-        least, most = positives - margins, positives + margins
-        best_least, best_most = (
-            edge.new_zeros(len(self.scores)).scatter_reduce(0, self.caption_image, edge, "amax", include_self=False)
-            for edge in (least, most)
-        )
-        open_captions = torch.zeros(len(own), dtype=torch.bool)
+        image, caption = self.right
+        right, margins = self.scores[self.right], bounds[self.how[self.right].int()]
+        edges = (right - margins, right + margins)
+        image_least, image_most = (best_right(edge, image, len(self.scores)) for edge in edges)
+        caption_least, caption_most = (best_right(edge, caption, self.scores.shape[1]) for edge in edges)
+        open_captions = torch.zeros_like(caption_least, dtype=torch.bool)
         found = []
-        block = max(1, BLOCK_ELEMENTS // len(own))
+        block = max(1, BLOCK_ELEMENTS // len(caption_least))
         for start in range(0, len(self.scores), block):
             rows = slice(start, start + block)
-            images = torch.arange(len(self.scores))[rows, None]
             margins = bounds[self.how[rows].int()]
             low, high = self.scores[rows] - margins, self.scores[rows] + margins
             # An interval without a width, compared with another one, is decided: equal is as good as the right answer.
-            near_caption = (high >= least) & (low <= most) & ((margins > 0) | (least < most))
-            near_image = (high >= best_least[rows, None]) & (low <= best_most[rows, None])
-            near_image &= (margins > 0) | (best_least < best_most)[rows, None]
-            mine = images == self.caption_image
+            near_caption = (high >= caption_least) & (low <= caption_most)
+            near_caption &= (margins > 0) | (caption_least < caption_most)
+            near_image = (high >= image_least[rows, None]) & (low <= image_most[rows, None])
+            near_image &= (margins > 0) | (image_least < image_most)[rows, None]
+            mine = torch.zeros_like(near_image)
+            among = (image >= start) & (image < start + block)
+            mine[image[among] - start, caption[among]] = True
             near_caption &= ~mine
             near_image &= ~mine
             open_captions |= near_caption.any(dim=0)
             near = near_caption | near_image | (mine & near_image.any(dim=1, keepdim=True))
             found.append(torch.stack((near & (self.how[rows] != SETTLED)).nonzero(as_tuple=True)))
             found[-1][0] += start
-        answers = own[open_captions & (self.how[self.caption_image, own] != SETTLED)]
-        found.append(torch.stack((self.caption_image[answers], answers)))
+        answers = open_captions[caption] & (self.how[self.right] != SETTLED)
+        found.append(torch.stack((image[answers], caption[answers])))
         images, captions = torch.cat(found, dim=1).unique(dim=1)
         return images, captions
 

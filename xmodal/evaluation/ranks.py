@@ -71,8 +71,10 @@ def retrieval_ranks(
 
     image, caption = relevance.image.to(scores.device), relevance.caption.to(scores.device)
     right = scores[image, caption]
-    best_caption, right_captions = _best(right, image, images)
-    best_image, right_images = _best(right, caption, captions)
+    best_caption, best_image = best_right(right, image, images), best_right(right, caption, captions)
+    # Right answers as good as a query's best one are found by the counts below, but are no wrong answers.
+    right_captions = torch.bincount(image[right == best_caption[image]], minlength=images)
+    right_images = torch.bincount(caption[right == best_image[caption]], minlength=captions)
 
     as_good_captions = torch.zeros(images, dtype=torch.int64, device=scores.device)
     as_good_images = torch.zeros(captions, dtype=torch.int64, device=scores.device)
@@ -85,15 +87,18 @@ def retrieval_ranks(
     return Ranks(i2t=as_good_captions - right_captions + 1, t2i=as_good_images - right_images + 1)
 
 
-def _best(
-    right: Float[Tensor, " pair"], query: Int[Tensor, " pair"], queries: int
-) -> tuple[Float[Tensor, " query"], Int[Tensor, " query"]]:
-    """Every query's best score of a right answer, and how many of its right answers have it.
+def best_right(right: Float[Tensor, " pair"], query: Int[Tensor, " pair"], queries: int) -> Float[Tensor, " query"]:
+    """The best score of each query's right answers.
 
-    These are found among all that are as good, but are no wrong answers.
+    Args:
+        right: scores of right pairs.
+        query: whose answer each is.
+        queries: how many queries there are; each has a right answer.
+
+    >>> best_right(torch.tensor([0.1, 0.5, 0.3]), torch.tensor([1, 1, 0]), queries=2)
+    tensor([0.3000, 0.5000])
     """
-    best = right.new_zeros(queries).scatter_reduce(0, query, right, "amax", include_self=False)
-    return best, torch.bincount(query[right == best[query]], minlength=queries)
+    return right.new_zeros(queries).scatter_reduce(0, query, right, "amax", include_self=False)
 
 
 def evaluate_retrieval(
