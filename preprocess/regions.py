@@ -5,12 +5,12 @@
     torchrun --standalone --nproc_per_node 2 -m preprocess.regions --images photos --output train.h5 --extractor detr
 
 The images of the folder (and of folders in it) go through an extractor of `xmodal.encoders.extractors`, and their
-regions into one HDF5 file, under the name of the image file without its extension. An image that cannot be read is
-skipped and listed, with the reason, in `<output>.skipped.txt`.
+regions into one HDF5 file, under the name of the image file without its extension. An image that cannot be read, or
+that the extractor fails on, is skipped and listed, with the reason, in `<output>.skipped.txt`.
 
 Finished parts are kept in `<output>.parts` until all are done, so the same command goes on where it was stopped,
-whatever stopped it. Batches and parts are the same for any number of processes, and so is the result. `accelerate
-launch --multi_gpu --num_processes 2 -m` starts several processes too.
+whatever stopped it, even if bad images were repaired or taken away in between. Batches and parts are the same for any
+number of processes, and so is the result. `accelerate launch --multi_gpu --num_processes 2 -m` starts several, too.
 
 A small set becomes one file. A large one stays in its parts, and the store is an HDF5 virtual dataset over them: keep
 `<output>.parts` beside it.
@@ -27,20 +27,22 @@ from accelerate import PartialState
 from torch import nn
 from tqdm import tqdm
 
-from xmodal.data.image_folder import find_images
+from xmodal.data.image_folder import Listing, find_images, list_images
 from xmodal.data.images import read_image
 from xmodal.encoders.extractors import EXTRACTORS, all_options
 from xmodal.entry import run_program
 from xmodal.names import build
 
 from .image_ids import read_image_names
-from .parts import Join, Parts
+from .parts import Join, Parts, Plan
 from .skipped import write_skipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from xmodal.encoders.region_extractor import RegionExtractor
+    from PIL import Image
+
+    from xmodal.encoders.region_extractor import RegionExtractor, Regions
 
 MAX_PARTS = 512
 """The most parts of a store. Each is a file that a virtual store reads from; a kill costs a process at most one."""
@@ -73,7 +75,7 @@ class Extraction:
     """copy: one file. virtual: the features stay in `<output>.parts`, and the store is a virtual dataset over them.
     auto: copy up to 16 GB."""
     strict: bool = False
-    """Stop at the first image that cannot be read instead of skipping it."""
+    """Stop at the first image that cannot be read or extracted instead of skipping it."""
     overwrite: bool = False
     """Replace the output if it exists."""
 
@@ -107,13 +109,13 @@ class RegionsConfig(Extraction):
     """With --captions: take only the images of this split. Karpathy's restval counts as train, val is called dev."""
 
 
-def _choose_images(config: RegionsConfig) -> dict[str, Path | None]:
+def _choose_images(config: RegionsConfig, listing: Listing) -> dict[str, Path | None]:
     """The images to extract by id, in order; the path is None where the captions name an image that is not there.
 
     Raises:
         ValueError: --split without --captions, or none of the named images is in the folder.
     """
-    found = find_images(config.images, coco_ids=config.coco_ids)
+    found = find_images(config.images, coco_ids=config.coco_ids, listing=listing)
     if config.captions is None:
         if config.split is not None:
             raise ValueError(f"--split {config.split} needs --captions: a folder of images has no splits")
@@ -157,8 +159,9 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
         raise ValueError(f"batch_size is {config.batch_size}, wanted at least 1")
     if config.output.exists() and not config.overwrite:
         raise FileExistsError(f"{config.output} exists. Pass --overwrite to replace it, or choose another name.")
-    images = _choose_images(config)
-    work = divide(images, config.batch_size)
+    listing = list_images(config.images)
+    images = _choose_images(config, listing)
+    plan = divide({image_id: _stamp(path) for image_id, path in images.items()}, config.batch_size)
     # Without an accelerator this must be said, or processes that were launched together do not know of each other.
     state = PartialState(cpu=not torch.accelerator.is_available())
     device = torch.device(state.device or "cpu")
@@ -172,10 +175,14 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
         "extractor_options": options,
         "weights_hash": extractor.weights_hash,
     }
-    parts = Parts(config.output, len(work), _settings(config, writer_options, images), writer_options)
+    settings = [writer_options, config.precision, config.batch_size, MAX_PARTS]
+    with state.main_process_first():
+        parts = Parts(config.output, plan, settings, writer_options)
+    if state.is_main_process and listing.ignored:
+        print(f"{config.images}: {listing.told()}")
     todo = parts.todo(state.process_index, state.num_processes)
-    mine = range(state.process_index, len(work), state.num_processes)
-    sizes = {number: sum(map(len, work[number])) for number in mine}
+    mine = range(state.process_index, parts.count, state.num_processes)
+    sizes = {number: sum(map(len, parts.plan[number])) for number in mine}
     with tqdm(
         total=sum(sizes.values()),
         initial=sum(sizes[number] for number in set(mine).difference(todo)),
@@ -184,12 +191,13 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
         disable=not state.is_main_process,
     ) as progress:
         for number in todo:
-            parts.write(number, _outcomes(work[number], extractor, device, config, progress))
+            batches = [{image_id: images[image_id] for image_id in batch} for batch in parts.plan[number]]
+            parts.write(number, _outcomes(batches, extractor, device, config, progress))
     state.wait_for_everyone()
     return parts.join(config.join, overwrite=config.overwrite) if state.is_main_process else {}
 
 
-def divide(images: Mapping[str, Path | None], batch_size: int) -> list[list[dict[str, Path | None]]]:
+def divide(images: Mapping[str, Any], batch_size: int) -> Plan:
     """Parts of whole batches of images: enough parts to share out evenly, few enough to stay open all at once.
 
     >>> [[list(batch) for batch in part] for part in divide(dict.fromkeys("abcde"), batch_size=2)]
@@ -211,7 +219,7 @@ def _outcomes(
     """What becomes of each image of some batches: what is stored of it, or why it is skipped.
 
     Raises:
-        ValueError: with `config.strict`, an image is missing or cannot be read.
+        Exception: with `config.strict`, what an image fails with.
     """
     for batch in batches:
         pictures = {}
@@ -225,16 +233,44 @@ def _outcomes(
                     raise
                 yield image_id, str(error)
         with torch.autocast(device.type, getattr(torch, config.precision), config.precision != "float32"):
-            regions = extractor(list(pictures.values())) if pictures else []
-        for (image_id, picture), found in zip(pictures.items(), regions, strict=True):
-            yield image_id, {**found._asdict(), "features": found.features.float(), "image_size": picture.size}
+            regions = _regions_of(pictures, extractor)
+        for image_id, found in regions.items():
+            wrong = found if isinstance(found, Exception) else _what_is_wrong(found, extractor, config)
+            if wrong is None:
+                stored = {**found._asdict(), "features": found.features.float()}
+                yield image_id, {**stored, "image_size": pictures[image_id].size}
+            elif config.strict:
+                raise wrong
+            else:
+                yield image_id, f"the extractor failed on it: {str(wrong) or type(wrong).__name__}"
         progress.update(len(batch))
 
 
-def _settings(config: RegionsConfig, options: dict[str, Any], images: Mapping[str, Path | None]) -> Any:
-    """Everything that the result depends on; of the images only names, sizes and times, for reading them takes long."""
-    stats = [(image_id, path and (path.stat().st_size, path.stat().st_mtime_ns)) for image_id, path in images.items()]
-    return [options, config.precision, config.batch_size, MAX_PARTS, stats]
+def _regions_of(pictures: Mapping[str, Image.Image], extractor: RegionExtractor) -> dict[str, Regions | Exception]:
+    """The regions of each picture, or what the extractor fails with: one picture must not spoil its batch."""
+    if not pictures:
+        return {}
+    try:
+        return dict(zip(pictures, extractor(list(pictures.values())), strict=True))
+    except Exception as error:
+        if len(pictures) == 1:
+            return dict.fromkeys(pictures, error)
+    alone = [_regions_of({image_id: picture}, extractor) for image_id, picture in pictures.items()]
+    return {image_id: found for one in alone for image_id, found in one.items()}
+
+
+def _what_is_wrong(found: Regions, extractor: RegionExtractor, config: RegionsConfig) -> ValueError | None:
+    """Why the regions of an image cannot be stored; None if they can."""
+    if not 1 <= len(found.features) <= extractor.max_regions:
+        return ValueError(f"it found {len(found.features)} regions, wanted 1 to {extractor.max_regions}")
+    if not all(values.isfinite().all() for values in (found.features.to(getattr(torch, config.dtype)), found.boxes)):
+        return ValueError(f"its features or boxes are NaN or infinite as {config.dtype}")
+    return None
+
+
+def _stamp(path: Path | None) -> list[int] | None:
+    """What tells a changed image from an unchanged one: its size and time, for reading all images takes long."""
+    return None if path is None else [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def main(config: RegionsConfig) -> None:

@@ -30,7 +30,8 @@ def write_skipped(output: Path, skipped: Mapping[str, str]) -> str:
         path.unlink(missing_ok=True)
         return "nothing left out"
     with written_whole(path) as temporary:
-        temporary.write_text("".join(f"{where}\t{why}\n" for where, why in skipped.items()), "utf-8")
+        lines = [f"{where}\t{' '.join(why.split())}\n" for where, why in skipped.items()]
+        temporary.write_text("".join(lines), "utf-8", errors="surrogateescape")  # file names need not be UTF-8
     where, why = next(iter(skipped.items()))
     return f"{len(skipped)} left out, listed in {path}; the first one is {where}: {why}"
 

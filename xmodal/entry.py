@@ -41,6 +41,9 @@ def ends_in_one_line(prog: str, arguments: Sequence[str]) -> Iterator[list[str]]
     ...
     SystemExit: 2
     """
+    # File names need not be UTF-8; those that are not are printed as the bytes that they are.
+    with contextlib.suppress(AttributeError):  # what took the place of stdout may know no errors
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     try:
         yield [argument for argument in arguments if argument != DEBUG]
     except (Exception, KeyboardInterrupt) as error:

@@ -50,7 +50,7 @@ def test_accuracy_looks_at_the_words_that_are_mentioned(tmp_path):
     ).eval()
     directions = torch.tensor([[0.5, 0.5]] * 4 + [[1.0, 0.1], [0.1, 1.0], [0.5, 0.5]])
     matcher.text_encoder.forward = lambda tokens, mask: directions[tokens]
-    matcher.image_encoder.forward = lambda features: features
+    matcher.image_encoder.forward = lambda batch: batch[:2]
     left, right = torch.tensor([[0.0, 0.0, 5.0, 5.0]]), torch.tensor([[25.0, 0.0, 30.0, 5.0]])
     caption = "the dog, the cat"
     mentions = [Mention("a", caption, 4, 7, left), Mention("a", caption, 13, 16, right)]

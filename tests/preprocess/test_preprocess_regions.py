@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from xmodal.data.image_folder import find_images
 from xmodal.data.images import read_image
 from xmodal.data.region_store import RegionStore
 from xmodal.encoders.extractors import EXTRACTORS, Regions
+from xmodal.entry import ends_in_one_line
+from xmodal.search.pictures import find_image
 
 
 class MeanColor:
@@ -168,6 +171,66 @@ def test_unreadable_images_are_skipped_and_listed(config, monkeypatch, capsys):
         (config.images / name).unlink()
     main(replace(config, extractor="mean-color", overwrite=True))
     assert not listed.exists(), "the list of an earlier run is gone"
+
+
+class FailsOnWide(MeanColor):
+    """Fails on images wider than 12 pixels in four ways, each for another width."""
+
+    def __call__(self, images):
+        if any(image.width == 13 for image in images):
+            raise RuntimeError("a map is too small\nfor its kernel")
+        none, few = torch.zeros(0, 3), torch.ones(1, 3)
+        ways = {11: (few * torch.nan, 1), 12: (none, 0), 14: (torch.ones(9, 3), 9)}
+        found = super().__call__(images)
+        return [
+            Regions(ways[image.width][0], torch.zeros(ways[image.width][1], 4)) if image.width in ways else regions
+            for image, regions in zip(images, found, strict=True)
+        ]
+
+
+def test_what_the_extractor_fails_on_is_skipped_and_listed(config, monkeypatch, capsys):
+    monkeypatch.setitem(EXTRACTORS, "fails", FailsOnWide)
+    main(replace(config, extractor="fails"))
+    assert RegionStore(config.output).image_id == ["d"], "in a batch with one that fails"
+    assert config.output.with_name("store.h5.skipped.txt").read_text().splitlines() == [
+        "a\tthe extractor failed on it: its features or boxes are NaN or infinite as float32",
+        "b\tthe extractor failed on it: a map is too small for its kernel",
+        "e\tthe extractor failed on it: it found 9 regions, wanted 1 to 2",
+        "c\tthe extractor failed on it: it found 0 regions, wanted 1 to 2",
+    ]
+    assert "ignored 1 files: 1 .txt" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        extract(replace(config, output=config.output.with_name("strict.h5"), strict=True, batch_size=5), FailsOnWide())
+
+
+def test_finished_parts_outlive_bad_photographs_that_are_taken_away_or_repaired(config):
+    damage(config.images)
+    config = replace(config, batch_size=1, strict=True)
+    for name in ("a.jpg", "b.png"):
+        with pytest.raises(ValueError, match=f"cannot read .*{name}"):
+            extract(config, MeanColor())
+        (config.images / name).unlink()
+    assert extract(replace(config, strict=False, join="virtual"), first := MeanColor()) == {"e": mock.ANY}
+    assert first.batches == [1, 1], "d and c; e cannot be read"
+    Image.new("RGB", (14, 20)).save(config.images / "e.png")
+    again = MeanColor()
+    assert extract(replace(config, overwrite=True), again) == {}
+    assert again.batches == [1], "e alone"
+    assert RegionStore(config.output).image_id == ["d", "e", "c"]
+
+
+def test_file_names_need_not_be_utf_8(config, monkeypatch):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    Image.new("RGB", (9, 9), "red").save(config.images / f"{name}.png")
+    (config.images / f"{name}_bad.png").touch()
+    monkeypatch.setitem(EXTRACTORS, "mean-color", MeanColor)
+    for join in ("copy", "virtual"):
+        with ends_in_one_line("regions", []):
+            main(replace(config, extractor="mean-color", join=join, overwrite=True))
+        assert name in RegionStore(config.output).image_id
+        assert RegionStore(config.output).validate() == []
+    assert b"caf\xe9_bad\t" in config.output.with_name("store.h5.skipped.txt").read_bytes()
+    assert find_image(config.images, name).stem == name
 
 
 def test_strict_stops_and_leaves_nothing(config):

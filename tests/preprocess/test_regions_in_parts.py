@@ -98,6 +98,7 @@ def test_two_processes_and_a_killed_one_write_what_one_process_writes(folder, tm
     assert (tmp_path / "two.h5.skipped.txt").read_text() == (tmp_path / "one.h5.skipped.txt").read_text()
 
 
+PLAN = [[{"a": 1, "x": 1, "b": 1}], [{"y": 1}], [{"c": 1}]]
 OPTIONS = {"dim": 2, "max_regions": 3, "extractor": "by hand"}
 
 
@@ -105,11 +106,11 @@ OPTIONS = {"dim": 2, "max_regions": 3, "extractor": "by hand"}
 def test_parts_know_what_is_done_and_are_joined_in_order(tmp_path, how):
     counts = {"a": 2, "b": 3, "c": 1}
     rows = {name: {"features": np.full((count, 2), count), "image_size": (9, 8)} for name, count in counts.items()}
-    parts = Parts(tmp_path / "out.h5", 3, {"batch": 2}, OPTIONS)
+    parts = Parts(tmp_path / "out.h5", PLAN, {"batch": 2}, OPTIONS)
     parts.write(2, [("c", rows["c"])])
     assert parts.todo(0, 1) == [0, 1]
     assert [parts.todo(process, 2) for process in range(2)] == [[0], [1]]
-    parts = Parts(tmp_path / "out.h5", 3, {"batch": 2}, OPTIONS)
+    parts = Parts(tmp_path / "out.h5", PLAN, {"batch": 2}, OPTIONS)
     parts.write(0, [("a", rows["a"]), ("x", "cut off"), ("b", rows["b"])])
     parts.write(1, [("y", "not an image")])
     assert parts.join(how, overwrite=False) == {"x": "cut off", "y": "not an image"}
@@ -123,7 +124,7 @@ def test_parts_know_what_is_done_and_are_joined_in_order(tmp_path, how):
 
 def test_large_stores_are_not_copied(tmp_path, monkeypatch):
     monkeypatch.setattr("preprocess.parts.LARGE", 1)
-    parts = Parts(tmp_path / "out.h5", 1, {}, OPTIONS)
+    parts = Parts(tmp_path / "out.h5", [[{"a": 1}]], {}, OPTIONS)
     parts.write(0, [("a", {"features": np.ones((2, 2))})])
     parts.join("auto", overwrite=False)
     with h5py.File(tmp_path / "out.h5") as file:
@@ -131,16 +132,48 @@ def test_large_stores_are_not_copied(tmp_path, monkeypatch):
 
 
 def test_nothing_but_bad_images_is_an_error_that_names_the_first(tmp_path):
-    parts = Parts(tmp_path / "out.h5", 1, {}, OPTIONS)
+    parts = Parts(tmp_path / "out.h5", [[{"a": 1, "b": 1}]], {}, OPTIONS)
     parts.write(0, [("a", "not an image"), ("b", "cut off")])
     with pytest.raises(ValueError, match=r"out\.h5 was not written, for no image is good\. a: not an image"):
         parts.join("copy", overwrite=False)
 
 
 def test_parts_of_other_settings_are_not_mixed_in(tmp_path):
-    Parts(tmp_path / "out.h5", 3, {"batch": 2}, OPTIONS)
+    Parts(tmp_path / "out.h5", PLAN, {"batch": 2}, OPTIONS)
     with pytest.raises(ValueError, match=r"out\.h5\.parts holds parts of an earlier run with other images or options"):
-        Parts(tmp_path / "out.h5", 3, {"batch": 3}, OPTIONS)
+        Parts(tmp_path / "out.h5", PLAN, {"batch": 3}, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("plan", "todo", "skipped"),
+    [
+        ([[{"a": 1, "b": 1}], [{"y": 1}], [{"c": 1}]], [2], {"y": "not an image"}),  # a bad one is gone
+        ([[{"a": 1, "x": 1, "b": 1}], [{"c": 1}]], [2], {"x": "cut off"}),  # with it, all of its part
+        ([[{"a": 1, "x": 2, "b": 1}], [{"y": 1}], [{"c": 1}]], [0, 2], {"y": "not an image"}),  # one was repaired
+        ([[{"a": 1, "x": 1}], [{"y": 1}, {"c": 1}]], [0, 2], {"y": "not an image"}),  # a good one is gone
+        ([[{"a": 1, "x": 1, "b": 1}], [{"y": 1}]], [2], {"x": "cut off", "y": "not an image"}),
+    ],
+)
+def test_parts_that_are_not_concerned_by_a_change_are_kept(tmp_path, plan, todo, skipped):
+    row = {"features": np.ones((1, 2))}
+    parts = Parts(tmp_path / "out.h5", PLAN, {"batch": 2}, OPTIONS)
+    parts.write(0, [("a", row), ("x", "cut off"), ("b", row)])
+    parts.write(1, [("y", "not an image")])
+    for _ in range(2):
+        parts = Parts(tmp_path / "out.h5", plan, {"batch": 2}, OPTIONS)
+        assert parts.todo(0, 1) == todo
+    for number in todo:
+        parts.write(number, [(image, row) for batch in parts.plan[number] for image in batch])
+    assert parts.join("copy", overwrite=False) == skipped
+    images = [image for part in plan for batch in part for image in batch]
+    assert RegionStore(tmp_path / "out.h5").image_id == [image for image in images if image not in skipped]
+
+
+@pytest.mark.parametrize("plan", [[[{"a": 1, "x": 1, "b": 1, "new": 1}]], [[{"b": 1, "a": 1}]]])
+def test_parts_without_an_image_or_in_another_order_are_of_another_run(tmp_path, plan):
+    Parts(tmp_path / "out.h5", PLAN, {"batch": 2}, OPTIONS)
+    with pytest.raises(ValueError, match="holds parts of an earlier run with other images or options"):
+        Parts(tmp_path / "out.h5", plan, {"batch": 2}, OPTIONS)
 
 
 def test_an_existing_store_is_found_before_the_work(folder, tmp_path):

@@ -72,7 +72,8 @@ def join_stores(parts: Sequence[str | Path], path: str | Path, *, overwrite: boo
     rows = {name: np.concatenate(arrays) for name, arrays in columns.items() if name in complete}
     image_ids, counts = np.unique(rows["image_id"], return_counts=True)
     if (counts > 1).any():
-        raise ValueError(f"{some([name.decode() for name in image_ids[counts > 1]])} in more than one part of {path}")
+        doubled = [name.decode(errors="surrogateescape") for name in image_ids[counts > 1]]
+        raise ValueError(f"{some(doubled)} in more than one part of {path}")
     (max_regions, dim), dtype, _ = kind
     layout = h5py.VirtualLayout((len(rows["image_id"]), max_regions, dim), dtype)
     start = 0

@@ -236,7 +236,8 @@ class RegionStoreWriter:
             return
         if not self._image_id:
             raise ValueError(f"no image was written to {self.path}")
-        self._file["image_id"] = list(self._image_id)
+        # A file name need not be UTF-8: Python keeps what is not as surrogates, the file as the bytes that they were.
+        self._file["image_id"] = [image_id.encode("utf-8", "surrogateescape") for image_id in self._image_id]
         self._file["num_regions"] = np.array(self._num_regions, np.int32)
         self._file[CHECKSUM] = np.array(self._checksum, np.uint32)
         for name, rows in self._columns.items():

@@ -226,4 +226,4 @@ def _find_boxes(file: Any, path: Path) -> tuple[np.ndarray | None, np.ndarray | 
 
 
 def _image_ids(file: Any) -> list[str]:
-    return file["image_id"].asstr()[:].tolist()
+    return file["image_id"].asstr(errors="surrogateescape")[:].tolist()
