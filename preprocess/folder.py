@@ -27,12 +27,11 @@ from accelerate import PartialState
 
 from xmodal.data import Caption, RegionStore, save_captions
 from xmodal.data.atomic import written_whole
+from xmodal.data.image_folder import coco_number, find_images
 from xmodal.entry import run_program
 
 from . import verify, vocabulary
 from .captions import Table, read_captions
-from .image_ids import coco_number
-from .images import find_images
 from .regions import Extraction, RegionsConfig, extract
 from .skipped import write_skipped
 from .splits import draw_splits

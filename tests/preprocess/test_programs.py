@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -50,6 +53,22 @@ def test_both_names_are_one_file_each():
         for value in vars(other).values():
             if inspect.isclass(value) and ".prepare" in value.__module__:
                 assert value is getattr(import_module(value.__module__), value.__name__)
+
+
+def test_programs_that_the_pages_name_exist():
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *(root / "docs").rglob("*.md"), *(root / "scripts" / "recipes").rglob("*.yaml")]
+    text = " ".join(page.read_text() for page in pages)
+    assert {"folder", "captions"} <= set(re.findall(r"xmodal prepare ([a-z-]+)", text)) <= set(PROGRAMS)
+    modules = {program.module for program in PROGRAMS.values()}
+    assert set(re.findall(r"-m preprocess\.(\w+)", text)) <= modules
+
+
+def test_the_checkouts_name_is_a_program_too():
+    arguments = ["--checkpoint", "nowhere", "--vocabulary", "nowhere", "--architecture", "scan", "--output", "nowhere"]
+    command = [sys.executable, "-m", "preprocess.import_checkpoint", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "python -m preprocess.import_checkpoint: no checkpoint at nowhere\n")
 
 
 def test_a_wrong_name_is_answered_with_the_near_miss(capsys):
