@@ -14,9 +14,13 @@ import torch
 from PIL import Image
 
 from xmodal.cli import main
-from xmodal.data import Vocabulary
+from xmodal.data import RegionStore, RegionStoreWriter, Vocabulary
+from xmodal.evaluation import evaluate_retrieval
 from xmodal.heads import HEADS
+from xmodal.model import Matcher
 from xmodal.names import build
+from xmodal.scoring import evaluate_exact, score_all, score_pairs, shortlist
+from xmodal.search.retrieve import retrieve
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,6 +34,38 @@ def blocks(language: str) -> list[str]:
 def test_python_block_runs(code, monkeypatch):
     monkeypatch.setattr("xmodal.heads.HEADS", dict(HEADS))
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_head_of_the_readme_keeps_the_contract(monkeypatch, tmp_path):
+    heads = dict(HEADS)
+    monkeypatch.setattr("xmodal.heads.HEADS", heads)
+    (code,) = (code for code in blocks("python") if 'HEADS["max_sim"]' in code)
+    exec(compile(code, "README.md", "exec"), {})
+    head = heads["max_sim"]()
+    torch.manual_seed(0)
+    regions, words = torch.randn(12, 3, 8), torch.randn(12, 4, 8)
+    scores = head(regions, words)
+    everything = torch.ones(12, 3, dtype=torch.bool), torch.ones(12, 4, dtype=torch.bool)
+    torch.testing.assert_close(scores, head(regions, words, *everything))
+    torch.testing.assert_close(head.pairs(regions, words), scores.diag())
+    torch.testing.assert_close(score_all(head, regions, words), scores)
+    pair = torch.tensor([3, 0]), torch.tensor([5, 1])
+    torch.testing.assert_close(score_pairs(head, regions, words, None, None, *pair), scores[pair])
+    assert shortlist(head, regions, words, k=12).recall_of_exact_top10 == 100.0
+    metrics = evaluate_exact(head, regions, words, caption_image=torch.arange(12))
+    assert metrics.pop("exact")["pairs"] == 144
+    assert metrics == evaluate_retrieval(scores, torch.arange(12))
+    with pytest.raises(NotImplementedError, match="MaxSim does not say where its words look"):
+        head.attention(regions, words)
+
+    with RegionStoreWriter(tmp_path / "test.h5", dim=8, extractor="by hand") as writer:
+        for image in range(5):
+            writer.write(str(image), regions[image])
+    image, text = {"name": "regions", "input_dim": 8, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
+    monkeypatch.setattr("xmodal.model.HEADS", heads)
+    matcher = Matcher(image, text, {"name": "max_sim"}, vocabulary=["a", "dog"])
+    (found,) = retrieve(matcher, RegionStore(tmp_path / "test.h5"), ["a dog"], top=5)
+    assert sorted(found.image_ids) == ["0", "1", "2", "3", "4"]
 
 
 @pytest.fixture(scope="module")
