@@ -2,21 +2,22 @@
 
 | file | read | written by |
 |---|---|---|
-| `NAME.npz` | x or features; bbox or boxes; image_w and image_h; num_bbox | bottom-up PyTorch; MCAN (x transposed) |
+| `NAME.npz` | x, features or feat; bbox or boxes; image_w, image_h; num_bbox | bottom-up PyTorch; MCAN (transposed) |
 | `NAME.npy` + `NAME_info.npy` | an array; a dict: bbox, image_width, image_height | Pythia, MMF (safely) |
+| `NAME.npy` | a pickled dict with the same keys as an .npz | MMF, ViLBERT (safely) |
+| `att/NAME.npz` + `box/NAME.npy` | feat; boxes in the folder beside it | self-critical, AoANet |
+| either | a grid (dim, height, width) or (height, width, dim), whose cells become regions | grid features |
 | `NAME.npy` | an array, without boxes | VSE-infinity and others |
 
-The image's name is the file's without its extension. Files that are damaged are left out and listed in
-OUTPUT.skipped.txt; then the exit status is 1 unless --skip-bad says that this is all right.
+The image's name is the file's without its extension. All-zero rows at the end of an image are padding. Files that are
+damaged are left out and listed in OUTPUT.skipped.txt; then the exit status is 1 unless --skip-bad says that this is all
+right.
 
     python -m preprocess.npz_folder --input FOLDER --output DIR/train.h5 --captions DIR/captions.jsonl --split train
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
@@ -25,31 +26,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from xmodal.data.unpickling import PlainUnpickler, Refused, why_refused
 from xmodal.entry import run_program
 
-from .precomputed import Record, StoreConfig, convert
+from .layouts import KEYS, SISTERS
+from .precomputed import LARGEST, Record, StoreConfig, convert, record_of
 from .skipped import report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-KEYS = {
-    "features": ("x", "features"),
-    "boxes": ("bbox", "boxes"),
-    "width": ("image_w", "image_width"),
-    "height": ("image_h", "image_height"),
-    "count": ("num_bbox", "num_boxes"),
-}
-"""Our name of a value, and the keys that it goes by."""
-
-HARMLESS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("_codecs", "encode"),
-}
-"""What a pickled dict of numbers and arrays may call."""
+    from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,26 +47,41 @@ class Config(StoreConfig):
 
 def main(config: Config) -> None:
     """Convert, and say what was left out."""
-    num_images, skipped = convert(config, _read_files(config.input, config.dim))
+    num_images, skipped = convert(config, read_files(config.input, config.dim))
     report(config.output, num_images, skipped, skip_bad=config.skip_bad)
 
 
-def _read_files(folder: Path, dim: int) -> Iterator[tuple[str, str, Callable[[], Record]]]:
+def read_files(folder: Path, dim: int | None = None) -> Iterator[tuple[str, str, Callable[[], Record]]]:
     """Every file below a folder: where it is, the image's name, and a function that reads it.
 
     Raises:
         FileNotFoundError: there is no such folder, or no .npz or .npy file in it.
+
+    >>> from pathlib import Path
+    >>> np.save("7.npy", np.ones((2, 4)))
+    >>> [(name, read().features.shape) for _, name, read in read_files(Path("."))]
+    [('7', (2, 4))]
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}")
-    paths = sorted(path for path in folder.rglob("*.np[yz]") if not path.stem.endswith("_info"))
+    paths = sorted(path for path in folder.rglob("*.np[yz]") if not _is_beside(path))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no .npz or .npy file")
     for path in tqdm(paths, desc=folder.name, unit="image", delay=2):
-        yield str(path), path.stem.removesuffix(".jpg"), partial(_read_file, path, dim)
+        yield str(path), path.stem, partial(_read_file, path, dim)
 
 
-def _read_file(path: Path, dim: int) -> Record:
+def _is_beside(path: Path) -> bool:
+    """Whether a file belongs to the features of another one: a dict of Pythia's, or what is in a sister folder."""
+    folder = path.absolute().parent
+    beside = (folder.with_name(folder.name.replace(sister, own)) for own, sisters in _SISTERS for sister in sisters)
+    return path.stem.endswith("_info") or any(each != folder and each.is_dir() for each in beside)
+
+
+_SISTERS = [(own, (sister, "fc")) for own, sister in SISTERS]
+
+
+def _read_file(path: Path, dim: int | None) -> Record:
     """The arrays of one image.
 
     Raises:
@@ -89,58 +89,60 @@ def _read_file(path: Path, dim: int) -> Record:
     """
     try:
         values = _read_npz(path) if path.suffix == ".npz" else _read_npy(path)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
+        if not any(key in values for name in ("boxes", "relative_boxes") for key in KEYS[name]):
+            values |= _boxes_beside(path)
+    except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"not a whole {path.suffix} file of numbers ({error})") from error
-    if "features" not in values:
-        raise ValueError(f"no array called {' or '.join(KEYS['features'])}")
-    features, boxes = values["features"], values.get("boxes")
-    counts = {name: int(values[name]) for name in ("count",) if name in values}
-    if boxes is not None:
-        counts["boxes"] = len(boxes)
-    if features.ndim == 2 and features.shape[1] != dim and features.shape[0] == dim:
-        features = features.T
-    counts["features"] = len(features)
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"the numbers of regions differ: {counts}")
-    size = (int(values["width"]), int(values["height"])) if {"width", "height"} <= values.keys() else None
-    return Record(features, boxes, size)
+    return record_of(values, dim)
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_npz(path: Path) -> dict[str, Any]:
+    """What is known of a file; nothing else in it is loaded."""
+    known = {key for keys in KEYS.values() for key in keys}
     with path.open("rb") as file, np.load(file) as arrays:  # opened here, for numpy leaves a damaged file open
-        return _renamed(arrays)
+        sizes = {item.filename.removesuffix(".npy"): item.file_size for item in arrays.zip.infolist()}
+        if large := [key for key in known & sizes.keys() if sizes[key] > LARGEST]:
+            raise ValueError(f"{large[0]} has {sizes[large[0]]} bytes, at most {LARGEST} are read of an image")
+        return {key: arrays[key] for key in arrays.files if key in known}
 
 
-def _read_npy(path: Path) -> dict[str, np.ndarray]:
+def _read_npy(path: Path) -> dict[str, Any]:
     info = path.with_name(f"{path.stem}_info.npy")
-    return {**(_renamed(_read_info(info)) if info.exists() else {}), "features": np.load(path)}
+    found = _load_npy(path)
+    if isinstance(found, dict):
+        return found
+    beside = _load_npy(info) if info.exists() else {}
+    if not isinstance(beside, dict):
+        raise ValueError(f"{info} does not hold a dict")
+    return {**beside, "x": found}
 
 
-def _renamed(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What is read of a file, under our names; nothing else is loaded."""
-    return {ours: values[key] for ours, keys in KEYS.items() for key in keys if key in values}
+def _boxes_beside(path: Path) -> dict[str, Any]:
+    """Boxes of the same name in the sister folder, if there is one."""
+    for own, sister in SISTERS:
+        folder = path.absolute().parent
+        boxes = folder.with_name(folder.name.replace(own, sister)) / f"{path.stem}.npy"
+        if own in folder.name and boxes.exists():
+            return {"boxes": _load_npy(boxes)}
+    return {}
 
 
-def _read_info(path: Path) -> dict[str, Any]:
-    """A dict that `np.save` pickled into an array of one object."""
+def _load_npy(path: Path) -> Any:
+    """An array, or the plain values that `np.save` pickled into an array of one object."""
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        read_header(file)
-        saved = _HarmlessUnpickler(file, encoding="latin1").load()
-    values = saved.item() if isinstance(saved, np.ndarray) and saved.size == 1 else None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} does not hold a dict")
-    return values
-
-
-class _HarmlessUnpickler(pickle.Unpickler):
-    """A pickle can run any code; this reads numbers, strings, lists, dicts and arrays, and refuses the rest."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in HARMLESS:
-            raise pickle.UnpicklingError(f"it wants to call {module}.{name}, which numbers do not need")
-        return super().find_class(module, name)
+        shape, _, dtype = read_header(file)
+        if not dtype.hasobject:
+            if int(np.prod(shape, dtype=object)) * dtype.itemsize > min(LARGEST, path.stat().st_size):
+                raise ValueError(f"{path} claims {shape} numbers and holds {path.stat().st_size} bytes")
+            file.seek(0)
+            return np.load(file)
+        try:
+            saved = PlainUnpickler(file, arrays=True).load()
+        except Refused as error:
+            raise ValueError(f"it wants to call {error.name}, {why_refused(error.name)}") from None
+    return saved.item() if isinstance(saved, np.ndarray) and saved.size == 1 else saved
 
 
 if __name__ == "__main__":

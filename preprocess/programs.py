@@ -32,6 +32,7 @@ PROGRAMS = {
     "verify": Program("verify", "Check region stores and captions against each other before training on them."),
     "scan-npy": Program("scan_npy", "Region stores of the arrays that SCAN, VSE++, BFAN and VSRN share."),
     "bottom-up-tsv": Program("bottom_up_tsv", "A region store of bottom-up-attention TSV files."),
+    "features": Program("features", "A region store of features that others extracted: TSV, HDF5, npz, npy, lmdb."),
     "npz-folder": Program("npz_folder", "A region store of a folder with one array file an image."),
     "coco-annotations": Program("coco_annotations", "Region stores of COCO's annotated objects."),
     "labelled": Program("labelled_datasets", "Indexes and features of CUB, Cars196, SOP, In-Shop or any folder."),

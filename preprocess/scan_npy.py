@@ -2,9 +2,14 @@
 
 Reads FOLDER/{train,dev,test,testall}_ims.npy, *_caps.txt (a caption a line, five an image) and, where there is one,
 *_ids.txt (an image id a line); writes DIR/SPLIT.h5 for each and DIR/captions.jsonl. Some copies of these data hold
-every image five times in a row; the repetition is checked and undone. Arrays are read image by image, never whole.
+every image five times in a row; the repetition is checked and undone. All-zero rows at the end of an image pad it to
+the length of others and are left out. Arrays are read image by image, never whole.
 
     python -m preprocess.scan_npy --input FOLDER --output DIR
+
+The ids of SCAN's own data are Karpathy's `imgid`, under which nobody finds a photograph; his JSON translates them:
+
+    python -m preprocess.scan_npy --input FOLDER --output DIR --karpathy dataset_coco.json
 """
 
 from __future__ import annotations
@@ -12,12 +17,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from xmodal.data import Caption, RegionStoreWriter, save_captions
+from xmodal.data.text import read_text
 from xmodal.entry import run_program
+
+from .image_ids import karpathy_images
+from .precomputed import num_real
 
 SPLITS = ("train", "dev", "test", "testall")
 CAPTIONS_PER_IMAGE = 5
@@ -37,6 +47,9 @@ class Config:
     """What made the features."""
     overwrite: bool = False
     """Replace stores that are there."""
+    karpathy: Path | None = None
+    """Karpathy's dataset_*.json: the ids in *_ids.txt are its `imgid`, and images are named as it names them, by COCO's
+    id or the file name without ending."""
 
 
 def main(config: Config) -> None:
@@ -44,14 +57,15 @@ def main(config: Config) -> None:
     splits = config.splits or tuple(split for split in SPLITS if (config.input / f"{split}_ims.npy").exists())
     if not splits:
         raise FileNotFoundError(f"{config.input} holds none of {[f'{split}_ims.npy' for split in SPLITS]}")
+    names = None if config.karpathy is None else _read_karpathy(config.karpathy)
     captions = []
     for split in splits:
-        captions += _convert_split(config, split)
+        captions += _convert_split(config, split, names)
     save_captions(config.output / "captions.jsonl", captions)
     print(f"{config.output / 'captions.jsonl'}: {len(captions)} captions")
 
 
-def _convert_split(config: Config, split: str) -> list[Caption]:
+def _convert_split(config: Config, split: str, names: dict[str, KarpathyImage] | None) -> list[Caption]:
     """Write one split's store; return its captions.
 
     Raises:
@@ -64,10 +78,14 @@ def _convert_split(config: Config, split: str) -> list[Caption]:
     step = _rows_per_image(features, len(sentences), path)
     num_images = len(features) // step
     image_ids = _image_ids(config.input / f"{split}_ids.txt", split, num_images, step)
+    captions_per_image = len(sentences) // num_images
+    if names is not None:
+        image_ids = _translated(image_ids, names, sentences[::captions_per_image], config.input / f"{split}_ids.txt")
+    padded, padding = 0, 0
     with RegionStoreWriter(
         config.output / f"{split}.h5",
         dim=features.shape[2],
-        max_regions=features.shape[1],
+        max_regions=_longest(features),
         dtype=features.dtype.name,
         extractor=config.extractor,
         overwrite=config.overwrite,
@@ -79,9 +97,16 @@ def _convert_split(config: Config, split: str) -> list[Caption]:
                     f"{path}: the first images come {step} times in a row, but rows {image * step} to "
                     f"{(image + 1) * step - 1} differ"
                 )
-            writer.write(image_id, rows[0])
-    print(f"{config.output / f'{split}.h5'}: {num_images} images")
-    captions_per_image = len(sentences) // num_images
+            count = num_real(rows[0])
+            if not count:
+                raise ValueError(
+                    f"{path}, row {image * step}: all regions of image {image_id!r} are zeros; leave it out"
+                )
+            writer.write(image_id, rows[0][:count])
+            padding += len(rows[0]) - count
+            padded += count < len(rows[0])
+    told = f"; {padding} all-zero rows that pad {padded} images were left out" if padded else ""
+    print(f"{config.output / f'{split}.h5'}: {num_images} images{told}")
     return [
         Caption(image_ids[number // captions_per_image], f"{split}_{number}", sentence, split)
         for number, sentence in enumerate(sentences)
@@ -101,6 +126,69 @@ def _rows_per_image(features: np.ndarray, num_captions: int, path: Path) -> int:
     first = features[:CAPTIONS_PER_IMAGE]
     repeated = rows % CAPTIONS_PER_IMAGE == 0 and bool((first == first[0]).all())
     return CAPTIONS_PER_IMAGE if repeated else 1
+
+
+def _longest(features: np.ndarray) -> int:
+    """The most regions that any image has, the zero rows at its end not counted.
+
+    In an array without padding the first image answers it.
+    """
+    return next((r + 1 for r in reversed(range(features.shape[1])) if any(image[r].any() for image in features)), 1)
+
+
+class KarpathyImage(NamedTuple):
+    """What a data set calls an image, and the letters of its captions."""
+
+    image_id: str
+    captions: set[str]
+
+
+def _read_karpathy(path: Path) -> dict[str, KarpathyImage]:
+    """The images of Karpathy's JSON by `imgid`.
+
+    Raises:
+        ValueError: the file is something else.
+    """
+    images = {}
+    try:
+        for image_id, _, image in karpathy_images(path):
+            sentences = [s["raw"] if "raw" in s else " ".join(s["tokens"]) for s in image["sentences"]]
+            images[str(image["imgid"])] = KarpathyImage(image_id, set(map(_letters, sentences)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not Karpathy's JSON (images with imgid, filename, sentences): {error!r}"
+        ) from error
+    return images
+
+
+def _translated(image_ids: list[str], images: dict[str, KarpathyImage], sentences: list[str], path: Path) -> list[str]:
+    """The data set's names of images that go by `imgid`; the first caption of each tells whether they do.
+
+    Raises:
+        FileNotFoundError: there is no file of ids.
+        ValueError: an id is none of the JSON's, or the captions of its image are others.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"--karpathy translates the ids in {path}, which is not there")
+    absent = [image_id for image_id in image_ids if image_id not in images]
+    if absent:
+        raise ValueError(
+            f"{path}: {len(absent)} of {len(image_ids)} ids are no imgid of the JSON, {absent[0]!r} for one; is it "
+            "of the same data set?"
+        )
+    found = [images[image_id] for image_id in image_ids]
+    same = sum(_letters(sentence) in image.captions for sentence, image in zip(sentences, found, strict=True))
+    if 2 * same < len(found):
+        raise ValueError(
+            f"{path}: only {same} of {len(found)} images have their first caption in the JSON, so its imgid are other "
+            "images; is it of the same data set?"
+        )
+    return [image.image_id for image in found]
+
+
+def _letters(text: str) -> str:
+    """A caption without what tokenizers change."""
+    return "".join(filter(str.isalnum, text.lower()))
 
 
 def _image_ids(path: Path, split: str, num_images: int, step: int) -> list[str]:
@@ -128,7 +216,7 @@ def _open_array(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"no array at {path}")
     try:
         array = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header can fail in any way
         raise ValueError(f"{path} is not a NumPy array file, or was cut off ({error}). Copy it again.") from error
     if array.ndim != 3 or array.dtype.name not in ("float16", "float32"):
         raise ValueError(
@@ -138,10 +226,7 @@ def _open_array(path: Path) -> np.ndarray:
 
 
 def _read_lines(path: Path) -> list[str]:
-    if not path.exists():
-        raise FileNotFoundError(f"no file at {path}")
-    # Only at newlines: str.splitlines would also break at characters that occur inside captions.
-    lines = [line.strip() for line in path.read_bytes().decode("utf-8").rstrip().split("\n")]
+    lines = [line.strip() for line in read_text(path).rstrip().split("\n")]
     if "" in lines:
         raise ValueError(f"{path}, line {lines.index('') + 1} is empty; every line counts, so it cannot be left out")
     return lines

@@ -73,7 +73,7 @@ def changed(column, value):
 
 
 DAMAGED = {
-    "cut in a number": (good[:6], r"3 columns, wanted 6 or 10; is the row cut off"),
+    "cut in a number": (good[:6], r"3 columns, wanted 2, 6, 7, 8 or 10; is the row cut off"),
     "cut in the features": (good[:-40], r"features (is not base64|holds \d+ bytes, wanted 192 for 3 x 16)"),
     "cut at four letters": (changed(5, columns[5][:-8]), r"features holds \d+ bytes, wanted 192 for 3 x 16 numbers"),
     "not base64": (changed(4, b"*" + columns[4][1:]), r"boxes is not base64"),

@@ -40,6 +40,8 @@ prepare bottom-up-tsv --input {} --output out
 prepare bottom-up-tsv --input a.tsv --output out --captions {} --split train
 prepare npz-folder --input {} --output out
 prepare npz-folder --input npz --output out --captions {} --split train
+prepare features --input {} --output out
+prepare features --input a.tsv --output out --captions {} --split train
 prepare coco-annotations official --instances {} --captions coco.json --output out
 prepare coco-annotations official --instances instances.json --captions {} --output out
 prepare coco-annotations compact --input {} --output out
@@ -74,6 +76,7 @@ prepare captions coco --input coco.json --output {}
 prepare vocabulary --captions data/captions.jsonl --output {}
 prepare bottom-up-tsv --input a.tsv --dim 2 --output {}
 prepare npz-folder --input npz --dim 2 --output {}
+prepare features --input a.tsv npz --output {}
 prepare labelled folder --input classes --train-classes 1 --output {}
 prepare import-checkpoint --checkpoint model.pth.tar --vocabulary vocabulary.json --architecture scan --output {}
 evaluate model --data.folder data --data.split dev --json {}

@@ -1,0 +1,72 @@
+"""Read region features of an lmdb database, image by image, without running code from it."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from typing import TYPE_CHECKING
+
+from xmodal.data.unpickling import PlainUnpickler
+
+from .precomputed import Record, record_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+NOT_IMAGES = {b"keys", b"__keys__", b"__len__"}
+"""Entries that list the others."""
+
+
+def read_lmdb(path: Path, dim: int | None = None) -> Iterator[tuple[str, str, Callable[[], Record]]]:
+    """Every image of a database: where it is, its name, and a function that reads it.
+
+    An entry is a pickled dict with features, boxes, image_w, image_h and num_boxes or other names in `KEYS`; arrays may
+    be base64. The image's name is its image_id, or else the key.
+
+    Raises:
+        FileNotFoundError: there is no such database.
+        ImportError: the package lmdb is not installed.
+        ValueError: it is damaged.
+
+    >>> import lmdb, pickle
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> with lmdb.open("features.lmdb") as database, database.begin(write=True) as transaction:
+    ...     _ = transaction.put(b"7", pickle.dumps({"features": np.ones((2, 3)), "image_id": "7"}))
+    >>> [(name, read().features.shape) for _, name, read in read_lmdb(Path("features.lmdb"))]
+    [('7', (2, 3))]
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no lmdb database at {path}")
+    try:
+        import lmdb
+    except ImportError as error:
+        raise ImportError("an lmdb database needs the package lmdb: pip install 'xmodal[lmdb]'") from error
+
+    try:
+        with (
+            lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False) as database,
+            database.begin() as transaction,
+        ):
+            for key, value in transaction.cursor():
+                if key not in NOT_IMAGES:
+                    name = key.decode("utf-8", errors="backslashreplace")
+                    yield f"{path}, key {name}", name, partial(_record, value, dim)
+    except lmdb.Error as error:
+        raise ValueError(f"{path} is no lmdb database, or is damaged ({error}). Copy it again.") from error
+
+
+def _record(value: bytes, dim: int | None) -> Record:
+    """The record of one entry.
+
+    Raises:
+        ValueError: it is damaged, would run code, or has no features.
+    """
+    try:
+        values = PlainUnpickler(io.BytesIO(value), arrays=True).load()
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise ValueError(f"not a pickled dict of numbers ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"holds a {type(values).__name__}, wanted a dict with features")
+    return record_of(values, dim)
