@@ -111,8 +111,8 @@ def test_what_the_detector_said_and_how_it_was_built(tmp_path):
     assert RegionStore(older).extractor == {"name": "detr"}
 
 
-def test_read_all_is_every_image(path, images):
-    regions, mask, _ = RegionStore(path).read_all()
+def test_a_batch_of_every_image(path, images):
+    regions, mask, _ = RegionStore(path).batch(range(len(images)))
     np.testing.assert_array_equal(regions[mask], np.concatenate(images))
 
 

@@ -96,7 +96,7 @@ def test_batch_size_changes_nothing(config, tmp_path):
     extract(other, MeanColor())
     one, two = RegionStore(config.output), RegionStore(other.output)
     assert one.image_id == two.image_id
-    assert one.read_all().regions.equal(two.read_all().regions)
+    assert one.batch(range(len(one))).regions.equal(two.batch(range(len(two))).regions)
 
 
 def test_captions_choose_and_order_the_images(config, captions):

@@ -26,7 +26,7 @@ def test_round_trip_is_exact(tmp_path, dtype, repeat):
     main(Config(tmp_path, tmp_path / "out"))
     for split, features in (("train", train), ("test", test)):
         store = RegionStore(tmp_path / "out" / f"{split}.h5")
-        regions, mask, _ = store.read_all()
+        regions, mask, _ = store.batch(range(len(store)))
         assert mask.all()
         np.testing.assert_array_equal(regions, features.astype(np.float32))
         assert store._open().features.dtype == dtype

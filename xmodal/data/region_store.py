@@ -321,10 +321,6 @@ class RegionStore(ImageSource):
             None if boxes is None else torch.from_numpy(boxes),
         )
 
-    def read_all(self) -> RegionBatch:
-        """Every image at once. For stores that fit in memory: `len * max_regions * dim * 4` bytes."""
-        return self.batch(range(len(self)))
-
     def boxes(self, index: int) -> Float[Tensor, "region 4"]:
         """x1 y1 x2 y2 of one image's regions, in the unit that `attributes["box_convention"]` names.
 

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.numerics import at_least_float32
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -207,15 +209,6 @@ class Captioner(nn.Module):
         labels, label_mask = labels[:, :longest], label_mask[:, :longest]
         return captioning_loss(self(states, labels, region_mask), labels, label_mask)
 
-    def greedy(
-        self,
-        states: Float[Tensor, "image region dim"],
-        region_mask: Bool[Tensor, "image region"] | None = None,
-        max_length: int = 60,
-    ) -> Captions:
-        """The caption that takes the likeliest word at every step; see `beam`."""
-        return self.beam(states, region_mask, beam_size=1, max_length=max_length)
-
     @torch.no_grad()
     def beam(
         self,
@@ -225,6 +218,8 @@ class Captioner(nn.Module):
         max_length: int = 60,
     ) -> Captions:
         """The likeliest caption found by following the `beam_size` likeliest beginnings. Call `eval()` first.
+
+        With one beginning it takes the likeliest word at every step.
 
         Args:
             states: region states, as `VSRN.reason` gives them.
@@ -295,5 +290,4 @@ class Captioner(nn.Module):
         return self.decoder(self.dropout(torch.cat([self.embedding(word), context], dim=1)), hidden)
 
     def _log_probabilities(self, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocabulary"]:
-        logits = self.output(hidden)
-        return (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits).log_softmax(dim=-1)
+        return at_least_float32(self.output(hidden)).log_softmax(dim=-1)
