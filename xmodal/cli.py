@@ -192,15 +192,21 @@ def evaluate(config: Evaluate) -> None:
 
 def evaluate_embedder(config: EvaluateEmbedder) -> None:
     """Print the metrics of an embedder, and draw."""
+    from xmodal.data.atomic import check_writable
     from xmodal.embedder import Embedder
-    from xmodal.evaluation.labelled import evaluate_embeddings
+    from xmodal.evaluation.labelled import check_evaluable, evaluate_embeddings
     from xmodal.search.neighbors import draw_map, draw_neighbors
     from xmodal.training.retrieval import load_split
 
     if config.queries < 1:
         raise ValueError(f"--queries is {config.queries}; wanted at least one to draw")
     data = LabelledDataConfig(config.path, resize=config.resize, crop=config.crop, square=config.square)
-    images, embedder = load_split(data, config.splits, train=False), _load(config.model, Embedder)
+    for path in (config.json, config.neighbors, config.map):
+        if path is not None:
+            check_writable(path)
+    images = load_split(data, config.splits, train=False)
+    check_evaluable(images.labels, images.query, config.recall_at, ks_name="recall_at")
+    embedder = _load(config.model, Embedder)
     progress = sys.stderr.isatty()
     embeddings = embedder.embed_all(images, progress=progress)
     options = {"query": images.query, "ks": config.recall_at, "normalize": embedder.normalize, "progress": progress}

@@ -168,11 +168,23 @@ def test_a_configuration_survives_yaml(settings):
         ({"model__backbone": {"name": "mpl"}}, "unknown backbone 'mpl' .*'mlp'"),
         ({"data__validation": ("train",)}, "6 classes are in the training images and in those for evaluation"),
         ({"data__validation": ("val",)}, "no image of split 'val'"),
+        ({"recall_at": (1, 20), "criterion": "R@1"}, r"recall_at are \(1, 20\); wanted levels from 1 to 19"),
     ],
 )
 def test_what_cannot_work_is_refused(settings, change, changes, message):
     with pytest.raises(ValueError, match=message):
         train(change(settings, **changes))
+
+
+@pytest.mark.bad_input
+def test_validation_without_two_images_of_a_class_is_refused_before_training(settings, change, tmp_path):
+    names = ["train 0", "train 1"] * 8 + ["lone 0", "lone 1", "lone 2"]
+    splits = ["train"] * 16 + ["dev"] * 3
+    images = LabelledFeatures(torch.randn(19, 16), [str(i) for i in range(19)], names, splits)
+    path = tmp_path / "lone.h5"
+    save_features(path, images.features, images, {"backbone": "by hand"})
+    with pytest.raises(ValueError, match="none of the 3 queries has an image of its class"):
+        train(change(settings, data__path=path, data__images_per_class=8))
 
 
 def test_a_criterion_that_is_no_result_is_refused():

@@ -140,10 +140,43 @@ def _checked(
     finite = embeddings.isfinite().all(dim=1)
     if not finite.all():
         raise ValueError(f"the embedding of image {int((~finite).nonzero()[0])} is not finite; look at its features")
-    gallery = len(labels) - 1 if query is None else int((~query).sum())
-    if not ks or min(ks) < 1 or max(ks) > gallery:
-        raise ValueError(f"ks are {tuple(ks)}; wanted levels from 1 to {gallery}, the number of images looked among")
+    check_evaluable(labels, query, ks)
     return embeddings, labels.unique(return_inverse=True)[1], query
+
+
+def check_evaluable(
+    labels: Int[Tensor, "image"],
+    query: Bool[Tensor, "image"] | None = None,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    *,
+    ks_name: str = "ks",
+) -> None:
+    """Refuse images that `evaluate_embeddings` cannot evaluate by retrieval, before there are embeddings.
+
+    Args:
+        labels: the class of every image.
+        query: as for `evaluate_embeddings`.
+        ks: the levels K of R@K.
+        ks_name: what these are called where they come from, for the message.
+
+    Raises:
+        ValueError: a K is more than the images that are looked among, or no query has an image of its class there.
+
+    >>> check_evaluable(torch.tensor([0, 0, 1]), ks=[1, 3], ks_name="recall_at")
+    Traceback (most recent call last):
+    ...
+    ValueError: recall_at are (1, 3); wanted levels from 1 to 2, the number of images looked among
+    """
+    in_gallery = labels if query is None else labels[~query]
+    gallery = len(in_gallery) - int(query is None)
+    if not ks or min(ks) < 1 or max(ks) > gallery:
+        raise ValueError(
+            f"{ks_name} are {tuple(ks)}; wanted levels from 1 to {gallery}, the number of images looked among"
+        )
+    classes, counts = in_gallery.unique(return_counts=True)
+    asked = labels if query is None else labels[query]
+    if not torch.isin(asked, classes[counts > int(query is None)]).any():
+        raise ValueError(f"none of the {len(asked)} queries has an image of its class to find; are the labels right?")
 
 
 def _retrieval_metrics(
@@ -158,8 +191,6 @@ def _retrieval_metrics(
     right = torch.bincount(in_gallery, minlength=int(labels.max()) + 1)[labels] - int(query is None)
     asked = right if query is None else right[query]
     lone, answerable = int((asked == 0).sum()), int((asked > 0).sum())
-    if not answerable:
-        raise ValueError(f"none of the {len(asked)} queries has an image of its class to find; are the labels right?")
     depth = max(*ks, int(asked.max()))
     sums = dict.fromkeys([*(f"R@{k}" for k in ks), "R-precision", "mAP@R"], 0.0)
     ranks = torch.arange(1, depth + 1, device=labels.device)

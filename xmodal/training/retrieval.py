@@ -9,7 +9,7 @@ from torch import nn
 from xmodal.data.labelled import LabelledFeatures, check_class_disjoint, image_transform, load_labelled
 from xmodal.embedder import Embedder
 from xmodal.encoders.backbone import BACKBONES
-from xmodal.evaluation.labelled import evaluate_embeddings
+from xmodal.evaluation.labelled import check_evaluable, evaluate_embeddings
 from xmodal.names import build, fill
 from xmodal.objectives import METRIC_OBJECTIVES
 from xmodal.training.sampler import ClassBatches
@@ -58,6 +58,8 @@ class RetrievalTask:
         self.dataset = load_split(data, (data.train,), train=True, seed=config.seed)
         self.validation = load_split(data, data.validation, train=False)
         check_class_disjoint(self.dataset, self.validation)
+        # What cannot be evaluated is refused now and not after the first epoch.
+        check_evaluable(self.validation.labels, self.validation.query, config.recall_at, ks_name="recall_at")
         backbone = config.model.backbone
         if isinstance(self.dataset, LabelledFeatures):
             backbone = with_input_dim(backbone, self.dataset.dim)
