@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import tyro  # noqa: TC002 (and itself, at run time)
 
 from xmodal.data import RegionStore, load_captions
+from xmodal.data.split import CAPTIONS, store_file
 from xmodal.entry import run_program
 
 if TYPE_CHECKING:
@@ -78,12 +79,12 @@ def verify(config: Config) -> Iterator[Finding]:
     if not config.folder.is_dir():
         raise FileNotFoundError(f"no folder at {config.folder}")
     captions = defaultdict(list)
-    for caption in load_captions(config.captions or config.folder / "captions.jsonl"):
+    for caption in load_captions(config.captions or config.folder / CAPTIONS):
         captions[caption.split].append(caption)
     splits = config.splits or sorted({path.stem for path in config.folder.glob("*.h5")} | captions.keys())
     stores: dict[str, RegionStore] = {}
     for split in splits:
-        path = config.folder / f"{split}.h5"
+        path = store_file(config.folder, split)
         try:
             store = RegionStore(path)
         except (FileNotFoundError, ValueError) as error:

@@ -245,10 +245,11 @@ def search(config: Search) -> None:
 def explain(config: Explain) -> None:
     """Draw the attention of one pair."""
     from xmodal.data import RegionStore
+    from xmodal.data.split import store_file
     from xmodal.search.pictures import find_image
     from xmodal.search.retrieve import explain_pair
 
-    store = RegionStore(config.data.folder / f"{config.data.split}.h5")
+    store = RegionStore(store_file(config.data.folder, config.data.split))
     image = find_image(config.images, config.image_id)
     explain_pair(_load(config.model), store, config.image_id, image, config.sentence, config.output)
     print(f"wrote {config.output}")
@@ -274,7 +275,9 @@ def inspect(config: Inspect) -> None:
     else:
         extractor = build("extractor", EXTRACTORS, {"name": config.extractor})
     (regions,) = extractor([image])
-    scores = describe_scores(matcher, regions, config.sentences) if matcher is not None and config.sentences else []
+    scores: list[str] = []
+    if matcher is not None and config.sentences:
+        scores = describe_scores(matcher, regions, image.size, config.sentences)
     print(f"{config.image}: {image.width} x {image.height}, {len(regions.boxes)} regions by {extractor.name}")
     print(*describe_regions(regions, extractor.class_names), *scores, sep="\n")
     draw_regions(image, regions, extractor.class_names, config.output, notes=scores)

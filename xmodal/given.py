@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xmodal.data.pixels import PixelTransform
+from xmodal.data.pixels import PixelBatch, PixelTransform
+from xmodal.data.region_store import RegionBatch
 from xmodal.names import build
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.encoders.base import ImageEncoder
-    from xmodal.encoders.region_extractor import RegionExtractor
+    from xmodal.encoders.region_extractor import RegionExtractor, Regions
 
-    GivenImage = Tensor | np.ndarray | str | Path
-    """Region features `(region, dim)` or pixels, as the encoder takes them, or the path of an image file."""
+    GivenImage = Tensor | np.ndarray | str | Path | RegionBatch | PixelBatch
+    """Region features `(region, dim)` or pixels, as the encoder takes them, the path of an image file, or a batch."""
     GivenImages = GivenImage | Sequence[GivenImage]
     """One image or many; the first axis of an array with one axis too many counts images."""
     Extractor = str | Mapping[str, Any] | None
@@ -33,7 +34,7 @@ TRANSFORMS = {"pixels": PixelTransform}
 
 
 def given_batches(images: GivenImages, encoder: ImageEncoder, extractor: Extractor = None) -> Iterator[Any]:
-    """A batch for an image encoder of every image that was given, each of one image.
+    """Batches for an image encoder of what was given: one of every array and file; a batch of a source stays as it is.
 
     Args:
         images: one image or many.
@@ -51,9 +52,24 @@ def given_batches(images: GivenImages, encoder: ImageEncoder, extractor: Extract
     >>> len(list(given_batches(torch.ones(2, 36, 8), encoder)))
     2
     """
-    arrays = _read_files(_one_or_many(images, len(encoder.image_axes)), extractor)
-    for position, image in enumerate(arrays):
-        yield _as_batch(encoder, image, position)
+    for position, image in enumerate(_read_files(_one_or_many(images, encoder), extractor)):
+        yield image if _is_batch(image) else _as_batch(encoder, image, position)
+
+
+def region_batch(regions: Regions, size: tuple[int, int]) -> RegionBatch:
+    """What an extractor found in one image as a batch of a region store, boxes included.
+
+    Args:
+        regions: what it found.
+        size: width and height of the image.
+
+    >>> from xmodal.encoders.region_extractor import Regions
+    >>> batch = region_batch(Regions(torch.ones(1, 8), torch.tensor([[10.0, 0.0, 40.0, 15.0]])), size=(40, 30))
+    >>> batch.boxes
+    tensor([[[0.2500, 0.0000, 1.0000, 0.5000]]])
+    """
+    real = torch.ones(1, len(regions.features), dtype=torch.bool)
+    return RegionBatch(regions.features[None], real, (regions.boxes / torch.tensor(size).repeat(2))[None])
 
 
 def build_extractor(extractor: Extractor) -> RegionExtractor:
@@ -86,15 +102,22 @@ def _as_batch(encoder: ImageEncoder, image: Num[Tensor, "..."] | np.ndarray, pos
         raise ValueError(f"image {position}: {error}") from error
 
 
-def _one_or_many(images: Any, axes: int) -> list[Any]:
+def _is_batch(images: Any) -> bool:
+    """Whether something is a batch of a source already: a NamedTuple."""
+    return isinstance(images, tuple) and hasattr(images, "_fields")
+
+
+def _one_or_many(images: Any, encoder: ImageEncoder) -> list[Any]:
     """The images in a list, be it one."""
-    if isinstance(images, (str, Path)) or (not isinstance(images, (list, tuple)) and images.ndim == axes):
+    if isinstance(images, (str, Path)) or _is_batch(images):
+        return [images]
+    if not isinstance(images, (list, tuple)) and images.ndim == len(encoder.image_axes):
         return [images]
     return list(images)
 
 
-def _read_files(images: list[Any], extractor: Extractor) -> list[Num[Tensor, "..."] | np.ndarray]:
-    """The images with files among them read and turned into arrays."""
+def _read_files(images: list[Any], extractor: Extractor) -> list[Any]:
+    """The images with files among them read and turned into batches."""
     files = [Path(image) for image in images if isinstance(image, (str, Path))]
     for file in files:
         if not file.is_file():
@@ -103,14 +126,16 @@ def _read_files(images: list[Any], extractor: Extractor) -> list[Num[Tensor, "..
     return [next(extracted) if isinstance(image, (str, Path)) else image for image in images]
 
 
-def _extract(files: list[Path], extractor: Extractor) -> list[Tensor]:
+def _extract(files: list[Path], extractor: Extractor) -> list[RegionBatch] | list[PixelBatch]:
     from xmodal.data.images import read_image
 
     images = [read_image(file) for file in files]
     options = _options(extractor)
     if options["name"] in TRANSFORMS:
-        return list(map(build("pixel transform", TRANSFORMS, options), images))
-    return [regions.features for regions in build_extractor(options)(images)]
+        transform = build("pixel transform", TRANSFORMS, options)
+        return [PixelBatch(transform(image)[None]) for image in images]
+    found = build_extractor(options)(images)
+    return [region_batch(regions, image.size) for regions, image in zip(found, images, strict=True)]
 
 
 def _options(extractor: Extractor) -> Mapping[str, Any]:

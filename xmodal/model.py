@@ -221,7 +221,8 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
 
         Args:
             images: region features `(region, dim)` of one image (a row of a region store, an array), the path of an
-                image file, or a list of these. Files need a matcher whose `extractor` is known.
+                image file, a batch of an image source, or a list of these. Files need a matcher whose `extractor` is
+                known. An encoder that takes pixels takes `(3, height, width)`.
             captions: a sentence or a list of sentences.
 
         Raises:
@@ -259,7 +260,7 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         """Where each token of one caption looks among the regions of one image, in evaluation mode.
 
         Args:
-            image: as for `score`.
+            image: as for `score`, but one.
             caption: the sentence.
 
         Returns:

@@ -103,7 +103,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def _from_pretrained(
         cls, *, model_id: str, map_location: str | torch.device = "cpu", strict: bool = True, **options: Any
-    ):
+    ) -> Self:
         # The hub hands over its own options together with those of __init__.
         known = inspect.signature(cls.__init__).parameters
         download = {name: options.pop(name) for name in list(options) if name not in known}
@@ -121,9 +121,10 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:  # of values of a wrong kind
             raise ValueError(f"{config} does not describe a {cls.__name__} ({error}). {ADVICE}") from error
         try:
-            return cls._load_as_safetensor(model, str(weights), str(map_location), strict).to(map_location).eval()
+            cls._load_as_safetensor(model, str(weights), "cpu", strict)
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"{weights} is damaged, or not of this {CONFIG} ({error}). {ADVICE}") from error
+        return model.to(map_location).eval()
 
     @classmethod
     def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:

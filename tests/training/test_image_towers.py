@@ -168,3 +168,33 @@ def test_a_transformer_over_regions_does_not_see_its_neighbors_padding(boxed, mo
     with torch.no_grad():
         matcher.eval()
         torch.testing.assert_close(matcher(batch.regions, tokens, batch.region_mask, word_mask), together)
+
+
+def test_boxes_reach_an_encoder_from_wherever_images_come(boxed, tmp_path, monkeypatch):
+    """From a store, from a photograph by an extractor, for a picture of where words look."""
+    from xmodal.encoders import extractors
+    from xmodal.search.photograph import describe_scores
+    from xmodal.search.retrieve import explain_pair
+
+    found = extractors.Regions(torch.ones(2, 4), torch.tensor([[10.0, 0.0, 20.0, 20.0]] * 2))
+
+    class Extractor:
+        def __call__(self, images):
+            return [found for _ in images]
+
+    monkeypatch.setitem(extractors.EXTRACTORS, "by hand", Extractor)
+    torch.manual_seed(0)
+    image = {"name": f"{__name__}:Located", "input_dim": 4, "dim": 8}
+    matcher = Matcher(image, TEXT, {"name": "scan"}, ["a", "red", "wall"], extractor="by hand")
+    store = RegionStore(boxed / "dev.h5")
+    green = store.index("dev-green")
+    wanted = matcher.score_all(store, ["a wall"])[[green]]
+    torch.testing.assert_close(matcher.score(store.batch([green]), "a wall"), wanted)
+    Image.new("RGB", (40, 20)).save(tmp_path / "7.png")
+    torch.testing.assert_close(matcher.score(tmp_path / "7.png", "a wall"), wanted)
+    torch.testing.assert_close(
+        matcher.score([store.batch([0, green]), tmp_path / "7.png"], "a wall")[1:], wanted[[0, 0]]
+    )
+    assert describe_scores(matcher, found, (40, 20), ["a wall"]) == [f"{wanted.item():8.4f}  a wall"]
+    explain_pair(matcher, store, "dev-green", tmp_path / "7.png", "a wall", tmp_path / "attention.png")
+    assert (tmp_path / "attention.png").exists()

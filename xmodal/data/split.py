@@ -132,6 +132,15 @@ def open_split(
     return Split.of(open_source(folder, split, source), split_captions(folder, split), every_image=every_image)
 
 
+def store_file(folder: str | Path, split: str) -> Path:
+    """Where a data folder has the region store of a split.
+
+    >>> store_file("data/f30k", "dev").name
+    'dev.h5'
+    """
+    return Path(folder) / f"{split}.h5"
+
+
 def split_captions(folder: str | Path, split: str) -> list[Caption]:
     """The captions of a split of a data folder, in the order of their file; errors are those of `load_captions`.
 
@@ -156,7 +165,7 @@ def open_source(folder: str | Path, split: str, source: Mapping[str, Any] | None
     ['7']
     """
     options = {"name": "regions", **(source or {})}
-    known: dict[str, Any] = {"path": Path(folder) / f"{split}.h5"}
+    known: dict[str, Any] = {"path": store_file(folder, split)}
     if "image_id" in options_of(find(KIND, SOURCES, options["name"])).named:
         known["image_id"] = list(dict.fromkeys(caption.image_id for caption in split_captions(folder, split)))
     return build(KIND, SOURCES, options, known)

@@ -91,7 +91,7 @@ def pointing_accuracy(matcher: Matcher, store: RegionStore, mentions: Iterable[M
     rounds = []
     for mention in mentions:
         index = store.index(mention.image_id)
-        weights = matcher.attention(store[index], mention.caption).weights[0].cpu()
+        weights = matcher.attention(store.batch([index]), mention.caption).weights[0].cpu()
         first = 1 + len(tokenize(mention.caption[: mention.start]))  # after <start>
         words = weights[first : first + len(tokenize(mention.caption[mention.start : mention.end]))]
         rounds.append(pointing(words, store.boxes(index), [mention.boxes] * len(words)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xmodal.given import region_batch
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -32,8 +34,14 @@ def describe_regions(regions: Regions, names: Mapping[int, str]) -> list[str]:
     return lines
 
 
-def describe_scores(matcher: Matcher, regions: Regions, sentences: Sequence[str]) -> list[str]:
+def describe_scores(matcher: Matcher, regions: Regions, size: tuple[int, int], sentences: Sequence[str]) -> list[str]:
     """A line a sentence, the one that fits best first.
+
+    Args:
+        matcher: what scores.
+        regions: of the photograph.
+        size: its width and height.
+        sentences: the sentences.
 
     Raises:
         ValueError: a sentence is empty, or the matcher takes features of another dim.
@@ -44,10 +52,10 @@ def describe_scores(matcher: Matcher, regions: Regions, sentences: Sequence[str]
     >>> image, text = {"name": "regions", "input_dim": 8, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
     >>> matcher = Matcher(image, text, {"name": "scan"}, vocabulary=["a", "dog", "cat"])
     >>> regions = Regions(torch.randn(3, 8), torch.rand(3, 4))
-    >>> lines = describe_scores(matcher, regions, ["a dog", "a cat"])
+    >>> lines = describe_scores(matcher, regions, (40, 30), ["a dog", "a cat"])
     >>> sorted(line.split(maxsplit=1)[1] for line in lines)
     ['a cat', 'a dog']
     """
-    scores = matcher.score(regions.features, list(sentences))[0].tolist()
+    scores = matcher.score(region_batch(regions, size), list(sentences))[0].tolist()
     ranked = sorted(zip(scores, sentences, strict=True), reverse=True)
     return [f"{score:8.4f}  {sentence}" for score, sentence in ranked]

@@ -67,9 +67,10 @@ def explain_pair(matcher: Matcher, store: RegionStore, image_id: str, image: Pat
     True
     """
     index = store.index(image_id)
-    attention = matcher.attention(store[index], sentence)
+    batch = store.batch([index])
+    attention = matcher.attention(batch, sentence)
     words = matcher.token_words(sentence)
-    score = matcher.score(store[index], sentence).item()
+    score = matcher.score(batch, sentence).item()
     draw_attention(image, pixel_boxes(store, index), words, attention.weights[0].cpu(), output, score=score)
 
 
