@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> None:
     if name not in PROGRAMS:
         raise ValueError(f"unknown program {name!r}{near_miss(name, PROGRAMS)}; known: {', '.join(PROGRAMS)}")
     module = import_module(f".{PROGRAMS[name].module}", __package__)
-    description = as_installed(inspect.cleandoc(module.__doc__))
+    description = as_installed(inspect.cleandoc(module.__doc__ or ""))
     run_program(module.main, rest, prog=f"xmodal prepare {name}", description=description)
 
 

@@ -68,3 +68,9 @@ def test_a_description_is_the_first_sentence(tmp_path):
     assert describe_recipe(recipe) == "SCAN on mine (Lee et al., 2018), with 0.5 of it."
     recipe.write_text("epochs: 3\n# No more.")
     assert describe_recipe(recipe) == ""
+
+
+def test_a_recipe_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(b"epochs: \xff")
+    with pytest.raises(ValueError, match=r"mine\.yaml is no YAML"):
+        load_recipe(tmp_path / "mine.yaml")

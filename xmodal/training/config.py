@@ -323,7 +323,7 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"recipe {path} is a base of itself")
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path} is no YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must be a mapping of options, got {values!r}")
