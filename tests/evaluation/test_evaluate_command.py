@@ -105,6 +105,24 @@ def test_the_first_images_of_a_validation_are_those_the_captions_speak_of_first(
     assert validated(permuted) == (images, results)
 
 
+def test_validation_scores_pairs_within_folds_only(data, monkeypatch):
+    captions = load_captions(data / "captions.jsonl", "dev")
+    monkeypatch.setitem(PROTOCOLS, "tiny-5fold", Protocol("tiny-5fold", images=10, captions=len(captions), folds=5))
+    model = ModelConfig({"name": "regions", "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4})
+    config = TrainConfig(data=DataConfig(data), model=model, protocol="tiny-5fold", progress=False)
+    task = MatchingTask(config, torch.device("cpu"))
+    scored, score_all = [], Matcher.score_all
+
+    def counted(matcher, store, captions, **options):
+        scored.append((len(store), list(captions)))
+        return score_all(matcher, store, captions, **options)
+
+    monkeypatch.setattr(Matcher, "score_all", counted)
+    assert len(task.validate()["folds"]) == 5
+    assert [images for images, _ in scored] == [2] * 5
+    assert [sentence for _, sentences in scored for sentence in sentences] == [c.caption for c in captions]
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("options", "message"),

@@ -57,7 +57,7 @@ class Protocol:
         if images == self.images and self.captions and captions > self.captions:
             fix = (
                 f"the published protocol takes the first {self.captions // images} captions of every image: write the "
-                f"captions with `xmodal prepare captions --captions-per-image {self.captions // images} ...`"
+                f"captions with `xmodal prepare captions ... --captions-per-image {self.captions // images}`"
             )
         else:
             fix = f"protocols that fit: {', '.join(name for name, p in PROTOCOLS.items() if p.fits(images, captions))}"
