@@ -136,6 +136,13 @@ class HingeRanking(nn.Module):
 
     With `mask_false_negatives=False` the image ids of square scores are ignored.
 
+    Args:
+        margin: by which a match must beat a mismatch.
+        hardest: weight of the hardest negatives against all of them, in [0, 1], at the end of the warm-up.
+        reduction: `sum` over the pairs, as published, or `mean`.
+        warmup_steps: optimizer steps of the warm-up; 0 for none.
+        mask_false_negatives: keep the captions of one image from being each other's negatives.
+
     Example:
         >>> import torch
         >>> from xmodal.objectives import HingeRanking
@@ -186,6 +193,11 @@ class InfoNCE(nn.Module):
     """`info_nce_loss` with a temperature that may be learned (kept as its logarithm, as CLIP does).
 
     With `mask_false_negatives=False` the image ids of square scores are ignored.
+
+    Args:
+        temperature: of the softmax over the scores, positive; where it is learned, its start.
+        learn_temperature: whether training moves the temperature.
+        mask_false_negatives: keep the captions of one image from being each other's negatives.
 
     Example:
         >>> import torch

@@ -112,7 +112,7 @@ def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Gro
         if key in named
     }
     unstated = frozenset(part.known - values.keys())
-    help_texts = _help(part, name)
+    help_texts = option_help(part, name)
     fields: list[Any] = [] if part.nameless else [_name_field(part, None if absent else name)]
     for key, option in named.items():
         if key in inside:
@@ -252,11 +252,18 @@ _YAML = PrimitiveConstructorSpec(
 )
 
 
-def _help(part: Part, name: Any) -> dict[str, str]:
+def option_help(part: Part, name: Any) -> dict[str, str]:
     """What the docstrings of a part say of its options.
 
     Those are its own, that of the class that an option is inherited from, and those of the functions that these refer
     to in backquotes: a head takes the arguments of its function.
+
+    Example:
+        >>> from xmodal.training.command_line import option_help
+        >>> from xmodal.training.config import TrainConfig
+        >>> from xmodal.training.parts import PARTS
+        >>> option_help(PARTS[TrainConfig]["model.text"], "gru")["layers"]
+        'Number of GRU layers.'
     """
     owners = {id(option.owner): option.owner for option in part.options(name).named.values()}.values()
     documented = [(owner, getattr(owner, "__init__", None)) for owner in owners]
