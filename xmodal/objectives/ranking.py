@@ -13,13 +13,14 @@ answers are not in its way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from xmodal.numerics import at_least_float32
+from xmodal.objectives.choices import check_choice
 from xmodal.objectives.warmup import warmth
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ def hinge_ranking_loss(
     pairs = _right_pairs(scores, caption_image, positives)
     if not 0 <= hardest <= 1:
         raise ValueError(f"hardest must be a boolean or a number in [0, 1], got {hardest}")
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}; got {reduction!r}")
+    check_choice("reduction", reduction, Reduction)
     matched = pairs.scores
     caption_cost = (margin + pairs.captions - matched[:, None]).clamp_min(0).masked_fill(~pairs.wrong_captions, 0)
     image_cost = (margin + pairs.images - matched[None, :]).clamp_min(0).masked_fill(~pairs.wrong_images, 0)
