@@ -1,9 +1,14 @@
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
+from PIL import Image
 
 from xmodal.cli import COMMANDS, main
+from xmodal.data.labelled import LabelledSet, save_features
+from xmodal.embedder import Embedder
 from xmodal.heads import HEADS
 from xmodal.names import build
 from xmodal.objectives.daml import SYNTHETIC_LOSSES
@@ -77,6 +82,27 @@ def test_missing_files_are_named_without_a_traceback(arguments, message, tmp_pat
     assert printed.startswith("xmodal ")
     assert message in printed
     assert "Traceback" not in printed
+
+
+def test_one_clear_line_for_what_does_not_go_together(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Embedder({"name": "mlp", "input_dim": 4}, dim=2).save_pretrained("run/best")
+    Image.new("RGB", (40, 30), "red").save("photo.png")
+    save_features("birds.h5", torch.eye(4), LabelledSet(list("abcd"), ["gull", "wren"] * 2, ["test"] * 4), {})
+    embedder = ["evaluate-embedder", "run", "--path", "birds.h5", "--recall-at", "1"]
+    for arguments, message in (
+        (
+            ["inspect", "photo.png", "--model", "run"],
+            "run/best holds no Matcher: its config.json lacks image, text; it is of the kind Embedder",
+        ),
+        ([*embedder, "--neighbors", "sheet.png", "--queries", "0"], "--queries is 0; wanted at least one to draw"),
+        ([*embedder, "--splits", "tset"], "birds.h5 has no image of split 'tset'; its splits are {'test': 4}"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(message, line), line
+    main([*embedder, "--json", "numbers.json"])
 
 
 def test_module_and_program_are_the_same():

@@ -155,6 +155,31 @@ def test_the_published_preprocessing(tmp_path):
         image_transform(train=True, crop=300)
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("size", [(3, 50), (50, 3), (4, 33), (1, 40), (7, 120)])
+def test_narrow_images_are_cut_before_they_are_resized(monkeypatch, size, train):
+    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    transform = image_transform(train=train, resize=20, crop=16)
+    for seed in range(5):
+        crops = []
+        for narrow in (8, 10**9):
+            monkeypatch.setattr("xmodal.data.labelled.images.NARROW", narrow)
+            torch.manual_seed(seed)
+            crops.append(transform(Image.fromarray(pixels)).int())
+        assert (crops[0] - crops[1]).abs().max() <= 1, "rounding, for the box of the crop is no whole pixels"
+
+
+def test_a_line_of_pixels_never_becomes_a_huge_picture(monkeypatch):
+    resized = []
+    usual = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *more: resized.append(size) or usual(self, size, *more)
+    )
+    for size in ((1, 3000), (3000, 1), (100_000, 2)):
+        assert image_transform(train=False)(Image.new("RGB", size)).shape == (3, 224, 224)
+    assert set(resized) == {(224, 224)}
+
+
 def test_images_are_read_upright_in_color_and_on_white(tmp_path):
     image = Image.new("L", (10, 4))
     exif = Image.Exif()
