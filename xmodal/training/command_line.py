@@ -90,8 +90,8 @@ class _Group:
 
 def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Group:
     """The options of the part that a configuration and the arguments choose for one place."""
-    stated = values is not None and not dataclasses.is_dataclass(values)
-    values = dataclasses.asdict(values) if dataclasses.is_dataclass(values) else dict(values or {})
+    stated = not dataclasses.is_dataclass(values)
+    values = dict(values or {}) if stated else dataclasses.asdict(values)
     asked = {flag.removeprefix(f"{path}."): value for flag, value in given.items() if flag.startswith(f"{path}.")}
     name = asked.get("name", values.get("name"))
     absent = part.optional and (name == "None" or not ((stated and values) or asked))
@@ -139,7 +139,7 @@ def _can_be_field(name: Any) -> bool:
     return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
 
 
-def _is_same(part: Part, values: Mapping[str, Any], name: str) -> bool:
+def _is_same(part: Part, values: Mapping[str, Any], name: Any) -> bool:
     """Whether a name stands for the part that the configuration has, whatever it calls it."""
     old = part.name(values)
     with contextlib.suppress(ValueError):
