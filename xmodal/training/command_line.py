@@ -91,7 +91,7 @@ class _Group:
 def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Group:
     """The options of the part that a configuration and the arguments choose for one place."""
     stated = not dataclasses.is_dataclass(values)
-    values = dict(values or {}) if stated else dataclasses.asdict(values)
+    values = dict(values or {}) if stated else {e.name: getattr(values, e.name) for e in dataclasses.fields(values)}
     asked = {flag.removeprefix(f"{path}."): value for flag, value in given.items() if flag.startswith(f"{path}.")}
     name = asked.get("name", values.get("name"))
     absent = part.optional and (name == "None" or not ((stated and values) or asked))
