@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xmodal.data.array_files import LARGEST
 from xmodal.data.store_file import FORMAT
 from xmodal.data.text import parse_json, read_lines, read_text
 from xmodal.data.unpickling import PlainUnpickler
 
 from .layouts import HDF5, KEYS
-from .precomputed import LARGEST, Record, record_of
+from .precomputed import Record, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

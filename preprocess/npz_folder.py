@@ -23,14 +23,13 @@ from functools import partial
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
-from xmodal.data.unpickling import PlainUnpickler, Refused, why_refused
+from xmodal.data.array_files import load_array, load_arrays
 from xmodal.entry import run_program
 
 from .layouts import KEYS, SISTERS
-from .precomputed import LARGEST, Record, StoreConfig, convert, record_of
+from .precomputed import Record, StoreConfig, convert, record_of
 from .skipped import report
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ def read_files(folder: Path, dim: int | None = None) -> Iterator[tuple[str, str,
         FileNotFoundError: there is no such folder, or no .npz or .npy file in it.
 
     >>> from pathlib import Path
+    >>> import numpy as np
     >>> np.save("7.npy", np.ones((2, 4)))
     >>> [(name, read().features.shape) for _, name, read in read_files(Path("."))]
     [('7', (2, 4))]
@@ -98,20 +98,15 @@ def _read_file(path: Path, dim: int | None) -> Record:
 
 def _read_npz(path: Path) -> dict[str, Any]:
     """What is known of a file; nothing else in it is loaded."""
-    known = {key for keys in KEYS.values() for key in keys}
-    with path.open("rb") as file, np.load(file) as arrays:  # opened here, for numpy leaves a damaged file open
-        sizes = {item.filename.removesuffix(".npy"): item.file_size for item in arrays.zip.infolist()}
-        if large := [key for key in known & sizes.keys() if sizes[key] > LARGEST]:
-            raise ValueError(f"{large[0]} has {sizes[large[0]]} bytes, at most {LARGEST} are read of an image")
-        return {key: arrays[key] for key in arrays.files if key in known}
+    return load_arrays(path, {key for keys in KEYS.values() for key in keys})
 
 
 def _read_npy(path: Path) -> dict[str, Any]:
     info = path.with_name(f"{path.stem}_info.npy")
-    found = _load_npy(path)
+    found = load_array(path)
     if isinstance(found, dict):
         return found
-    beside = _load_npy(info) if info.exists() else {}
+    beside = load_array(info) if info.exists() else {}
     if not isinstance(beside, dict):
         raise ValueError(f"{info} does not hold a dict")
     return {**beside, "x": found}
@@ -123,26 +118,8 @@ def _boxes_beside(path: Path) -> dict[str, Any]:
         folder = path.absolute().parent
         boxes = folder.with_name(folder.name.replace(own, sister)) / f"{path.stem}.npy"
         if own in folder.name and boxes.exists():
-            return {"boxes": _load_npy(boxes)}
+            return {"boxes": load_array(boxes)}
     return {}
-
-
-def _load_npy(path: Path) -> Any:
-    """An array, or the plain values that `np.save` pickled into an array of one object."""
-    with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
-        if not dtype.hasobject:
-            if int(np.prod(shape, dtype=object)) * dtype.itemsize > min(LARGEST, path.stat().st_size):
-                raise ValueError(f"{path} claims {shape} numbers and holds {path.stat().st_size} bytes")
-            file.seek(0)
-            return np.load(file)
-        try:
-            saved = PlainUnpickler(file, arrays=True).load()
-        except Refused as error:
-            raise ValueError(f"it wants to call {error.name}, {why_refused(error.name)}") from None
-    return saved.item() if isinstance(saved, np.ndarray) and saved.size == 1 else saved
 
 
 if __name__ == "__main__":

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 USUAL_DIM = 2048
 """Length of a bottom-up feature: an array that is that high, and otherwise wide, is transposed."""
 
-LARGEST = 1 << 28
-"""Bytes that one array of one image may have. Of a file that claims more nothing is read."""
-
 
 class Record(NamedTuple):
     """One image; boxes are x1 y1 x2 y2 in its pixels, or if `relative` in shares of its width and height."""

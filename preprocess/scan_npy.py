@@ -17,17 +17,20 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from xmodal.data import Caption, RegionStoreWriter, save_captions
+from xmodal.data.array_files import map_array
 from xmodal.data.text import read_text
 from xmodal.entry import run_program
 
 from .image_ids import karpathy_images
 from .precomputed import num_real
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS = ("train", "dev", "test", "testall")
 CAPTIONS_PER_IMAGE = 5
@@ -215,7 +218,7 @@ def _open_array(path: Path) -> np.ndarray:
     if not path.exists():
         raise FileNotFoundError(f"no array at {path}")
     try:
-        array = np.load(path, mmap_mode="r")
+        array = map_array(path)
     except Exception as error:  # a damaged header can fail in any way
         raise ValueError(f"{path} is not a NumPy array file, or was cut off ({error}). Copy it again.") from error
     if array.ndim != 3 or array.dtype.name not in ("float16", "float32"):

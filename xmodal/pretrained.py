@@ -62,8 +62,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         Raises:
             OSError: the folder cannot be written, or the disk is full; a model that is there stays.
         """
-        given: Any = self._hub_mixin_config or {}
-        card, arguments = Path(save_directory) / CARD, self._options_to_save(given)
+        card, arguments = Path(save_directory) / CARD, self._options_to_save(self._hub_mixin_config or {})
         with folder_written_whole(save_directory, keep=lambda name: name not in self._own_files) as temporary:
             if card.is_file():  # a model card that somebody wrote is not replaced
                 shutil.copyfile(card, temporary / CARD)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from xmodal.data.unpickling import PlainUnpickler, Refused, torch_globals, why_refused
+from xmodal.data.torch_files import load_torch
+from xmodal.data.unpickling import PlainUnpickler, Refused
 from xmodal.data.vocabulary import SPECIAL_WORDS, Vocabulary, in_order
 
 if TYPE_CHECKING:
@@ -96,15 +97,13 @@ def load_checkpoint(path: str | Path) -> LegacyCheckpoint:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        with torch.serialization.safe_globals(torch_globals()):
-            record = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can fail in any way
-        forbidden = re.search(r"GLOBAL (\S+) ", str(error))
-        if forbidden:
-            raise ValueError(
-                f"{path} is refused: it asks for {forbidden[1]}, {why_refused(forbidden[1])}. A checkpoint of SCAN, "
-                "BFAN or VSRN needs tensors, plain values and argparse.Namespace only; save it again with these."
-            ) from None
+        record = load_torch(path)
+    except Refused as error:
+        raise ValueError(
+            f"{path} is refused: {error}. A checkpoint of SCAN, BFAN or VSRN needs tensors, plain values and "
+            "argparse.Namespace only; save it again with these."
+        ) from None
+    except Exception as error:  # a damaged file can fail in any way
         if isinstance(error, UnicodeDecodeError):
             raise ValueError(
                 f"{path} holds byte strings of Python 2 that are no text, numpy's numbers for one, which torch does "

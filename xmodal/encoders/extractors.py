@@ -31,6 +31,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import batched_nms, roi_align
 
+from xmodal.data.torch_files import load_weights
 from xmodal.encoders.detectors import DETR, RTDETR, FasterRCNN
 from xmodal.encoders.grids import ResNetGrid, SigLIPGrid, ViTB16Grid, ViTGrid
 from xmodal.encoders.region_extractor import RegionExtractor, Regions, coco_names
@@ -90,7 +91,7 @@ class EfficientNetLite0(nn.Module):
         self.input_size = input_size
         weights = package_file(*EFFICIENTNET_WEIGHTS)
         network = _import_package(EFFICIENTNET_PACKAGE).EfficientNet.from_name("efficientnet-lite0")
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        network.load_state_dict(load_weights(weights))
         network.eval()
         self.weights_hash = sha256(weights)
         self.stem = nn.Sequential(fuse_conv_bn_eval(network._conv_stem, network._bn0), nn.ReLU6())

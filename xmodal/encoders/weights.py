@@ -8,6 +8,8 @@ from urllib.parse import urlparse
 
 import torch
 
+from xmodal.data.torch_files import load_weights
+
 
 def torchvision_weights(weights: Any, given: str | Path | None) -> dict[str, torch.Tensor]:
     """The state dict of a torchvision model: of the file given, or of torchvision's cache.
@@ -31,7 +33,7 @@ def torchvision_weights(weights: Any, given: str | Path | None) -> dict[str, tor
             f"no weights at {path}. Download {weights.url} and put the file at {cached}, "
             "or say with --weights where it is."
         )
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_weights(path)
 
 
 def load_pretrained(kind: Any, weights: str | Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import platform
@@ -20,11 +19,12 @@ import torch
 import yaml
 
 from xmodal.data.atomic import link, written_whole
+from xmodal.data.torch_files import load_torch
 from xmodal.pretrained import BEST as BEST
 from xmodal.training.config import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from xmodal.training.task import Model
 
@@ -87,11 +87,11 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """A checkpoint, if all of it is as it was written."""
     try:
+        state = load_torch(path)
         with zipfile.ZipFile(path) as records:
             damaged = records.testzip()  # torch writes checksums and does not look at them
         if damaged is not None:
             raise ValueError(f"the checksum of its record {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is damaged can fail in any way
         raise ValueError(f"{path} is damaged or no checkpoint of xmodal ({error})") from error
     if not isinstance(state, dict) or "step" not in state:
@@ -120,18 +120,6 @@ def save_best(folder: Path, model: Model) -> None:
     4
     """
     model.save_pretrained(folder / BEST)
-
-
-def fingerprint(*lists: Iterable[str]) -> str:
-    """A hash of lists of names in their order, which tells whether two runs see the same data, wherever it is.
-
-    >>> fingerprint(["7", "8"], ["a dog"]) == fingerprint(["7"], ["8", "a dog"])
-    False
-    """
-    hashed = hashlib.sha256()
-    for names in lists:
-        hashed.update(json.dumps(list(names)).encode())
-    return hashed.hexdigest()
 
 
 def random_states() -> dict[str, Any]:

@@ -183,7 +183,7 @@ FORMS: dict[str, type[nn.Module]] = {
 """
 
 
-def build_form(name: str, dim: int, *, pairs: int | None = None, **options) -> nn.Module:
+def build_form(name: str, dim: int, *, pairs: int | None = None, **options: float) -> nn.Module:
     """A form by its name, with those of the options that it takes.
 
     Args:
