@@ -40,8 +40,6 @@ from .skipped import report
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-COLUMN_NAMES = {name for columns in TSV_COLUMNS.values() for name in columns} | HEADINGS.keys()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(StoreConfig):
@@ -101,7 +99,8 @@ def read_rows(
 def _heading(cells: Sequence[bytes]) -> tuple[str, ...] | None:
     """The names of columns in a file's first row, if that is what it holds."""
     names = [cell.decode("utf-8", errors="replace").strip().lower() for cell in cells]
-    is_heading = len(names) > 1 and set(names) <= COLUMN_NAMES
+    known = {*(name for columns in TSV_COLUMNS.values() for name in columns), *HEADINGS}
+    is_heading = len(names) > 1 and known.issuperset(names)
     return tuple(HEADINGS.get(name, name) for name in names) if is_heading else None
 
 

@@ -22,7 +22,7 @@ from xmodal.entry import run_program
 
 from .bottom_up_tsv import read_rows
 from .hdf5_features import read_hdf5
-from .layouts import HDF5, NAMES, OTHERS, TSV_COLUMNS
+from .layouts import HDF5, OTHERS, TSV_COLUMNS, layout_names
 from .lmdb_features import read_lmdb
 from .npz_folder import read_files
 from .precomputed import Record, StoreConfig, convert
@@ -61,8 +61,8 @@ def main(config: Config) -> None:
 
 def _read(config: Config) -> Iterator[tuple[str, str, Callable[[], Record]]]:
     """Every image of every input."""
-    if config.layout not in ("auto", *NAMES):
-        raise ValueError(f"layout {config.layout!r} is unknown; known: auto, {', '.join(NAMES)}")
+    if config.layout not in ("auto", *layout_names()):
+        raise ValueError(f"layout {config.layout!r} is unknown; known: auto, {', '.join(layout_names())}")
     layout = None if config.layout == "auto" else config.layout
     for kind, paths in groupby(config.input, lambda path: kind_of(path, layout)):
         if kind == "tsv":

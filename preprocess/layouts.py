@@ -53,5 +53,11 @@ SISTERS = (("att", "box"), ("features", "boxes"), ("feat", "box"))
 """Folders of features and the folders beside them that hold the boxes under the same file names: cocobu_att and
 cocobu_box, say."""
 
-NAMES = (*TSV_COLUMNS, *HDF5, *OTHERS)
-"""Every layout."""
+
+def layout_names() -> tuple[str, ...]:
+    """Every layout.
+
+    >>> layout_names()[:3]
+    ('bottom-up', 'lxmert', 'vilbert')
+    """
+    return (*TSV_COLUMNS, *HDF5, *OTHERS)

@@ -15,7 +15,7 @@ import pytest
 
 from preprocess import scan_npy
 from preprocess.features import Config, main
-from preprocess.layouts import NAMES
+from preprocess.layouts import layout_names
 from xmodal.data import RegionStore, load_captions
 
 DIM, CLASSES = 16, 7
@@ -276,7 +276,7 @@ def test_every_layout_has_a_test():
         "m2",
         "groups",
     }
-    assert tested | {"files", "lmdb"} == set(NAMES)
+    assert tested | {"files", "lmdb"} == set(layout_names())
 
 
 # Padding.
