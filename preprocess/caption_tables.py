@@ -80,7 +80,7 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _delimited_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    delimiter = _delimiter(text.lstrip().split("\n", 1)[0])
+    delimiter = _delimiter(re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0])
     quoted = DELIMITERS[delimiter]
     reader = csv.reader(
         io.StringIO(text.lstrip(), newline=""),

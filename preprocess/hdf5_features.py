@@ -51,17 +51,19 @@ def read_hdf5(
         opened = h5py.File(path, "r", locking=False)
     except OSError as error:
         raise ValueError(f"{path} is not an HDF5 file, or was cut off ({error}). Copy it again.") from error
-    with opened as file:
-        try:
-            names = list(file)
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}). Copy it again.") from error
-        if file.attrs.get("format") == FORMAT:
-            raise ValueError(f"{path} is a region store already; there is nothing to convert")
-        chosen = layout or _the_only(path, names, file)
-        readers = {"ban": _rows, "visdial": _rows, "m2": _flat, "groups": _groups}
-        for name, values in readers[chosen](file, path, ids):
-            yield f"{path}, image {name}", name, partial(_record, values, dim)
+    try:
+        with opened as file:
+            if file.attrs.get("format") == FORMAT:
+                raise ValueError(f"{path} is a region store already; there is nothing to convert")
+            if strange := [name for name in file if not isinstance(name, str)]:
+                raise ValueError(
+                    f"{path} has the key {strange[0]!r}, which is not UTF-8. Is it damaged? Copy it again."
+                )
+            readers = {"ban": _rows, "visdial": _rows, "m2": _flat, "groups": _groups}
+            for name, values in readers[layout or _the_only(path, list(file), file)](file, path, ids):
+                yield f"{path}, image {name}", name, partial(_record, values, dim)
+    except (RuntimeError, KeyError) as error:  # what HDF5 says of a damaged index
+        raise ValueError(f"{path} is damaged ({error}). Copy it again.") from error
 
 
 def _the_only(path: Path, names: list[str], file: Any) -> str:

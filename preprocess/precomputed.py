@@ -117,17 +117,16 @@ def without_padding(record: Record) -> Record:
     count = num_real(record.features)
     if not count:
         raise ValueError(f"all {len(record.features)} regions are zeros, so the image has no features")
-    values = record._asdict() | {"features": record.features[:count]}
-    for name in ("boxes", "class_id", "confidence"):
-        column = values[name]
+    columns = {"boxes": record.boxes, "class_id": record.class_id, "confidence": record.confidence}
+    for name, column in columns.items():
         if column is None:
             continue
         # Boxes, too, may be padded, to a length of their own.
         is_padded = len(column) >= count and not column[count:].any()
         if len(column) != len(record.features) and not is_padded:
             raise ValueError(f"the numbers of regions differ: {{{name!r}: {len(column)}, 'features': {count}}}")
-        values[name] = column[:count]
-    return Record(**values)
+        columns[name] = column[:count]
+    return record._replace(features=record.features[:count], **columns)
 
 
 def convert(

@@ -74,6 +74,8 @@ FORMS = {
 def test_tables(convert, form):
     for text in (FORMS[form], FORMS[form].replace("\n", "\r\n")):
         assert convert(Table, text) == TWO
+    if not form.startswith("json"):
+        assert convert(Table, FORMS[form].replace("\n", "\r")) == TWO
 
 
 @pytest.mark.parametrize("form", ["comma", "tab", "json lines"])
