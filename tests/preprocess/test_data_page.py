@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from preprocess.layouts import NAMES
+from preprocess.layouts import layout_names
 
 TESTS = Path(__file__).parents[1]
 PAGE = (TESTS.parent / "docs" / "data.md").read_text(encoding="utf-8")
@@ -26,4 +26,4 @@ def test_every_test_on_the_page_is_there():
 
 
 def test_every_layout_is_on_the_page():
-    assert {name for name in NAMES if f"| `{name}` |" not in PAGE} == set()
+    assert {name for name in layout_names() if f"| `{name}` |" not in PAGE} == set()
