@@ -13,7 +13,7 @@ from PIL import Image
 from xmodal.cli import main
 from xmodal.data.labelled import LabelledFeatures, list_folder, save_features, save_index
 from xmodal.embedder import Embedder
-from xmodal.training import checkpoints, trainer
+from xmodal.training import checkpoints
 from xmodal.training.config import (
     EmbedderConfig,
     LabelledDataConfig,
@@ -22,6 +22,7 @@ from xmodal.training.config import (
     from_dict,
     to_dict,
 )
+from xmodal.training.optimizer import make_optimizer, make_schedule
 from xmodal.training.retrieval import RetrievalTask
 from xmodal.training.trainer import train
 
@@ -188,7 +189,7 @@ def test_validation_without_two_images_of_a_class_is_refused_before_training(set
 
 
 def test_a_criterion_that_is_no_result_is_refused():
-    with pytest.raises(ValueError, match=r"criterion 'mAP@r' is no result \(did you mean 'mAP@R'\?\)"):
+    with pytest.raises(ValueError, match=r"criterion 'mAP@r': 'mAP@r' is no result \(did you mean 'mAP@R'\?\)"):
         RetrievalConfig(criterion="mAP@r")
 
 
@@ -197,8 +198,8 @@ def test_rates_hold_from_their_epoch_on(settings, change, read_log):
     rates = {"embedder.embed": 0.001}
     settings = change(settings, optimizer__rates=rates, optimizer__rates_from_epoch=1)
     task = RetrievalTask(settings, torch.device("cpu"))
-    optimizer = trainer._optimizer(task.step_module, settings.optimizer)
-    scheduler = trainer._scheduler(optimizer, settings.optimizer, steps_per_epoch=2, epochs=3)
+    optimizer = make_optimizer(task.step_module, settings.optimizer)
+    scheduler = make_schedule(optimizer, settings.optimizer, steps_per_epoch=2, epochs=3)
     seen = []
     for _ in range(4):
         seen.append(scheduler.get_last_lr())

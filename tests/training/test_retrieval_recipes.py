@@ -11,8 +11,8 @@ from xmodal.data.labelled import LabelledFeatures
 from xmodal.embedder import Embedder
 from xmodal.encoders.backbone import without_weights
 from xmodal.training.config import RetrievalConfig, load_recipe
+from xmodal.training.optimizer import parameter_groups
 from xmodal.training.retrieval import EmbeddingStep, build_objective
-from xmodal.training.trainer import _parameter_groups
 
 RECIPES = sorted(
     path
@@ -47,7 +47,7 @@ def test_what_a_recipe_asks_for_can_be_built(path):
     terms = objective(features, images.labels, embed=embedder.embed, step=10_000)
     assert terms["total"].isfinite()
     # The rates name parts that exist.
-    assert _parameter_groups(EmbeddingStep(embedder, objective), config.optimizer)
+    assert parameter_groups(EmbeddingStep(embedder, objective), config.optimizer)
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if "daml" in path.stem], ids=lambda path: path.stem)

@@ -16,7 +16,9 @@ from xmodal.data.split import open_split
 from xmodal.evaluation import evaluate_retrieval
 from xmodal.model import Matcher
 from xmodal.training import checkpoints, matching, trainer
+from xmodal.training.config import OptimizerConfig
 from xmodal.training.matching import MatchingTask
+from xmodal.training.optimizer import make_optimizer, make_schedule
 from xmodal.training.step import MatchingStep
 from xmodal.training.trainer import Interrupted, train
 
@@ -353,9 +355,9 @@ def test_rates_scale_the_learning_rate_of_the_longest_name_that_fits(config, cha
     rates = {"matcher.text_encoder": 0.1, "matcher.text_encoder.embedding": 0.0}
     module = MatchingTask(config, torch.device("cpu")).step_module
     module.register_parameter("free", torch.nn.Parameter(torch.zeros(1)))
-    settings = trainer.OptimizerConfig(learning_rate=1.0, rates=rates, schedule="constant")
-    optimizer = trainer._optimizer(module, settings)
-    trainer._scheduler(optimizer, settings, steps_per_epoch=1, epochs=1)
+    settings = OptimizerConfig(learning_rate=1.0, rates=rates, schedule="constant")
+    optimizer = make_optimizer(module, settings)
+    make_schedule(optimizer, settings, steps_per_epoch=1, epochs=1)
     rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     wanted = {"free": 1.0, "image_encoder": 1.0, "text_encoder.rnn": 0.1, "text_encoder.embedding": 0.0}
     for name, parameter in module.named_parameters():
@@ -380,9 +382,9 @@ def test_a_part_with_rate_zero_stays_as_it_was(config, change):
 @pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
 def test_schedules_follow_their_formulas(schedule, warmup):
     peak, per_epoch, epochs = 2e-4, 7, 12
-    config = trainer.OptimizerConfig(learning_rate=peak, schedule=schedule, decay_epochs=3, warmup_steps=warmup)
+    config = OptimizerConfig(learning_rate=peak, schedule=schedule, decay_epochs=3, warmup_steps=warmup)
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=peak)
-    scheduler = trainer._scheduler(optimizer, config, per_epoch, epochs)
+    scheduler = make_schedule(optimizer, config, per_epoch, epochs)
     for step in range(per_epoch * epochs):
         epoch = step // per_epoch
         wanted = {

@@ -83,6 +83,9 @@ class OptimizerConfig:
     """Factors on the learning rate by the beginning of a parameter's name: {matcher.text_encoder.transformer: 0.1}."""
     rates_from_epoch: int = 0
     """Epochs before the factors hold; until then every part learns at the full rate (DAML's schedule)."""
+    repeated: dict[str, int] = field(default_factory=dict)
+    """How many steps along each gradient parameters take, by the beginning of their name, and how often they count in
+    clipping, as if the optimizer listed them so often: {matcher.captioner: 2} in the released VSRN."""
     weight_decay: float = 0.0
     """Weight decay."""
     clip_norm: float = 2.0
@@ -110,6 +113,11 @@ class OptimizerConfig:
         for name, rate in self.rates.items():
             if not isinstance(rate, (int, float)) or rate < 0:
                 raise ValueError(f"rates: the factor of {name!r} must be a number of at least 0, got {rate!r}")
+        for name, times in self.repeated.items():
+            if type(times) is not int or times < 1:
+                raise ValueError(
+                    f"repeated: {name!r} must be listed a whole number of times, at least 1, got {times!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,10 @@ class RunConfig:
     validate_every: int = 0
     """Steps between validations; 0 validates at the end of every epoch only."""
     criterion: str = "rsum"
-    """Which result of the validation picks the best checkpoint: the largest."""
+    """Which result of the validation picks the best checkpoint: the largest. Several results are added: i2t.R@1 +
+    t2i.R@1."""
+    best_at: Literal["every_validation", "epoch_ends"] = "every_validation"
+    """Which validations may pick the best checkpoint; the others are only logged."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass; parameters stay in float32."""
     seed: int = 0
@@ -238,7 +249,7 @@ class RetrievalConfig(RunConfig):
     recall_at: tuple[int, ...] = (1, 2, 4, 8)
     """Levels K of R@K."""
     criterion: str = "R@1"
-    """Which result of the validation picks the best checkpoint: R@1, mAP@R, ..."""
+    """Which result of the validation picks the best checkpoint: R@1, mAP@R, ..., or a sum: R@1 + mAP@R."""
     task: Literal["retrieval"] = "retrieval"
     """What is trained."""
 
@@ -388,11 +399,27 @@ def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -
     return flat
 
 
+def criterion_of(results: Mapping[str, Any], criterion: str) -> float:
+    """What a criterion makes of the results of a validation: one of them, or a sum.
+
+    >>> criterion_of({"i2t": {"R@1": 50.0}, "t2i": {"R@1": 40.0}, "rsum": 400.0}, "i2t.R@1 + t2i.R@1")
+    90.0
+    """
+    flat = flatten(results)
+    return sum(flat[name] for name in _added(criterion))
+
+
+def _added(criterion: str) -> list[str]:
+    return [name.strip() for name in criterion.split("+")]
+
+
 def _check_criterion(criterion: str, known: list[str]) -> None:
-    if criterion not in known:
-        raise ValueError(
-            f"criterion {criterion!r} is no result{near_miss(criterion, known)}; known: {', '.join(known)}"
-        )
+    for name in _added(criterion):
+        if name not in known:
+            raise ValueError(
+                f"criterion {criterion!r}: {name!r} is no result{near_miss(name, known)}; known: {', '.join(known)}, "
+                "and their sums"
+            )
 
 
 def _check(config: Any, **least: float) -> None:

@@ -9,7 +9,6 @@ import math
 import signal
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,21 +17,22 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device, set_seed
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from xmodal.data.atomic import locked
 from xmodal.data.pairs import whole_batch
-from xmodal.names import near_miss
 from xmodal.training import checkpoints
-from xmodal.training.config import OptimizerConfig, RetrievalConfig, RunConfig, TrainConfig, flatten, from_dict, to_dict
+from xmodal.training.config import RetrievalConfig, RunConfig, TrainConfig, criterion_of, flatten, from_dict, to_dict
 from xmodal.training.matching import MatchingTask
+from xmodal.training.optimizer import clip_gradient, make_optimizer, make_schedule
 from xmodal.training.parts import changes, completed
 from xmodal.training.retrieval import RetrievalTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch.optim.lr_scheduler import LambdaLR
 
     from xmodal.training.adversary import Adversary
     from xmodal.training.task import Batches, Task
@@ -96,8 +96,8 @@ def _train(config: RunConfig, accelerator: Accelerator, saved: dict[str, Any] | 
     step_module = task.step_module
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
-    optimizer = _optimizer(step_module, config.optimizer)
-    scheduler = _scheduler(optimizer, config.optimizer, steps_per_epoch, config.epochs)
+    optimizer = make_optimizer(step_module, config.optimizer)
+    scheduler = make_schedule(optimizer, config.optimizer, steps_per_epoch, config.epochs)
     step_module, optimizer = accelerator.prepare(step_module, optimizer)
     run = _Run(config, accelerator, task, step_module, optimizer, scheduler, steps_per_epoch)
     if saved is not None:
@@ -139,7 +139,7 @@ class _Run:
     def train_step(self, group: list[Any]) -> None:
         """One step along the gradient averaged over a group of batches."""
         started = time.perf_counter()
-        accelerator, clip = self.accelerator, self.config.optimizer.clip_norm
+        accelerator = self.accelerator
         self.step_module.train()
         losses: list[dict[str, torch.Tensor]] = []
         for batch in group:
@@ -150,7 +150,7 @@ class _Run:
                 self._check_finite("loss", terms["total"], group)
                 accelerator.backward(terms["total"] / len(group))
             losses.append(terms)
-        norm = torch.as_tensor(accelerator.clip_grad_norm_(self.step_module.parameters(), clip or math.inf))
+        norm = self._clip()
         if accelerator.scaler is None:  # a scaler of float16 gradients skips such steps by itself
             self._check_finite("gradient", norm, group)
         learning_rate = self.scheduler.get_last_lr()[0]
@@ -174,6 +174,15 @@ class _Run:
         """What is trained against the model, by steps of its own within the forward pass; one or none."""
         return () if self.task.adversary is None else (self.task.adversary,)
 
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradient as configured; its norm before."""
+        accelerator, config = self.accelerator, self.config.optimizer
+        limit = config.clip_norm or math.inf
+        if config.repeated:
+            accelerator.unscale_gradients()
+            return clip_gradient(self.optimizer.param_groups, limit)
+        return torch.as_tensor(accelerator.clip_grad_norm_(self.step_module.parameters(), limit))
+
     def _check_finite(self, name: str, value: torch.Tensor, group: list[Any]) -> None:
         if not bool(value.isfinite()):
             raise FloatingPointError(
@@ -182,10 +191,14 @@ class _Run:
                 "with RegionStore.validate()."
             )
 
+    @property
+    def _ends_epoch(self) -> bool:
+        return self.step % self.steps_per_epoch == 0
+
     def validation_is_due(self) -> bool:
         """At the end of every epoch, and every `validate_every` steps."""
         every = self.config.validate_every
-        return self.step % self.steps_per_epoch == 0 or (every > 0 and self.step % every == 0)
+        return self._ends_epoch or (every > 0 and self.step % every == 0)
 
     def validate(self) -> None:
         """Evaluate the model as its task does, on the main process; keep the best one; save the state."""
@@ -196,7 +209,9 @@ class _Run:
             epoch = self.step / self.steps_per_epoch
             if self.log is not None:
                 self.log.write(self.step, epoch=epoch, validation=results)
-            is_best = not self.best or flatten(results)[config.criterion] > flatten(self.best)[config.criterion]
+            is_best = (self._ends_epoch or config.best_at == "every_validation") and (
+                not self.best or criterion_of(results, config.criterion) > criterion_of(self.best, config.criterion)
+            )
             if is_best:
                 self.best = {**results, "step": self.step, "epoch": epoch}
             if config.progress:
@@ -348,48 +363,3 @@ def _ignore_signals(_worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach the workers too; the training process decides when they stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    groups = _parameter_groups(module, config)
-    return kinds[config.name](groups, lr=config.learning_rate, weight_decay=config.weight_decay)
-
-
-def _parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """One group of parameters a learning rate; the longest beginning of a parameter's name that `rates` has decides."""
-    names = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    groups: dict[str, list[nn.Parameter]] = {"": [], **{beginning: [] for beginning in config.rates}}
-    for name, parameter in names.items():
-        groups[max((b for b in groups if f"{name}.".startswith(f"{b}." if b else "")), key=len)].append(parameter)
-    for beginning in config.rates:
-        if not groups[beginning]:
-            raise ValueError(
-                f"rates: no name of a trained parameter begins with {beginning!r}"
-                f"{near_miss(beginning, names)}; names: {', '.join(names)}"
-            )
-    return [
-        {"params": parameters, "rate": config.rates.get(beginning, 1.0)}
-        for beginning, parameters in groups.items()
-        if parameters
-    ]
-
-
-def _scheduler(
-    optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps_per_epoch: int, epochs: int
-) -> LambdaLR:
-    """Linear growth to the peak over the warm-up, times what the configured schedule makes of the peak."""
-
-    def scale(step: int, rate: float) -> float:
-        return factor(step) * (rate if step >= config.rates_from_epoch * steps_per_epoch else 1.0)
-
-    def factor(step: int) -> float:
-        warmth = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
-        if config.schedule == "step":
-            return warmth * config.decay ** (step // steps_per_epoch // config.decay_epochs)
-        if config.schedule == "cosine":
-            after, total = step - config.warmup_steps, steps_per_epoch * epochs - config.warmup_steps
-            return warmth * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, after) / max(1, total))))
-        return warmth
-
-    return LambdaLR(optimizer, [partial(scale, rate=group.get("rate", 1.0)) for group in optimizer.param_groups])
