@@ -9,7 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xmodal.objectives import EnergyConfusion, binomial_deviance_loss, energy_confusion_loss, row_norm_penalty
+from xmodal.objectives import (
+    EnergyConfusion,
+    binomial_deviance_loss,
+    ecaml,
+    energy_confusion_loss,
+    row_norm_penalty,
+)
 
 
 def batch(seed: int = 0, classes: int = 3, each: int = 2, dim: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,6 +89,60 @@ def test_selection_keeps_different_classes_only():
     assert 0 < loss.item() < oracle_energy(embeddings, labels)
 
 
+def released_energy(embeddings, labels, negatives, drawn):
+    """E and dE/E by the loops of the released layer; `drawn` says which later images each image is paired with."""
+    images, energy, gradient = len(labels), 0.0, torch.zeros_like(embeddings)
+    together = sum(bool(labels[i] == labels[j]) for i in range(images) for j in range(i + 1, images))
+    apart = images * (images - 1) // 2 - together
+    for i in range(images - 2 * negatives):
+        for j in drawn[i]:
+            pairs = together if labels[i] == labels[j] else apart
+            difference = embeddings[i] - embeddings[j]
+            energy += 0.5 * float(difference @ difference) / pairs
+            gradient[i] += difference / pairs
+            gradient[j] -= difference / pairs
+    return energy, gradient / energy
+
+
+@pytest.mark.parametrize("each", [1, 2, 3, 5])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_pairs_of_one_class_count_as_released(monkeypatch, each, shuffled):
+    """Loss and gradient with any number of images a class; the pairs that the loop draws are given to both."""
+    embeddings, labels = batch(classes=4, each=each, seed=each)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    labels = labels[order] if shuffled else labels
+    images, negatives, generator = len(labels), 1 if each == 1 else 3, torch.Generator().manual_seed(2)
+    drawn = [
+        (i + 2 + torch.randperm(images - i - 2, generator=generator)[:negatives]).tolist()
+        for i in range(images - 2 * negatives)
+    ]
+    selected = torch.zeros(images, images, dtype=torch.bool)
+    for i, later in enumerate(drawn):
+        selected[i, later] = True
+    monkeypatch.setattr(ecaml, "_drawn_pairs", lambda *_: selected)
+    energy, gradient = released_energy(embeddings, labels, negatives, drawn)
+    loss = energy_confusion_loss(embeddings.requires_grad_(), labels, negatives=negatives, same_class=True)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(energy))
+    torch.testing.assert_close(embeddings.grad, gradient)
+    # Two images a class side by side: none of one class is drawn, and leaving them out changes nothing.
+    without = energy_confusion_loss(embeddings, labels, negatives=negatives)
+    assert (without.item() == pytest.approx(loss.item())) == (not selected[labels[:, None] == labels].any())
+    if each == 2 and not shuffled:
+        assert without.item() == pytest.approx(loss.item())
+
+
+def test_every_pair_of_one_class_counts_without_draws():
+    embeddings, labels = batch(classes=3, each=3)
+    apart = energy_confusion_loss(embeddings, labels, form="expectation")
+    halves = torch.cdist(embeddings, embeddings).square().triu(1) / 2
+    together = halves[labels[:, None] == labels].sum() / 9
+    both = energy_confusion_loss(embeddings, labels, form="expectation", same_class=True)
+    torch.testing.assert_close(both, apart + together)
+    objective = EnergyConfusion({"name": "binomial"}, same_class=True, form="expectation", row_weight=0)
+    torch.testing.assert_close(objective(embeddings, labels)["confusion"], both)
+
+
 @pytest.mark.parametrize("weight", [torch.eye(3), torch.randn(3, 5, generator=torch.Generator().manual_seed(0))])
 def test_row_norm_penalty_equals_the_plain_loop(weight):
     expected = sum((sum(float(x) ** 2 for x in row) - 1) ** 2 for row in weight) / len(weight)
@@ -148,6 +208,8 @@ def test_equal_embeddings_are_finite():
 def test_bad_input(labels, options, message):
     with pytest.raises(ValueError, match=message):
         energy_confusion_loss(torch.ones(4, 2), torch.tensor(labels), **options)
+    with pytest.raises(ValueError, match="no pair of images to confuse"):
+        energy_confusion_loss(torch.ones(1, 2), torch.tensor([0]), same_class=True)
 
 
 @pytest.mark.bad_input

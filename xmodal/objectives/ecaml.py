@@ -31,6 +31,7 @@ def energy_confusion_loss(
     *,
     form: EnergyForm = "log",
     negatives: int | None = None,
+    same_class: bool = False,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
     """How far apart the classes of a batch are: E, half the mean squared distance of images of different classes.
@@ -43,11 +44,12 @@ def energy_confusion_loss(
             2 * negatives, so many pairs with images at least two places later in the batch, drawn at random, and
             keeps those of different classes (released: 10). E is then still divided by the number of all pairs of
             different classes in the batch, as released, and so smaller; the gradient of log E does not depend on it.
+        same_class: whether the pairs of one class count too, divided by the number of all pairs of one class in the
+            batch, as released. With two images of each class side by side, no such pair is ever drawn.
         generator: draws the pairs; None is torch's global generator of the device.
 
     Raises:
-        ValueError: as `check_labels`, for an unknown form, or if no pair of
-            different classes is left.
+        ValueError: as `check_labels`, for an unknown form, or if no pair is left.
 
     Example:
         >>> import torch
@@ -60,15 +62,18 @@ def energy_confusion_loss(
     """
     check_choice("form", form, EnergyForm)
     check_labels(embeddings, labels)
-    different = (labels[:, None] != labels[None, :]).triu()
-    selected = different
+    pairs = torch.ones(len(labels), len(labels), dtype=torch.bool, device=labels.device).triu(1)
+    same = labels[:, None] == labels[None, :]
+    selected = pairs if same_class else pairs & ~same
     if negatives is not None:
-        selected = different & _drawn_pairs(len(labels), negatives, labels.device, generator)
+        selected = selected & _drawn_pairs(len(labels), negatives, labels.device, generator)
     if not selected.any():
-        raise ValueError(f"no pair of images of different classes to confuse, got labels {labels.tolist()}")
+        kind = "" if same_class else " of different classes"
+        raise ValueError(f"no pair of images{kind} to confuse, got labels {labels.tolist()}")
     embeddings = at_least_float32(embeddings)
-    first, second = selected.nonzero(as_tuple=True)
-    energy = (embeddings[first] - embeddings[second]).square().sum() / (2 * different.sum())
+    energy = _half_mean_square(embeddings, selected & ~same, pairs & ~same)
+    if same_class:
+        energy = energy + _half_mean_square(embeddings, selected & same, pairs & same)
     return energy if form == "expectation" else energy.clamp_min(torch.finfo(energy.dtype).tiny).log()
 
 
@@ -97,6 +102,7 @@ class EnergyConfusion(nn.Module):
         weight: of the confusion; 0.13 in the released setting for Cars with the binomial loss.
         form: as for `energy_confusion_loss`.
         negatives: as for `energy_confusion_loss`; 10 in the released code, drawn from torch's global generator.
+        same_class: as for `energy_confusion_loss`; True in the released code.
         row_weight: of `row_norm_penalty` on the embedding layer; 0.5 in the released code, 0 leaves it out.
 
     The released embedding layer learns at 10 times the backbone's rate, its bias at 20 times.
@@ -125,6 +131,7 @@ class EnergyConfusion(nn.Module):
         form: EnergyForm = "log",
         negatives: int | None = None,
         row_weight: float = 0.5,
+        same_class: bool = False,
     ) -> None:
         super().__init__()
         check_choice("form", form, EnergyForm)
@@ -133,6 +140,7 @@ class EnergyConfusion(nn.Module):
         self.form: EnergyForm = form
         self.negatives = negatives
         self.row_weight = row_weight
+        self.same_class = same_class
 
     def forward(
         self,
@@ -156,7 +164,11 @@ class EnergyConfusion(nn.Module):
         terms = {
             "metric": self.metric(embed(features), labels),
             "confusion": energy_confusion_loss(
-                embed(features.detach()), labels, form=self.form, negatives=self.negatives
+                embed(features.detach()),
+                labels,
+                form=self.form,
+                negatives=self.negatives,
+                same_class=self.same_class,
             ),
         }
         total = terms["metric"] + self.weight * terms["confusion"]
@@ -164,6 +176,14 @@ class EnergyConfusion(nn.Module):
             terms["row_norm"] = row_norm_penalty(embed.weight)
             total = total + self.row_weight * terms["row_norm"]
         return {**terms, "total": total}
+
+
+def _half_mean_square(
+    embeddings: Float[Tensor, "image dim"], selected: Bool[Tensor, "image image"], pairs: Bool[Tensor, "image image"]
+) -> Float[Tensor, ""]:
+    """Half the squared distances of the selected pairs, over how many pairs there are."""
+    first, second = selected.nonzero(as_tuple=True)
+    return (embeddings[first] - embeddings[second]).square().sum() / (2 * pairs.sum().clamp_min(1))
 
 
 def _drawn_pairs(
