@@ -23,7 +23,7 @@ from tqdm import tqdm
 from xmodal.data.atomic import locked
 from xmodal.data.pairs import whole_batch
 from xmodal.training import checkpoints
-from xmodal.training.config import RetrievalConfig, RunConfig, TrainConfig, criterion_of, flatten, from_dict, to_dict
+from xmodal.training.config import RetrievalConfig, RunConfig, TrainConfig, criterion_of, from_dict, to_dict
 from xmodal.training.matching import MatchingTask
 from xmodal.training.optimizer import clip_gradient, make_optimizer, make_schedule
 from xmodal.training.parts import changes, completed
