@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import PartialState
-from torch import nn
 from tqdm import tqdm
 
 from xmodal.data.image_folder import Listing, find_images, list_images
 from xmodal.data.images import read_image
 from xmodal.encoders.extractors import EXTRACTORS, all_options
+from xmodal.encoders.region_extractor import move
 from xmodal.entry import run_program
 from xmodal.names import build
 
@@ -165,8 +165,7 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
     # Without an accelerator this must be said, or processes that were launched together do not know of each other.
     state = PartialState(cpu=not torch.accelerator.is_available())
     device = torch.device(state.device or "cpu")
-    if isinstance(extractor, nn.Module):
-        extractor.to(device)
+    move(extractor, device)
     writer_options = {
         "dim": extractor.dim,
         "max_regions": extractor.max_regions,

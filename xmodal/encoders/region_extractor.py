@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
+from torch import nn
 from torchvision.ops import batched_nms
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float, Int
     from PIL import Image
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class Regions(NamedTuple):
@@ -48,6 +49,22 @@ class RegionExtractor(Protocol):
     def __call__(self, images: Sequence[Image.Image]) -> list[Regions]:
         """The regions of each RGB image, in order. The images may differ in size."""
         ...
+
+
+def move(extractor: RegionExtractor, device: torch.device) -> None:
+    """Let an extractor compute on a device, if it is one that can: not all of them are networks of torch.
+
+    >>> class Colors(torch.nn.Module):
+    ...     def __init__(self) -> None:
+    ...         super().__init__()
+    ...         self.mean = torch.nn.Parameter(torch.zeros(3))
+    >>> colors = Colors()
+    >>> move(colors, torch.device("meta"))
+    >>> colors.mean.device.type
+    'meta'
+    """
+    if isinstance(extractor, nn.Module):
+        extractor.to(device)
 
 
 class Choice(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from xmodal.names import build
-from xmodal.objectives.addr import ADDR, Table
+from xmodal.objectives.addr import ADDR
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +53,7 @@ class Adversary:
             raise ValueError(f"learning_rate must be at least 0, got {learning_rate}")
         self.addr = addr
         parameters = list(addr.parameters())
-        kind = torch.optim.SparseAdam if isinstance(addr.form, Table) else torch.optim.Adam
+        kind = torch.optim.SparseAdam if addr.form.sparse else torch.optim.Adam
         self.optimizer = kind(parameters, lr=learning_rate) if parameters else None
         self._gradients = _GradientNorms()
 

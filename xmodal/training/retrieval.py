@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from xmodal.data.labelled import LabelledFeatures, check_class_disjoint, image_transform, load_labelled
+from xmodal.data.labelled import check_class_disjoint, image_transform, load_labelled
 from xmodal.embedder import Embedder
 from xmodal.encoders.backbone import BACKBONES
 from xmodal.evaluation.labelled import check_evaluable, evaluate_embeddings
@@ -16,6 +16,8 @@ from xmodal.training.sampler import ClassBatches
 from xmodal.training.step import gather
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from jaxtyping import Float
     from torch import Tensor
@@ -60,9 +62,7 @@ class RetrievalTask:
         check_class_disjoint(self.dataset, self.validation)
         # What cannot be evaluated is refused now and not after the first epoch.
         check_evaluable(self.validation.labels, self.validation.query, config.recall_at, ks_name="recall_at")
-        backbone = config.model.backbone
-        if isinstance(self.dataset, LabelledFeatures):
-            backbone = with_input_dim(backbone, self.dataset.dim)
+        backbone = with_sizes(config.model.backbone, self.dataset.sizes)
         self.model = Embedder(backbone, config.model.dim, config.model.head, config.model.normalize)
         self.step_module = EmbeddingStep(self.model, build_objective(config.objective, self.model, self.dataset))
 
@@ -150,18 +150,18 @@ def load_split(config: LabelledDataConfig, splits: tuple[str, ...], *, train: bo
     return load_labelled(config.path, splits, transform=transform, seed=seed)
 
 
-def with_input_dim(backbone: dict[str, Any], dim: int) -> dict[str, Any]:
-    """The options of a backbone whose innermost one takes features of a length, which the options may leave out.
+def with_sizes(backbone: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The options of a backbone whose innermost one takes images of some sizes, which the options may leave out.
 
     Raises:
-        ValueError: for another length, and as for `xmodal.names.find`.
+        ValueError: for another size, and as for `xmodal.names.find`.
 
-    >>> with_input_dim({"name": "projected", "backbone": {"name": "mlp"}}, 1280)
+    >>> with_sizes({"name": "projected", "backbone": {"name": "mlp"}}, {"input_dim": 1280})
     {'name': 'projected', 'backbone': {'name': 'mlp', 'input_dim': 1280}}
     """
     if "backbone" in backbone:
-        return {**backbone, "backbone": with_input_dim(backbone["backbone"], dim)}
-    return fill("backbone", BACKBONES, backbone, {"input_dim": dim})
+        return {**backbone, "backbone": with_sizes(backbone["backbone"], sizes)}
+    return fill("backbone", BACKBONES, backbone, sizes)
 
 
 def build_objective(config: dict[str, Any], embedder: Embedder, images: LabelledSet) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scripts.experiments.addr.settings import CANDIDATES, HEADS, SETTINGS, WITHOUT, Experiment
+from scripts.experiments.addr.settings import CANDIDATES, HEADS, SETTINGS, TOWERS, WITHOUT, Experiment
 from scripts.experiments.study import TEST, remembered, validation
 from xmodal.data.split import open_split
 from xmodal.evaluation import evaluate_protocol
@@ -20,15 +20,9 @@ def configure(
     experiment: Experiment, head: str, adversary: Mapping[str, Any] | None, *, name: str, epochs: int, seed: int
 ) -> TrainConfig:
     """One run: the recipe of this data set with another head, and a joint space and a number of epochs of its own."""
-    text = {"name": "gru", "dim": experiment.dim, "word_dim": 300, "bidirectional": True}
-    image: dict[str, Any] = {"name": "regions", "dim": experiment.dim}
+    text = {"name": "gru", "dim": experiment.dim, "word_dim": 300, "bidirectional": True, **TOWERS.get(head, {})}
+    image: dict[str, Any] = {"name": "regions", "dim": experiment.dim, **TOWERS.get(head, {})}
     options, folder = dict(HEADS[head]), HEADS[head]["name"]
-    if options["name"] == "vsrn":  # which normalizes what it has reasoned
-        options, text, image = (
-            options | {"dim": experiment.dim},
-            text | {"normalize": False},
-            image | {"normalize": False},
-        )
     return TrainConfig(
         output=experiment.output / experiment.data_set / name / folder / f"seed{seed}",
         data=DataConfig(folder=experiment.data / experiment.data_set, **experiment.on.augmentation),

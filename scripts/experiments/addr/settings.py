@@ -16,6 +16,9 @@ HEADS: dict[str, dict[str, Any]] = {
     "VSRN": {"name": "vsrn"},
 }
 
+TOWERS: dict[str, dict[str, Any]] = {"VSRN": {"normalize": False}}
+"""What the towers before a head are told besides: VSRN normalizes what it has reasoned."""
+
 CANDIDATES: dict[str, dict[str, Any]] = {
     "beta 0.3": {"beta": 0.3},
     "beta 1": {"beta": 1.0},

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from scripts.experiments.study import TEST, remembered, validation
 from scripts.experiments.zero_shot.methods import METHODS, Options, losses
-from xmodal.data.labelled import LabelledFeatures, load_labelled
+from xmodal.data.labelled import load_labelled
 from xmodal.embedder import Embedder
 from xmodal.evaluation.comparison import Difference, paired_difference
 from xmodal.evaluation.labelled import evaluate_embeddings
@@ -20,6 +20,8 @@ from xmodal.training.config import EmbedderConfig, LabelledDataConfig, Optimizer
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
+
+    from xmodal.data.labelled import LabelledFeatures
 
 
 CRITERION = "mAP@R"
@@ -119,9 +121,7 @@ def slug(text: str) -> str:
 @functools.cache
 def load_test(data: Path) -> LabelledFeatures:
     """The test split."""
-    images = load_labelled(data, "test")
-    assert isinstance(images, LabelledFeatures)
-    return images
+    return cast("LabelledFeatures", load_labelled(data, "test"))  # this experiment is about files of features
 
 
 def untrained(data: Path) -> Options:

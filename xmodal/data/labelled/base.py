@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from jaxtyping import Bool, Float, Int, UInt8
@@ -49,6 +49,11 @@ class LabelledSet(Dataset[LabelledBatch]):
         self.class_names = sorted(set(class_of))
         number = {name: label for label, name in enumerate(self.class_names)}
         self.labels: Int[Tensor, "image"] = torch.tensor([number[name] for name in class_of])
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """What backbones may be told about the images, by the names of their options: `{"input_dim": 1280}`."""
+        return {}
 
     @property
     def query(self) -> Bool[Tensor, "image"] | None:

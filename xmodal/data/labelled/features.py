@@ -10,7 +10,7 @@ from xmodal.data.atomic import written_whole
 from xmodal.data.labelled.base import LabelledBatch, LabelledSet, rows_in_splits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from jaxtyping import Float
@@ -49,6 +49,11 @@ class LabelledFeatures(LabelledSet):
     def dim(self) -> int:
         """Length of a feature vector."""
         return self.features.shape[1]
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The length of a feature vector, as backbones call it."""
+        return {"input_dim": self.dim}
 
     def __getitems__(self, indices: Sequence[int]) -> LabelledBatch:
         """The features in the order asked for, float32."""

@@ -39,7 +39,7 @@ class FastWeights(nn.Module):
         tensor([ 1.2500,  1.2500, -1.2500, -1.2500])
     """
 
-    fits_anew = True
+    fits_anew, sparse = True, False
 
     def __init__(self, dim: int, steps: int = 5, rate: float = 10.0) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Ridge(nn.Module):
         tensor([ 0.5000,  0.5000, -0.5000, -0.5000])
     """
 
-    fits_anew = True
+    fits_anew, sparse = True, False
 
     def __init__(self, dim: int, ridge: float = 0.1) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Amortized(nn.Module):
         ([[0.0, 0.0, 0.0, 0.0]], [0.0])
     """
 
-    fits_anew = False
+    fits_anew, sparse = False, False
 
     def __init__(self, dim: int, hidden: int = 128) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Table(nn.Module):
         (torch.Size([1, 4]), torch.Size([100, 5]))
     """
 
-    fits_anew = False
+    fits_anew, sparse = False, True
 
     def __init__(self, dim: int, pairs: int) -> None:
         super().__init__()
@@ -179,7 +179,8 @@ FORMS: dict[str, type[nn.Module]] = {
 }
 """Forms of the discriminators: Modules that take `Items` and give `Discriminators` of the centered features.
 
-`fits_anew` says whether a form starts over with every batch or keeps what it learned of a pair.
+`fits_anew` says whether a form starts over with every batch or keeps what it learned of a pair, `sparse` whether its
+gradients are.
 """
 
 
