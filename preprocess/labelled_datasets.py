@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -44,6 +45,8 @@ from xmodal.data.labelled import (
 )
 from xmodal.data.text import read_lines
 from xmodal.entry import run_program
+
+from .skipped import write_skipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -78,6 +81,8 @@ class Source:
     """Put this many classes of the training split, drawn at random, into a split of their own, dev."""
     seed: int = 0
     """Seed of that draw."""
+    encoding: str | None = None
+    """What the lists are written in, such as latin-1; without, UTF-8, or what a byte order mark says."""
     overwrite: bool = False
     """Replace an index that is there."""
 
@@ -89,7 +94,8 @@ class CUB(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Cars(Source):
-    """Cars196: cars_annos.mat and car_ims/ (car_ims.tgz); or devkit/ with cars_train/ and cars_test/."""
+    """Cars196: cars_annos.mat and car_ims/ (car_ims.tgz); or devkit/, cars_test_annos_withlabels.mat, cars_train/ and
+    cars_test/, as torchvision or Kaggle have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +123,7 @@ class Features:
     input: Path
     """The index, .jsonl, or the folder."""
     output: Path
-    """File to write, .h5."""
+    """File to write, .h5; images that are left out are listed, with the reason, in `<output>.skipped.txt`."""
     backbone: str = EFFICIENTNET
     """efficientnet-lite0, or torchvision's name for a network, such as resnet50, googlenet, vit_b_16."""
     weights: str = "DEFAULT"
@@ -134,6 +140,8 @@ class Features:
     """Processes that read images ahead."""
     device: str = "cpu"
     """Where the backbone computes."""
+    strict: bool = False
+    """Stop at the first image that cannot be read or computed instead of leaving it out."""
     overwrite: bool = False
     """Replace a file that is there."""
 
@@ -162,36 +170,37 @@ def _write_index(config: Source) -> None:
 
 def _write_features(config: Features) -> None:
     """Look at every image once, whatever its split."""
-    import torch
-
-    from xmodal.embedder import embed_all
     from xmodal.encoders.backbone import BACKBONES
     from xmodal.encoders.region_extractor import hash_weights
     from xmodal.names import build
+
+    from .skipping import embed_good
 
     transform = image_transform(train=False, resize=config.resize, crop=config.crop, square=config.square)
     images = load_labelled(config.input, transform=transform)
     options = {"name": "torchvision", "network": config.backbone, "weights": config.weights}
     backbone = build("backbone", BACKBONES, {"name": EFFICIENTNET} if config.backbone == EFFICIENTNET else options)
-    features = embed_all(
+    kept = embed_good(
         backbone.to(config.device),
         images,
-        torch.device(config.device),
+        config.device,
         batch_size=config.batch_size,
         workers=config.workers,
+        strict=config.strict,
         progress=True,
     )
     made_by = {"backbone": config.backbone, "weights_hash": hash_weights(backbone), "transform": str(transform)}
-    save_features(config.output, features, images, made_by)
-    print(f"{config.output}: {len(features)} images, {features.shape[1]} dims")
+    save_features(config.output, kept.features, kept.images, made_by)
+    skipped = write_skipped(config.output, kept.skipped)
+    print(f"{config.output}: {len(kept.features)} images, {kept.features.shape[1]} dims; {skipped}")
 
 
 def read_cub(folder: Path, config: Source) -> list[LabelledImage]:
     """The first 100 classes are for training."""
     root = _root_with(folder, "images.txt", "image_class_labels.txt")
-    classes = {number: int(label) for number, label in _rows(root / "image_class_labels.txt", 2)}
+    classes = {number: int(label) for number, label in _rows(root / "image_class_labels.txt", 2, config)}
     images = []
-    for number, path in _rows(root / "images.txt", 2):
+    for number, path in _rows(root / "images.txt", 2, config):
         if number not in classes:
             raise ValueError(f"{root / 'image_class_labels.txt'} has no line for image {number}; is the file cut off?")
         name = Path(path).parent.name
@@ -202,27 +211,29 @@ def read_cub(folder: Path, config: Source) -> list[LabelledImage]:
 
 def read_cars(folder: Path, config: Source) -> list[LabelledImage]:
     """The first 98 classes are for training, whichever layout."""
-    try:
-        root = _root_with(folder, "cars_annos.mat", beside=config.input)
-    except FileNotFoundError as error:
-        try:
-            root = _root_with(folder, "devkit")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{error}; nor the folder devkit of the other layout") from None
-        files = [
-            (root / "devkit" / "cars_train_annos.mat", root / "cars_train"),
-            (root / "devkit" / "cars_test_annos_withlabels.mat", root / "cars_test"),
+    one_list, car_ims, train, test = (
+        _find_below(folder, name, beside=config.input)
+        for name in ("cars_annos.mat", "car_ims", "cars_train_annos.mat", "cars_test_annos_withlabels.mat")
+    )
+    if one_list and (car_ims or not (train and test)):  # Kaggle has this list beside the folders of the other layout
+        source, lists = one_list, [((car_ims or one_list).parent, one_list, "relative_im_path")]
+    elif train and test:
+        source = train.parent
+        lists = [
+            (_cars_folder(folder, "cars_train"), train, "fname"),
+            (_cars_folder(folder, "cars_test"), test, "fname"),
         ]
-        listed = [
-            (images / car["fname"], int(car["class"]))
-            for file, images in files
-            for car in _read_mat(file)["annotations"]
-        ]
-        source = root / "devkit"
+    elif train:
+        raise FileNotFoundError(
+            f"{folder} has no cars_test_annos_withlabels.mat, in {train.parent.name} or beside it; the labels of the "
+            "test images come in a file of their own"
+        )
     else:
-        source = root / "cars_annos.mat"
-        images = folder if (folder / "car_ims").is_dir() else root
-        listed = [(images / car["relative_im_path"], int(car["class"])) for car in _read_mat(source)["annotations"]]
+        raise FileNotFoundError(
+            f"{folder} has no cars_annos.mat, nor has a folder in it; nor the folder devkit of the other layout, with "
+            "cars_train_annos.mat"
+        )
+    listed = [(images / name, label) for images, file, field in lists for name, label in _cars(file, field)]
     return _check_counts(
         source,
         [LabelledImage(path, f"{label:03}", "train" if label <= 98 else "test") for path, label in listed],
@@ -230,12 +241,34 @@ def read_cars(folder: Path, config: Source) -> list[LabelledImage]:
     )
 
 
+def _cars_folder(folder: Path, name: str) -> Path:
+    """The folder of images, which Kaggle puts into another one of the same name."""
+    found = _find_below(folder, name) or folder / name
+    return found / name if (found / name).is_dir() else found
+
+
+def _cars(path: Path, field: str) -> list[tuple[str, int]]:
+    """Where the images of a list of Cars196 are, and their classes.
+
+    Raises:
+        ValueError: the list lacks one of both.
+    """
+    cars = _read_mat(path)["annotations"]
+    missing = {field, "class"}.difference(cars.dtype.names or ())
+    if missing:
+        raise ValueError(
+            f"{path} does not say {' and '.join(sorted(missing))} of its images, only {cars.dtype.names}; the labels "
+            "of the test images are in cars_test_annos_withlabels.mat"
+        )
+    return [(str(car[field]), int(car["class"])) for car in np.atleast_1d(cars)]
+
+
 def read_sop(folder: Path, config: Source) -> list[LabelledImage]:
     """Each split has a list of its own."""
     root = _root_with(folder, "Ebay_train.txt", "Ebay_test.txt")
     images = []
     for split in ("train", "test"):
-        listed = list(_rows(root / f"Ebay_{split}.txt", 4, heading="image_id class_id super_class_id path"))
+        listed = list(_rows(root / f"Ebay_{split}.txt", 4, config, "image_id class_id super_class_id path"))
         images += [LabelledImage(root / path, f"{int(label):05}", split) for _, label, _, path in listed]
     return _check_counts(root, images, SOP_COUNTS)
 
@@ -249,7 +282,7 @@ def read_in_shop(folder: Path, config: Source) -> list[LabelledImage]:
         raise FileNotFoundError(f"{folder} has no {name}, nor has Eval in it; it comes with the In-Shop benchmark")
     top = source.parent.parent if source.parent.name == "Eval" else source.parent
     root = top / "Img" if (top / "Img").is_dir() else top
-    listed = list(_rows(source, 3, heading="image_name item_id evaluation_status"))
+    listed = list(_rows(source, 3, config, "image_name item_id evaluation_status"))
     images = [LabelledImage(root / path, item, split) for path, item, split in listed]
     return _check_counts(source, images, IN_SHOP_COUNTS)
 
@@ -357,19 +390,27 @@ def _root_with(folder: Path, *names: str, beside: Path | None = None) -> Path:
     raise FileNotFoundError(f"{folder} has no {' and '.join(names)}, nor has a folder in it")
 
 
-def _rows(path: Path, columns: int, heading: str | None = None) -> Iterable[list[str]]:
-    """The lines of a list, split at spaces; with a heading, those after it.
+def _find_below(folder: Path, name: str, beside: Path | None = None) -> Path | None:
+    """What has a name in a folder, at most three folders deep, or beside an archive; the one least deep."""
+    for pattern in (name, f"*/{name}", f"*/*/{name}", f"*/*/*/{name}"):
+        if found := sorted(folder.glob(pattern)):
+            return found[0]
+    return beside.parent / name if beside and (beside.parent / name).exists() else None
+
+
+def _rows(path: Path, columns: int, config: Source, heading: str | None = None) -> Iterable[list[str]]:
+    """The lines of a list, split at spaces, less blank ones; with a heading, those after it.
 
     Raises:
         ValueError: a line has another number of columns, or the heading is missing.
     """
-    lines = list(read_lines(path))
-    first = 0
+    lines = [(number, line) for number, line in enumerate(read_lines(path, config.encoding), 1) if line.strip()]
     if heading is not None:
-        first = next((number for number, line in enumerate(lines[:2], 1) if line.split() == heading.split()), 0)
-        if not first:
-            raise ValueError(f"{path} lacks the heading {heading!r}; it starts with {lines[:1]}")
-    for number, line in enumerate(lines[first:], start=first + 1):
+        first = [line.split() for _, line in lines[:2]]
+        if heading.split() not in first:
+            raise ValueError(f"{path} lacks the heading {heading!r}; it starts with {[line for _, line in lines[:1]]}")
+        lines = lines[first.index(heading.split()) + 1 :]
+    for number, line in lines:
         cells = line.split()
         if len(cells) != columns:
             raise ValueError(f"{path}, line {number}: wanted {columns} columns, found {line!r}; is the file cut off?")
@@ -394,7 +435,7 @@ def _read_mat(path: Path) -> dict[str, Any]:
         content = loadmat(path, squeeze_me=True)
     # scipy raises whatever the damaged bytes lead it to.
     except Exception as error:
-        raise ValueError(f"cannot read {path}: {error}; is it cut off?") from error
+        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}; is it cut off?") from error
     if "annotations" not in content:
         raise ValueError(f"{path} has no annotations, only {sorted(content)}; is it another of the Cars196 files?")
     return content

@@ -234,14 +234,13 @@ def _outcomes(
         with torch.autocast(device.type, getattr(torch, config.precision), config.precision != "float32"):
             regions = _regions_of(pictures, extractor)
         for image_id, found in regions.items():
-            wrong = found if isinstance(found, Exception) else _what_is_wrong(found, extractor, config)
-            if wrong is None:
-                stored = {**found._asdict(), "features": found.features.float()}
-                yield image_id, {**stored, "image_size": pictures[image_id].size}
+            outcome = found if isinstance(found, Exception) else _stored(found, extractor, config)
+            if not isinstance(outcome, Exception):
+                yield image_id, {**outcome, "image_size": pictures[image_id].size}
             elif config.strict:
-                raise wrong
+                raise outcome
             else:
-                yield image_id, f"the extractor failed on it: {str(wrong) or type(wrong).__name__}"
+                yield image_id, f"the extractor failed on it: {str(outcome) or type(outcome).__name__}"
         progress.update(len(batch))
 
 
@@ -258,13 +257,13 @@ def _regions_of(pictures: Mapping[str, Image.Image], extractor: RegionExtractor)
     return {image_id: found for one in alone for image_id, found in one.items()}
 
 
-def _what_is_wrong(found: Regions, extractor: RegionExtractor, config: RegionsConfig) -> ValueError | None:
-    """Why the regions of an image cannot be stored; None if they can."""
+def _stored(found: Regions, extractor: RegionExtractor, config: RegionsConfig) -> dict[str, Any] | ValueError:
+    """What is stored of the regions of an image, or why they cannot be."""
     if not 1 <= len(found.features) <= extractor.max_regions:
         return ValueError(f"it found {len(found.features)} regions, wanted 1 to {extractor.max_regions}")
     if not all(values.isfinite().all() for values in (found.features.to(getattr(torch, config.dtype)), found.boxes)):
         return ValueError(f"its features or boxes are NaN or infinite as {config.dtype}")
-    return None
+    return {**found._asdict(), "features": found.features.float()}
 
 
 def _stamp(path: Path | None) -> list[int] | None:

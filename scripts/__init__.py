@@ -1,1 +1,1 @@
-"""Recipes and the benchmark: thin, with no logic of their own."""
+"""Recipes, the demo, the benchmark and the experiments: thin, with no logic that a project could use."""

@@ -192,7 +192,7 @@ def evaluate(config: Evaluate) -> None:
 
 def evaluate_embedder(config: EvaluateEmbedder) -> None:
     """Print the metrics of an embedder, and draw."""
-    from xmodal.data.atomic import check_writable
+    from xmodal.data.atomic import check_writable, written_whole
     from xmodal.embedder import Embedder
     from xmodal.evaluation.labelled import check_evaluable, evaluate_embeddings
     from xmodal.search.neighbors import draw_map, draw_neighbors
@@ -200,10 +200,10 @@ def evaluate_embedder(config: EvaluateEmbedder) -> None:
 
     if config.queries < 1:
         raise ValueError(f"--queries is {config.queries}; wanted at least one to draw")
-    data = LabelledDataConfig(config.path, resize=config.resize, crop=config.crop, square=config.square)
     for path in (config.json, config.neighbors, config.map):
         if path is not None:
             check_writable(path)
+    data = LabelledDataConfig(config.path, resize=config.resize, crop=config.crop, square=config.square)
     images = load_split(data, config.splits, train=False)
     check_evaluable(images.labels, images.query, config.recall_at, ks_name="recall_at")
     embedder = _load(config.model, Embedder)
@@ -213,7 +213,8 @@ def evaluate_embedder(config: EvaluateEmbedder) -> None:
     results = evaluate_embeddings(embeddings, images.labels, **options)
     print("\n".join(f"{name:12} {value:6.1f}" for name, value in results.items()))
     if config.json is not None:
-        config.json.write_text(json.dumps(results, indent=2))
+        with written_whole(config.json) as whole:
+            whole.write_text(json.dumps(results, indent=2), encoding="utf-8")
     if config.neighbors is not None:
         asked = range(len(images)) if images.query is None else images.query.nonzero().flatten().tolist()
         queries = asked[:: max(1, len(asked) // config.queries)][: config.queries]

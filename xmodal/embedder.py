@@ -118,15 +118,25 @@ def embed_all(
     # An own generator: embedding must not move the global one, or validating would change how training goes on.
     generator = torch.Generator()
     batches = DataLoader(images, batch_size, collate_fn=whole_batch, num_workers=workers, generator=generator)
-    dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
     bar = tqdm(batches, "embedding", unit="batch", delay=2, leave=False, disable=not progress)
+    return torch.cat([embed_batch(module, batch.images, device) for batch in bar])
 
-    def embed(images: Num[Tensor, "image ..."]) -> Float[Tensor, "image dim"]:
+
+def embed_batch(
+    module: nn.Module, images: Num[Tensor, "image ..."], device: torch.device | str = "cpu"
+) -> Float[Tensor, "image dim"]:
+    """What a module, an embedder or a backbone alone, makes of a batch, in evaluation mode, on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.embedder import embed_batch
+        >>> embed_batch(torch.nn.Linear(3, 2), torch.eye(3)).requires_grad
+        False
+    """
+    dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
+    with evaluating(module):
         # Pixels of 8 bits are for the backbone to scale; everything else comes as the module computes.
         return at_least_float32(module(images.to(device, dtype if images.is_floating_point() else None))).cpu()
-
-    with evaluating(module):
-        return torch.cat([embed(batch.images) for batch in bar])
 
 
 def metric_head(input_dim: int, dim: int) -> nn.Sequential:

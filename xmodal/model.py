@@ -309,11 +309,14 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         self.text_encoder.save_architecture(save_directory / ARCHITECTURE)
 
     def _options_to_save(self, options: dict[str, Any]) -> dict[str, Any]:
-        parts = {"image": ("image encoder", IMAGE_ENCODERS), "text": ("text encoder", TEXT_ENCODERS)}
-        parts |= {"head": ("head", HEADS), "captioner": ("captioner", CAPTIONERS)}
-        defaults = {"captioner": {"name": "captioner"}}
-        chosen = {part: defaults.get(part, {}) | options[part] for part in parts if options.get(part) is not None}
-        return {**options, **{part: storable(*parts[part], given) for part, given in chosen.items()}}
+        stored = {
+            "image": storable("image encoder", IMAGE_ENCODERS, options["image"]),
+            "text": storable("text encoder", TEXT_ENCODERS, options["text"]),
+            "head": storable("head", HEADS, options["head"]),
+        }
+        if options.get("captioner") is not None:
+            stored["captioner"] = storable("captioner", CAPTIONERS, {"name": "captioner", **options["captioner"]})
+        return {**options, **stored}
 
     @classmethod
     def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:

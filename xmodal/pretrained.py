@@ -62,7 +62,8 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         Raises:
             OSError: the folder cannot be written, or the disk is full; a model that is there stays.
         """
-        card, arguments = Path(save_directory) / CARD, self._options_to_save(self._hub_mixin_config or {})
+        given: Any = self._hub_mixin_config or {}
+        card, arguments = Path(save_directory) / CARD, self._options_to_save(given)
         with folder_written_whole(save_directory, keep=lambda name: name not in self._own_files) as temporary:
             if card.is_file():  # a model card that somebody wrote is not replaced
                 shutil.copyfile(card, temporary / CARD)

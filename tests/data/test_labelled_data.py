@@ -15,6 +15,7 @@ from xmodal.data.labelled import (
     LabelledImages,
     check_class_disjoint,
     image_transform,
+    list_folder,
     load_index,
     load_labelled,
     save_features,
@@ -154,6 +155,31 @@ def test_the_published_preprocessing(tmp_path):
         image_transform(train=True, crop=300)
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("size", [(3, 50), (50, 3), (4, 33), (1, 40), (7, 120)])
+def test_narrow_images_are_cut_before_they_are_resized(monkeypatch, size, train):
+    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    transform = image_transform(train=train, resize=20, crop=16)
+    for seed in range(5):
+        crops = []
+        for narrow in (8, 10**9):
+            monkeypatch.setattr("xmodal.data.labelled.images.NARROW", narrow)
+            torch.manual_seed(seed)
+            crops.append(transform(Image.fromarray(pixels)).int())
+        assert (crops[0] - crops[1]).abs().max() <= 1, "rounding, for the box of the crop is no whole pixels"
+
+
+def test_a_line_of_pixels_never_becomes_a_huge_picture(monkeypatch):
+    resized = []
+    usual = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *more: resized.append(size) or usual(self, size, *more)
+    )
+    for size in ((1, 3000), (3000, 1), (100_000, 2)):
+        assert image_transform(train=False)(Image.new("RGB", size)).shape == (3, 224, 224)
+    assert set(resized) == {(224, 224)}
+
+
 def test_images_are_read_upright_in_color_and_on_white(tmp_path):
     image = Image.new("L", (10, 4))
     exif = Image.Exif()
@@ -227,6 +253,98 @@ def test_damaged_features_are_refused(folder, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="is not an HDF5 file, or is cut off"):
         load_labelled(path)
+
+
+@pytest.mark.parametrize(
+    ("label", "classes"),
+    [
+        (np.array([2.0, 0.0, 1.0]), ["000000", "000001", "000002"]),
+        (np.array([2, 0, 1], np.uint8), ["000000", "000001", "000002"]),
+        (np.array([b"wren", b"gull", b"owl"]), ["gull", "owl", "wren"]),
+        (np.array([2, 0, 1], ">i4"), ["000000", "000001", "000002"]),
+    ],
+)
+def test_features_of_others_keep_ids_and_labels_as_they_like(tmp_path, label, classes):
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file["features"], file["label"], file["image_id"] = np.eye(3, dtype=np.float16), label, [10, 7, 12]
+    images = load_labelled(tmp_path / "mine.h5")
+    assert images.image_id == ["10", "7", "12"]
+    assert images.class_names == classes
+    assert images.labels.tolist() == [2, 0, 1]
+    assert images[1].images.tolist() == [[0, 1, 0]]
+
+
+def test_features_of_others_that_cannot_be_read_are_refused_by_name(tmp_path):
+    good = {"features": np.eye(3), "label": [0, 1, 1], "image_id": [10, 7, 12]}
+    for change, message in (
+        ({"label": [0.5, 1, 1]}, r"mine\.h5: label has 0\.5; wanted texts or whole numbers"),
+        ({"label": [np.nan, 1, 1]}, "label has nan"),
+        ({"label": [[0], [1], [1]]}, "label is no column but .*wanted one text or number an image"),
+        ({"label": [True, False, True]}, "label is bool; wanted texts or whole numbers"),
+        ({"label": [0, -1, 1]}, "labels are -1 to 1; wanted 0 to 1"),
+        ({"image_id": [0.5, 1, 1]}, "image_id has 0.5"),
+        (
+            {"features": np.zeros((3, 2, 2))},
+            r"features are float64 of shape \(3, 2, 2\); wanted numbers, \(image, dim\)",
+        ),
+        ({"features": [b"a", b"b", b"c"]}, "features are .*wanted numbers"),
+        ({"split": [1, 2]}, "features has 3 rows and split 2"),
+    ):
+        with h5py.File(tmp_path / "mine.h5", "w") as file:
+            for name, values in {**good, **change}.items():
+                file[name] = values
+        with pytest.raises(ValueError, match=message):
+            load_labelled(tmp_path / "mine.h5")
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file["label"], file["image_id"] = good["label"], good["image_id"]
+        file.create_group("features")
+    with pytest.raises(ValueError, match="features are a group; wanted numbers"):
+        load_labelled(tmp_path / "mine.h5")
+
+
+def test_names_of_files_need_not_be_utf_8(tmp_path):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    (tmp_path / "gull").mkdir()
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "gull" / f"{name}.png")
+    images = list_folder(tmp_path)
+    save_index(tmp_path / "index.jsonl", images)
+    assert load_index(tmp_path / "index.jsonl") == images
+    read = load_labelled(tmp_path / "index.jsonl", transform=CENTER)
+    save_features(tmp_path / "features.h5", read[0].images.flatten(1).float(), read, {})
+    assert load_labelled(tmp_path / "features.h5").image_id == [str(images[0].path)]
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "validation", "dev"), ("test",)])
+def test_folders_of_splits_are_no_classes(tmp_path, names):
+    for name in names:
+        (tmp_path / name / "gull").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"has one folder a split .*, not one a class\. Give one of them, such as .*t"):
+        list_folder(tmp_path)
+    (tmp_path / "wren").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "wren" / "1.png")
+    with pytest.raises(ValueError, match="has no image"):
+        list_folder(tmp_path)
+
+
+def test_what_is_no_photograph_is_no_class_and_no_image(tmp_path):
+    for name in (
+        "gull/1.JPG",
+        "gull/._1.JPG",
+        "gull/more/2.tif",
+        "__MACOSX/gull/1.JPG",
+        ".cache/1.jpg",
+        "gull/notes.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "gull" / "nowhere.jpg").symlink_to("gone.jpg")
+    assert [image.path.name for image in list_folder(tmp_path)] == ["1.JPG", "2.tif"]
+    (tmp_path / "owl").mkdir()
+    (tmp_path / "owl" / "a.txt").touch()
+    with pytest.raises(
+        ValueError, match=r"owl has no image \(ignored 1 files: 1 \.txt; known: .*\); remove the folder"
+    ):
+        list_folder(tmp_path)
 
 
 def test_a_set_of_images_can_be_made_by_hand(folder):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from xmodal.data import RegionStore, RegionStoreWriter
+from xmodal.data.joined import join_stores
 
 DIM = 6
 COUNTS = [3, 1, 5, 2, 5]
@@ -286,3 +287,33 @@ def test_validate_finds_what_a_foreign_writer_did_wrong(path, tmp_path):
     assert "1 image ('image 0') with NaN" in problems
     assert "1 image ('image 1') with a region whose features are all zero" in problems
     assert "1 image ('image 4') with a box that is empty or reaches outside" in problems
+
+
+@pytest.mark.parametrize("convention", ["xyxy pixels", "xyxy relative"])
+@pytest.mark.parametrize("layout", ["as written", "chunked", "joined"])
+def test_batches_carry_boxes_as_shares_of_the_image(tmp_path, convention, layout):
+    path = tmp_path / "boxes.h5"
+    shares = np.array([[0.25, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.5, 0.0, 0.75, 1.0]], np.float32)
+    with RegionStoreWriter(path, dim=2, extractor="a test", box_convention=convention) as writer:
+        for count, size in ((1, (40, 20)), (3, (80, 60)), (2, (8, 16))):
+            scale = 1 if "relative" in convention else np.tile(size, 2)
+            writer.write(str(count), np.ones((count, 2)), shares[:count] * scale, size)
+    if layout == "chunked":
+        with h5py.File(path, "a") as file:
+            boxes = file["boxes"][:]
+            del file["boxes"]
+            file.create_dataset("boxes", data=boxes, chunks=(1, 36, 4), compression="gzip")
+    if layout == "joined":
+        join_stores([path], tmp_path / "joined.h5")
+        path = tmp_path / "joined.h5"
+    batch = RegionStore(path).batch([2, 0, 1, 2])
+    for row, count in enumerate((2, 1, 3, 2)):
+        np.testing.assert_allclose(batch.boxes[row, :count], shares[:count], atol=1e-6)
+        assert not batch.boxes[row, count:].any()
+
+
+def test_boxes_that_cannot_be_related_to_the_image_are_none(tmp_path):
+    for name, options in (("bare", {}), ("of unknown images", {"boxes": [[0, 0, 9, 9]]})):
+        with RegionStoreWriter(tmp_path / f"{name}.h5", dim=2, extractor="a test") as writer:
+            writer.write("7", [[1, 0]], **options)
+        assert RegionStore(tmp_path / f"{name}.h5").batch([0]).boxes is None

@@ -358,6 +358,7 @@ def test_initialization_draws_nothing_from_the_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -378,6 +379,7 @@ def test_bad_options_are_refused(options, message):
         ADDR(7, **options)
 
 
+@pytest.mark.bad_input
 def test_bad_inputs_are_refused():
     f = random_features(0)
     with pytest.raises(ValueError, match="needs the features' `pair`"):

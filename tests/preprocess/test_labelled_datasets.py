@@ -28,6 +28,7 @@ from preprocess.labelled_datasets import (
     read_sop,
     unpack,
 )
+from preprocess.skipping import embed_good
 from xmodal.data.labelled import LabelledImage, check_class_disjoint, load_index, load_labelled
 
 
@@ -144,6 +145,72 @@ def test_cars_in_both_layouts(layout, tmp_path):
     assert {image.class_name for image in images if image.split == "test"} == {
         f"{label:03}" for label in range(99, 197)
     }
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "kaggle", "kaggle with one list"])
+def test_cars_as_torchvision_and_kaggle_have_them(layout, tmp_path):
+    root = tmp_path / "stanford_cars"
+    names = [f"{number:05}.jpg" for number in range(1, len(CAR_LABELS) + 1)]
+    inner = "" if layout == "torchvision" else "{0}/"
+    devkit = root / ("devkit" if layout == "torchvision" else "car_devkit/devkit")
+    save_mat(devkit / "cars_train_annos.mat", "fname", names[::2], CAR_LABELS[::2])
+    save_mat(root / "cars_test_annos_withlabels.mat", "fname", names[1::2], CAR_LABELS[1::2])
+    for folder in ("cars_train", "cars_test"):
+        (root / folder / inner.format(folder)).mkdir(parents=True)
+    if layout == "kaggle with one list":
+        save_mat(root / "cars_annos.mat", "relative_im_path", [f"car_ims/{name}" for name in names], CAR_LABELS)
+    for given in (root, tmp_path):
+        images = read_cars(given, Cars(**options(given)))
+        assert count_splits(images) == {"train": Count(8054, 98), "test": Count(8131, 98)}
+        assert [image.path for image in images[:1] + images[-1:]] == [
+            root / "cars_train" / inner.format("cars_train") / "00001.jpg",
+            root / "cars_test" / inner.format("cars_test") / names[-1 - len(names) % 2],
+        ]
+
+
+def test_cars_without_the_labels_of_the_test_images_are_told(tmp_path):
+    scipy_io = pytest.importorskip("scipy.io")
+    save_mat(tmp_path / "devkit" / "cars_train_annos.mat", "fname", ["1.jpg"], [1])
+    with pytest.raises(
+        FileNotFoundError, match=r"has no cars_test_annos_withlabels.mat, in devkit or beside it; the lab"
+    ):
+        read_cars(tmp_path, Cars(**options(tmp_path)))
+    unlabelled = np.zeros(3, dtype=[("fname", object)])
+    unlabelled["fname"] = ["1.jpg", "2.jpg", "3.jpg"]
+    scipy_io.savemat(tmp_path / "cars_test_annos_withlabels.mat", {"annotations": unlabelled})
+    with pytest.raises(ValueError, match=r"does not say class of its images.*labels of the test images are in"):
+        read_cars(tmp_path, Cars(**options(tmp_path)))
+
+
+@pytest.mark.parametrize("content", [b"", b"not this", b"MATLAB 5.0 MAT-file" + bytes(105) + b"\0\1IM" + b"x" * 40])
+def test_errors_of_mat_files_are_one_line(content, tmp_path):
+    pytest.importorskip("scipy")
+    (tmp_path / "cars_annos.mat").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read .*cars_annos\.mat: .*; is it cut off\?") as error:
+        read_cars(tmp_path, Cars(**options(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_lists_may_have_byte_order_marks_and_blank_lines(tmp_path):
+    root = sop_lists(tmp_path)
+    for split in ("train", "test"):
+        path = root / f"Ebay_{split}.txt"
+        lines = path.read_text().splitlines()
+        path.write_text(
+            "\ufeff" + "\r\n\r\n".join(["", *lines[:9]]) + "\n" + "\n".join(lines[9:]) + "\n\n  \n", "utf-8"
+        )
+    images = read_sop(tmp_path, SOP(**options(tmp_path)))
+    assert count_splits(images) == {"train": Count(59551, 11318), "test": Count(60502, 11316)}
+    assert images[0].path == root / "bicycle_final" / "1_0.JPG"
+
+
+def test_lists_may_be_latin_1(tmp_path):
+    root = cub_lists(tmp_path)
+    names = (root / "images.txt").read_text().replace("001.Bird_1/", "001.Bird_\xe9/")
+    (root / "images.txt").write_text(names, "latin-1")
+    with pytest.raises(ValueError, match=r"images\.txt, line 1\b.*--encoding"):
+        read_cub(root, CUB(**options(root)))
+    assert read_cub(root, CUB(**options(root), encoding="latin-1"))[0].class_name == "001.Bird_\xe9"
 
 
 def test_sop_has_a_list_a_split(tmp_path):
@@ -265,6 +332,49 @@ def test_any_folder_and_its_features(colors, tmp_path, capsys):
     everything = load_labelled(tmp_path / "colors.h5").__getitems__(range(6))
     similar = torch.nn.functional.normalize(everything.images) @ torch.nn.functional.normalize(everything.images).T
     assert (similar.fill_diagonal_(0).argmax(dim=1) // 2).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_bad_images_are_left_out_of_features_and_listed(colors, tmp_path, capsys):
+    main(Features(input=colors, output=tmp_path / "whole.h5", resize=32, crop=32, batch_size=1))
+    whole = load_labelled(tmp_path / "whole.h5")
+    (colors / "blue" / "0.png").write_text("no image")
+    (colors / "green" / "1.png").write_bytes((colors / "green" / "1.png").read_bytes()[:60])
+    main(Features(input=colors, output=tmp_path / "good.h5", resize=32, crop=32))
+    assert "good.h5: 4 images, 1280 dims; 2 left out, listed in" in capsys.readouterr().out
+    good, kept = load_labelled(tmp_path / "good.h5"), [1, 2, 4, 5]
+    assert good.image_id == [whole.image_id[index] for index in kept]
+    assert [good.class_names[label] for label in good.labels] == ["blue", "green", "red", "red"]
+    torch.testing.assert_close(good.features, whole.features[kept])
+    lines = (tmp_path / "good.h5.skipped.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(colors / "blue" / "0.png"), str(colors / "green" / "1.png")]
+    with pytest.raises(ValueError, match=r"cannot read .*0\.png"):
+        main(Features(input=colors, output=tmp_path / "strict.h5", resize=32, crop=32, strict=True))
+    assert not (tmp_path / "strict.h5").exists()
+
+
+class FailsOnBlue(torch.nn.Module):
+    def forward(self, images):
+        means = images.float().mean(dim=(2, 3))
+        if (means[:, 2] > 200).any():
+            raise RuntimeError("no blue")
+        return means / (means[:, :1] != 0) if (means[:, 0] == 0).any() and (means[:, 0] > 0).any() else means
+
+
+def test_what_a_backbone_fails_on_is_that_images(colors):
+    images = load_labelled(
+        colors, transform=lambda image: torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1)
+    )
+    kept = embed_good(FailsOnBlue(), images, batch_size=6)
+    assert kept.images.class_names == ["green", "red"]
+    assert kept.features.tolist() == [[0, 128, 0]] * 2 + [[255, 0, 0]] * 2
+    assert set(kept.skipped.values()) == {"the backbone failed on it: no blue"}
+    with pytest.raises(RuntimeError, match="no blue"):
+        embed_good(FailsOnBlue(), images, strict=True)
+    (colors / "red" / "0.png").unlink()
+    for path in colors.rglob("*.png"):
+        path.write_text("no image")
+    with pytest.raises(ValueError, match=r"no image is good; the first one is .*cannot read"):
+        embed_good(FailsOnBlue(), images)
 
 
 def test_arguments_that_cannot_be_are_refused(colors, tmp_path):

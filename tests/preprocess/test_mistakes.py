@@ -173,6 +173,14 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line(command, ended, ho
     assert not any((home / "folder.png").iterdir())
 
 
+@pytest.mark.parametrize("option", ["--json", "--map", "--neighbors"])
+def test_results_that_cannot_be_written_are_told_before_the_work(option, ended):
+    """Before the features are even looked for."""
+    status, lines = ended(f"evaluate-embedder embedder --path nowhere {option} file/out.png")
+    assert status == 2
+    assert "cannot write file/out.png" in lines[-1]
+
+
 def test_every_program_is_here():
     named = {command.split()[0] for command in (*INPUTS, *UNWRITABLE)} | {"recipes", "prepare"}
     assert named == {*COMMANDS, "prepare"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from xmodal.search.neighbors import draw_map, draw_neighbors, plane
@@ -56,6 +57,20 @@ def test_what_is_drawn_is_what_was_measured(images, tmp_path):
     ):
         draw_neighbors(embeddings, LABELS, images, [0], tmp_path / "sheet.png", count=1, **options)
         assert len(pixels_of(tmp_path / "sheet.png", (shade,) * 3)) > 1000, options
+
+
+def test_sheets_hold_thumbnails(images, tmp_path, monkeypatch):
+    """Of photographs of 12 megapixels, a sheet holds a tenth of a megapixel each, and JPEGs are not decoded in full."""
+    photographs = [tmp_path / f"{number}.jpg" for number in range(4)]
+    for path in photographs:
+        Image.new("RGB", (4000, 3000), "red").save(path)
+    decoded, held = [], []
+    load, imshow = Image.Image.load, Axes.imshow
+    monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(self.size) or load(self))
+    monkeypatch.setattr(Axes, "imshow", lambda self, picture: held.append(picture.size) or imshow(self, picture))
+    draw_neighbors(EMBEDDINGS, LABELS, photographs, [0], tmp_path / "sheet.png", count=3)
+    assert held == [(320, 240)] * 4
+    assert max(decoded) < (1001, 751)
 
 
 def test_queries_that_cannot_be_drawn_are_refused(images, tmp_path):

@@ -8,7 +8,18 @@ import pytest
 import yaml
 
 from xmodal.training.adversary import Adversary
-from xmodal.training.config import DataConfig, OptimizerConfig, TrainConfig, from_dict, load_recipe, to_dict
+from xmodal.training.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    from_dict,
+    load_recipe,
+    to_dict,
+)
+from xmodal.training.parts import changes, completed
+
+RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
 
 
 def test_a_configuration_survives_yaml():
@@ -96,3 +107,43 @@ def test_an_ablation_of_addr_changes_one_thing():
         Adversary.build({"name": "addr", **options}, dim=8, pairs=4)
         assert to_dict(load_recipe(path)) | {key: whole[key] for key in ("output", "adversary")} == whole
         assert sum(whole["adversary"][key] != value for key, value in options.items()) == 1, path.name
+
+
+def test_all_options_are_stored_and_a_default_that_is_written_out_is_no_change():
+    short = TrainConfig(
+        model=ModelConfig(head={"name": "vsrn"}, captioner={"hidden_dim": 8}), adversary={"name": "addr"}
+    )
+    full = completed(short)
+    assert full.model.head == {"name": "vsrn", "layers": 4, "norm": "l2", "region_norm": "region"}
+    assert full.model.captioner == {"name": "captioner", "hidden_dim": 8, "word_dim": 300, "dropout": 0.2}
+    assert full.adversary["learning_rate"] == 1e-3
+    assert completed(full) == full
+    assert yaml.safe_load(yaml.safe_dump(to_dict(full))) == to_dict(full)
+    assert changes(short, full) == changes(full, short) == {}
+
+
+def test_a_size_that_the_other_parts_know_is_no_change():
+    def sized(dim: int | None) -> TrainConfig:
+        size = {"dim": dim} if dim else {}
+        return TrainConfig(model=ModelConfig(text={"name": "gru", **size}, head={"name": "vsrn", **size}))
+
+    assert changes(sized(1024), sized(None)) == {}
+    assert changes(sized(1024), sized(512)) == {"model.text.dim": (1024, 512), "model.head.dim": (1024, 512)}
+    assert changes(TrainConfig(), TrainConfig(model=ModelConfig(head={"name": "bfan"})))["model.head.name"] == (
+        "scan",
+        "bfan",
+    )
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_names_what_exists_and_states_a_size_once(path):
+    config = load_recipe(path)
+    assert changes(config, completed(config)) == {}
+    if config.task == "matching":
+        assert not {"dim"} & (config.model.text.keys() | config.model.head.keys() | config.model.captioner.keys())
+
+
+@pytest.mark.parametrize("head", ["scan", ["scan"], 3])
+def test_a_part_is_a_mapping(head):
+    with pytest.raises(ValueError, match="head must be a mapping with a name and options, got"):
+        completed(TrainConfig(model=ModelConfig(head=head)))

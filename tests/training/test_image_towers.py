@@ -69,6 +69,16 @@ def test_from_pixels_a_matcher_is_trained_evaluated_and_searched_with(pixels, ph
     assert "R@1" in capsys.readouterr().out
 
 
+def test_the_command_line_turns_a_recipe_for_regions_into_one_for_pixels(pixels, photographs, change, tmp_path):
+    regions = change(pixels, data=DataConfig(photographs), model__image={"name": "regions", "dim": 8})
+    (tmp_path / "recipe.yaml").write_text(json.dumps(to_dict(regions)))
+    source = ["--data.source.name", "pixels", "--data.source.folder", str(photographs / "photos")]
+    source += ["--data.source.size", "32"]
+    tower = ["--model.image.name", "pixels", "--model.image.network", "mobilenet_v3_small"]
+    main(["train", "--recipe", str(tmp_path / "recipe.yaml"), *source, *tower, "--model.image.weights", "None"])
+    assert Matcher.from_pretrained(pixels.output).image_encoder.dim == 8
+
+
 def test_photographs_and_pixels_score_as_their_folder_does(pixels, photographs):
     task = MatchingTask(pixels, torch.device("cpu"))
     source, files = task.validation.source, sorted((photographs / "photos").glob("dev-*"))

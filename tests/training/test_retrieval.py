@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_pixels_to_embeddings_end_to_end(pictures, settings, change, capsys, tmp
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
 
-    sheet, plane, numbers = tmp_path / "sheet.png", tmp_path / "map.png", tmp_path / "numbers.json"
+    sheet, plane, numbers = tmp_path / "sheet.png", tmp_path / "map.png", tmp_path / "new" / "numbers.json"
     arguments = ["--splits", "dev", "--recall-at", "1", "2", "--resize", "36", "--crop", "32"]
     drawings = ["--neighbors", str(sheet), "--queries", "2", "--map", str(plane), "--json", str(numbers)]
     main(["evaluate-embedder", str(settings.output), "--path", str(pictures), *arguments, *drawings])
@@ -206,3 +207,23 @@ def test_rates_hold_from_their_epoch_on(settings, change, read_log):
         optimizer.step()
         scheduler.step()
     assert seen == [[0.01], [0.01], [pytest.approx(1e-5)], [pytest.approx(1e-5)]]
+
+
+def test_a_run_goes_on_where_its_images_are_now(pictures, settings, change, tmp_path):
+    """A moved folder of photographs is the same data, one photograph less is not."""
+    settings = change(
+        settings,
+        data=LabelledDataConfig(path=pictures, images_per_class=4, resize=36, crop=32),
+        model=EmbedderConfig(backbone={"name": "torchvision", "network": "shufflenet_v2_x0_5", "weights": None}, dim=8),
+        epochs=1,
+        batch_size=8,
+    )
+    train(settings)
+    moved = tmp_path / "moved"
+    shutil.copytree(pictures.parent, moved)
+    path = moved / pictures.name
+    train(change(settings, resume=True, epochs=2, data__path=path))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[1:]))
+    with pytest.raises(ValueError, match="holds other data than this run was started with"):
+        train(change(settings, resume=True, epochs=3, data__path=path))

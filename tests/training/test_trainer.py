@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import shutil
 import signal
 
 import pytest
@@ -403,3 +404,43 @@ def test_the_log_says_what_rate_a_step_used(config, read_log):
     train(config)
     rates = [line["learning_rate"] for line in read_log(config.output) if "learning_rate" in line]
     assert rates[:4] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.01])
+
+
+def test_a_run_goes_on_where_its_data_is_now(config, change, data_folder, tmp_path, read_log):
+    """Moved, or its path written otherwise: the same run, bit for bit; other data is refused, whatever its path."""
+    whole = change(config, output=tmp_path / "whole", epochs=3)
+    train(whole)
+    train(config)
+    moved = tmp_path / "moved"
+    shutil.copytree(data_folder, moved)
+    train(change(config, resume=True, epochs=3, data__folder=moved / ".." / "moved"))
+    assert read_log(config.output) == read_log(whole.output)
+    assert_equal_weights(weights(config.output), weights(whole.output))
+    assert checkpoints.load_checkpoint(config.output)["config"]["data"]["folder"].endswith("moved")
+
+    lines = (moved / "captions.jsonl").read_text().splitlines(keepends=True)
+    (moved / "captions.jsonl").write_text("".join(reversed(lines)))
+    with pytest.raises(ValueError, match=r"moved holds other data than this run was started with"):
+        train(change(config, resume=True, epochs=4, data__folder=moved))
+
+
+def test_word_vectors_may_move(config, change, tmp_path):
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("dog " + " ".join("1" * 8) + "\n")
+    config = change(config, model__word_vectors=vectors)
+    train(config)
+    vectors.rename(tmp_path / "glove.txt")
+    train(change(config, resume=True, epochs=3, model__word_vectors=tmp_path / "glove.txt"))
+
+
+def test_a_checkpoint_that_does_not_know_its_data_goes_on_from_the_same_path_only(
+    config, change, data_folder, tmp_path
+):
+    train(config)
+    state = checkpoints.load_checkpoint(config.output)
+    del state["data"]
+    checkpoints.save_checkpoint(config.output, state)
+    shutil.copytree(data_folder, tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"data\.folder: .* then, .*moved now"):
+        train(change(config, resume=True, data__folder=tmp_path / "moved"))
+    train(change(config, resume=True))

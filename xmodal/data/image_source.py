@@ -17,8 +17,12 @@ class ImageSource(Protocol):
     A source is pickled into the workers of a `DataLoader`, so files are opened where they are first read.
     """
 
-    image_id: Sequence[str]
-    """The name of every image, in order."""
+    if TYPE_CHECKING:  # not there when the code runs, so that a plain attribute will do as well
+
+        @property
+        def image_id(self) -> Sequence[str]:
+            """The name of every image, in order."""
+            ...
 
     def __len__(self) -> int:
         """How many images there are."""

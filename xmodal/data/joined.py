@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -52,21 +52,7 @@ def join_stores(parts: Sequence[str | Path], path: str | Path, *, overwrite: boo
     if not parts:
         raise ValueError(f"nothing to join: {path} needs at least one part")
     names = [_relative(Path(part), path.parent) for part in parts]
-    columns: dict[str, list[np.ndarray]] = {}
-    attributes: dict[str, Any] = {}
-    kind: tuple[Any, ...] = ()
-    for part in map(Path, parts):
-        with open_checked(part) as opened:
-            found = {key: value for key, value in opened.attrs.items() if key != "created"}
-            looks = (opened["features"].shape[1:], opened["features"].dtype, sorted(set(opened).intersection(COLUMNS)))
-            if columns and (found, looks) != (attributes, kind):
-                raise ValueError(
-                    f"{part} was not made like {parts[0]}: {(found, looks)}, wanted {(attributes, kind)}. "
-                    "Join only stores of one extractor with the same options."
-                )
-            attributes, kind = found, looks
-            for name in set(opened) - {"features"}:
-                columns.setdefault(name, []).append(opened[name][:])
+    kind, columns = _read_alike(parts)
     # Checksums go with the images only if all parts have them: those from before there were any do not.
     complete = {name for name, arrays in columns.items() if len(arrays) == len(parts) or name != CHECKSUM}
     rows = {name: np.concatenate(arrays) for name, arrays in columns.items() if name in complete}
@@ -74,11 +60,10 @@ def join_stores(parts: Sequence[str | Path], path: str | Path, *, overwrite: boo
     if (counts > 1).any():
         doubled = [name.decode(errors="surrogateescape") for name in image_ids[counts > 1]]
         raise ValueError(f"{some(doubled)} in more than one part of {path}")
-    (max_regions, dim), dtype, _ = kind
-    layout = h5py.VirtualLayout((len(rows["image_id"]), max_regions, dim), dtype)
+    layout = h5py.VirtualLayout((len(rows["image_id"]), *kind.shape), kind.dtype)
     start = 0
     for name, ids in zip(names, columns["image_id"], strict=True):
-        layout[start : start + len(ids)] = h5py.VirtualSource(name, "features", (len(ids), max_regions, dim), dtype)
+        layout[start : start + len(ids)] = h5py.VirtualSource(name, "features", (len(ids), *kind.shape), kind.dtype)
         start += len(ids)
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(written_whole(path, overwrite=overwrite))
@@ -86,8 +71,41 @@ def join_stores(parts: Sequence[str | Path], path: str | Path, *, overwrite: boo
         file.create_virtual_dataset("features", layout)
         for name, values in rows.items():
             file.create_dataset(name, data=values, dtype=h5py.string_dtype() if name == "image_id" else None)
-        file.attrs.update(attributes)
+        file.attrs.update(kind.attributes)
         file.attrs["created"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+class _Kind(NamedTuple):
+    """What made a store, and how it is stored: alike in all parts."""
+
+    attributes: dict[str, Any]
+    shape: tuple[int, int]
+    """Of an image: (region, dim)."""
+    dtype: np.dtype
+    columns: list[str]
+
+
+def _read_alike(parts: Sequence[str | Path]) -> tuple[_Kind, dict[str, list[np.ndarray]]]:
+    """The kind of all parts, and their datasets but the features, part by part.
+
+    Raises:
+        ValueError: a part is of another kind than the first.
+    """
+    kinds: list[_Kind] = []
+    columns: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        with open_checked(Path(part)) as opened:
+            attributes = {key: value for key, value in opened.attrs.items() if key != "created"}
+            features, known = opened["features"], sorted(set(opened).intersection(COLUMNS))
+            kinds.append(_Kind(attributes, features.shape[1:], features.dtype, known))
+            if kinds[-1] != kinds[0]:
+                raise ValueError(
+                    f"{part} was not made like {parts[0]}: {tuple(kinds[-1])}, wanted {tuple(kinds[0])}. "
+                    "Join only stores of one extractor with the same options."
+                )
+            for name in set(opened) - {"features"}:
+                columns.setdefault(name, []).append(opened[name][:])
+    return kinds[0], columns
 
 
 def _relative(part: Path, folder: Path) -> str:

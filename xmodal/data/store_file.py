@@ -220,8 +220,10 @@ def _find_boxes(file: Any, path: Path) -> tuple[np.ndarray | None, np.ndarray | 
         return None, None
     boxes = file["boxes"]
     start = boxes.id.get_offset()  # None unless the dataset is one piece of this file
-    plain = boxes.chunks is None and start is not None and not file.userblock_size and boxes.size
-    rows = np.memmap(path, boxes.dtype, "r", start, boxes.shape) if plain else boxes[:]
+    if start is not None and boxes.chunks is None and not file.userblock_size and boxes.size:
+        rows = np.memmap(path, boxes.dtype, "r", start, boxes.shape)
+    else:
+        rows = boxes[:]
     return rows, None if relative else file["image_size"][:].astype(np.float32)
 
 

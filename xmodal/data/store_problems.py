@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 2**22
 """Features looked at together: what fits the caches of a CPU."""
 
+PROBLEMS = UNREADABLE, CHANGED, NOT_FINITE, ALL_ZERO, OUTSIDE = (
+    "that cannot be read: the file is damaged there",
+    "whose checksum is wrong: the file was damaged or changed since it was written",
+    "with NaN or infinite features",
+    "with a region whose features are all zero",
+    "with a box that is empty or reaches outside the image",
+)
+"""What can be wrong with an image, in the order in which it is told."""
+
 
 def find_problems(store: StoreFile, name: str) -> Iterator[str]:
     """Read everything and say what is wrong with it, one sentence a kind of problem.
@@ -35,54 +44,62 @@ def find_problems(store: StoreFile, name: str) -> Iterator[str]:
     >>> list(find_problems(StoreFile(Path("train.h5")), "train.h5"))
     ["1 image ('cat') with a region whose features are all zero"]
     """
-    features, num_regions = store.features, store.num_regions
+    features = store.features
     _, max_regions, dim = features.shape
     repeated = [image_id for image_id, count in Counter(store.image_id).items() if count > 1]
     if repeated:
         yield f"{some(repeated)} more than once in the store"
-
-    def named(bad: np.ndarray) -> str:
-        return some([store.image_id[index] for index in np.flatnonzero(bad)])
-
     if not (features.chunks is None or features.chunks == (1, max_regions, dim)):
         yield (
             f"features are stored in chunks of {features.chunks}, slow to read at random: "
             "RegionStoreWriter makes one an image"
         )
-    unreadable, changed, not_finite, all_zero, outside = np.zeros((5, len(features)), bool)
+    bad = {problem: np.zeros(len(features), bool) for problem in PROBLEMS}
     size = max(1, BLOCK_BYTES // (max_regions * dim * features.dtype.itemsize))
     with tqdm(total=len(features), desc=f"checking {name}", unit="image", delay=2) as progress:
         for start in range(0, len(features), size):
             block = slice(start, min(start + size, len(features)))
-            real = np.arange(max_regions) < num_regions[block, None]
-            columns = {name: store.file[name][block] for name in (*COLUMNS, CHECKSUM) if name in store.file}
-            images = np.zeros((len(real), *features.shape[1:]), features.dtype)
-            for place, index in enumerate(range(block.start, block.stop)):
-                try:
-                    images[place] = store.image(index)
-                except StoreError:
-                    unreadable[index] = True
-                    continue
-                if CHECKSUM in columns:
-                    row = {name: values[place] for name, values in columns.items()}
-                    changed[index] = checksum(store.image_id[index], images[place], row) != row[CHECKSUM]
-            rows = torch.from_numpy(images)
-            largest = rows.abs().amax(dim=2).numpy()  # NaN where there is any, and 0 where there is nothing else
-            not_finite[block] = (real & ~np.isfinite(largest)).any(axis=1)
-            all_zero[block] = (real & (largest == 0)).any(axis=1) & ~unreadable[block]
-            if "boxes" in store.file:
-                outside[block] = (real & ~_inside(store, block)).any(axis=1)
-            progress.update(len(rows))
-    if unreadable.any():
-        yield f"{named(unreadable)} that cannot be read: the file is damaged there"
-    if changed.any():
-        yield f"{named(changed)} whose checksum is wrong: the file was damaged or changed since it was written"
-    if not_finite.any():
-        yield f"{named(not_finite)} with NaN or infinite features"
-    if all_zero.any():
-        yield f"{named(all_zero)} with a region whose features are all zero"
-    if outside.any():
-        yield f"{named(outside)} with a box that is empty or reaches outside the image"
+            for problem, images in _problems_of(store, block).items():
+                bad[problem][block] = images
+            progress.update(block.stop - block.start)
+    for problem, images in bad.items():
+        if images.any():
+            yield f"{some([store.image_id[index] for index in np.flatnonzero(images)])} {problem}"
+
+
+def _problems_of(store: StoreFile, block: slice) -> dict[str, np.ndarray]:
+    """Which of these images have which problem."""
+    images, unreadable, changed = _read(store, block)
+    real = np.arange(images.shape[1]) < store.num_regions[block, None]
+    largest = (
+        torch.from_numpy(images).abs().amax(dim=2).numpy()
+    )  # NaN where there is any, 0 where there is nothing else
+    found = {
+        UNREADABLE: unreadable,
+        CHANGED: changed,
+        NOT_FINITE: (real & ~np.isfinite(largest)).any(axis=1),
+        ALL_ZERO: (real & (largest == 0)).any(axis=1) & ~unreadable,
+    }
+    if "boxes" in store.file:
+        found[OUTSIDE] = (real & ~_inside(store, block)).any(axis=1)
+    return found
+
+
+def _read(store: StoreFile, block: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The features of these images, which of them cannot be read, and whose checksum is wrong."""
+    columns = {name: store.file[name][block] for name in (*COLUMNS, CHECKSUM) if name in store.file}
+    features = np.zeros((block.stop - block.start, *store.features.shape[1:]), store.features.dtype)
+    unreadable, changed = np.zeros((2, len(features)), bool)
+    for place, index in enumerate(range(block.start, block.stop)):
+        try:
+            features[place] = store.image(index)
+        except StoreError:
+            unreadable[place] = True
+            continue
+        if CHECKSUM in columns:
+            row = {name: values[place] for name, values in columns.items()}
+            changed[place] = checksum(store.image_id[index], features[place], row) != row[CHECKSUM]
+    return features, unreadable, changed
 
 
 def _inside(store: StoreFile, images: slice) -> np.ndarray:

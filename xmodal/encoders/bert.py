@@ -42,6 +42,8 @@ class BERTEncoder(TextEncoder):
     torch.Size([2, 4, 8])
     """
 
+    tokenizer: SubwordTokenizer  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(
         self, model: str, dim: int, normalize: bool = True, load_weights: bool = True, frozen: bool = False
     ) -> None:
@@ -62,7 +64,7 @@ class BERTEncoder(TextEncoder):
         nn.init.zeros_(self.projection.bias)
         self.dim = dim
         self.normalize = normalize
-        self.tokenizer: SubwordTokenizer = SubwordTokenizer(model, most_subwords(self.transformer))
+        self.tokenizer = SubwordTokenizer(model, most_subwords(self.transformer))
 
     def forward(
         self, tokens: Int[Tensor, "caption word"], word_mask: Bool[Tensor, "caption word"]
@@ -76,7 +78,7 @@ class BERTEncoder(TextEncoder):
     def save_architecture(self, folder: Path) -> None:
         """Write what `BERTEncoder(folder, load_weights=False)` needs: configuration and tokenizer, no weights."""
         self.transformer.config.save_pretrained(folder)
-        self.tokenizer.tokenizer.save_pretrained(folder)
+        self.tokenizer.save(folder)
 
     @classmethod
     def options_to_load(cls, options: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def most_subwords(transformer: nn.Module) -> int | None:
     usable = [
         table.num_embeddings - table.padding_idx - 1
         for name, table in transformer.named_modules()
-        if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding) and table.padding_idx is not None
     ]
     return min([limit, *usable])
 
@@ -129,6 +131,10 @@ class SubwordTokenizer:
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         # None leaves the tokenizer's own limit, which may be a number too large for its own code.
         self.limit = limit if limit is not None and limit < self.tokenizer.model_max_length else None
+
+    def save(self, folder: Path) -> None:
+        """Write what `AutoTokenizer` reads."""
+        self.tokenizer.save_pretrained(folder)
 
     @property
     def words(self) -> list[str]:

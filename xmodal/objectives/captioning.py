@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32
+from xmodal.numerics import at_least_float32, full_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -263,8 +263,7 @@ class Captioner(nn.Module):
         self, states: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"] | None
     ) -> tuple[Memory, Float[Tensor, "image hidden"]]:
         """Read the regions: what the decoder consults, and the hidden state it starts from."""
-        if region_mask is None:
-            region_mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        region_mask = full_mask(states, region_mask)
         if region_mask.dtype != torch.bool or region_mask.shape != states.shape[:2]:
             raise ValueError(
                 f"region_mask must be boolean of shape {tuple(states.shape[:2])}, "

@@ -179,9 +179,28 @@ def _named(name: str, defaults: Mapping[str, Any]) -> Callable[..., MetricLoss]:
     """What makes the metric loss of a name; its signature has the options of that loss."""
 
     def make(**options: Any) -> MetricLoss:
+        """A metric loss.
+
+        Args:
+            mining: which triplets or pairs of a batch count.
+            scale: by which similarities are multiplied.
+            threshold: cosine between pairs of one class and pairs of two.
+            negative_cost: by which pairs of two classes weigh more.
+            margin: by which a pair of two classes must be farther apart than one of a class.
+            pos_margin: distance from which on a pair of one class counts.
+            neg_margin: distance up to which a pair of two classes counts.
+            normalize: compare unit vectors.
+            l2_weight: of the mean squared length of the embeddings.
+            alpha: the angle in degrees (angular), or by which similarities of one class are multiplied.
+            beta: by which similarities of two classes are multiplied, or the distance between the two kinds (margin).
+            base: similarity from which both are measured.
+            nu: weight of the regularizer of beta.
+            learn_beta: learn a beta for every class.
+            softmax_scale: by which similarities to the proxies are multiplied.
+            temperature: by which similarities to the proxies are divided.
+        """
         return MetricLoss(name, **options)
 
-    make.__doc__ = MetricLoss.__doc__
     options = [("mining", Mining, "all"), *((option, type(value), value) for option, value in defaults.items())]
     only = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(option, only, default=value, annotation=kind) for option, kind, value in options]

@@ -13,13 +13,14 @@ answers are not in its way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from xmodal.numerics import at_least_float32
+from xmodal.objectives.choices import check_choice
 from xmodal.objectives.warmup import warmth
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ def hinge_ranking_loss(
     pairs = _right_pairs(scores, caption_image, positives)
     if not 0 <= hardest <= 1:
         raise ValueError(f"hardest must be a boolean or a number in [0, 1], got {hardest}")
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}; got {reduction!r}")
+    check_choice("reduction", reduction, Reduction)
     matched = pairs.scores
     caption_cost = (margin + pairs.captions - matched[:, None]).clamp_min(0).masked_fill(~pairs.wrong_captions, 0)
     image_cost = (margin + pairs.images - matched[None, :]).clamp_min(0).masked_fill(~pairs.wrong_images, 0)
@@ -136,6 +136,13 @@ class HingeRanking(nn.Module):
 
     With `mask_false_negatives=False` the image ids of square scores are ignored.
 
+    Args:
+        margin: by which a match must beat a mismatch.
+        hardest: weight of the hardest negatives against all of them, in [0, 1], at the end of the warm-up.
+        reduction: `sum` over the pairs, as published, or `mean`.
+        warmup_steps: optimizer steps of the warm-up; 0 for none.
+        mask_false_negatives: keep the captions of one image from being each other's negatives.
+
     Example:
         >>> import torch
         >>> from xmodal.objectives import HingeRanking
@@ -186,6 +193,11 @@ class InfoNCE(nn.Module):
     """`info_nce_loss` with a temperature that may be learned (kept as its logarithm, as CLIP does).
 
     With `mask_false_negatives=False` the image ids of square scores are ignored.
+
+    Args:
+        temperature: of the softmax over the scores, positive; where it is learned, its start.
+        learn_temperature: whether training moves the temperature.
+        mask_false_negatives: keep the captions of one image from being each other's negatives.
 
     Example:
         >>> import torch

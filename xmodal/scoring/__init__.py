@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xmodal.scoring.blocks import score_all
 from xmodal.scoring.pairs import score_pairs
 from xmodal.scoring.shortlist import Shortlist, shortlist
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["Shortlist", "evaluate_exact", "score_all", "score_pairs", "shortlist"]
+
+evaluate_exact: Callable[..., dict[str, Any]]
 
 
 def __getattr__(name: str) -> Any:

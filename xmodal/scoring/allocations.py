@@ -31,10 +31,15 @@ class Allocations(TorchDispatchMode):
         self.peak = self._now = 0
         self._alive: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not by a decorator of torch's, which takes seconds to import the compiler."""
+        return False
+
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for given in _storages((args, kwargs)):
+        for given in _storages((args, kwargs or {})):
             self._watch(given, 0)  # was there before, or is counted already
         result = func(*args, **(kwargs or {}))
         for made in _storages(result):

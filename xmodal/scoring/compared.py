@@ -114,6 +114,8 @@ def room_for(
     limit = plan.budget_bytes // 2
     item = 2 * max(pair[0].nbytes, pair[1].nbytes)  # as it was given, and cast
     stated = head.pair_bytes(pair[0], pair[1])
+    if isinstance(head.comparison, InnerProduct):
+        stated = torch.finfo(pair[0].dtype).bits // 8
     if stated is not None:
         return Room(limit, max(1, stated), item)
     _, needed = measured(compare, *pair)

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Taken(NamedTuple):
+    """Some images or captions, where they are compared."""
+
+    items: Float[Tensor, "set ..."]
+    mask: Bool[Tensor, "set place"]
+
+
 @dataclass(frozen=True)
 class Side:
     """Images or captions, encoded or embedded, and which of their items are real; None where all are."""
@@ -31,12 +38,12 @@ class Side:
         device: torch.device,
         dtype: torch.dtype | None = None,
         places: int | None = None,
-    ) -> Side:
+    ) -> Taken:
         """Some sets on a device, with a mask; of sequences, the first places."""
         mask = full_mask(self.items, None) if self.mask is None else self.mask
         items, mask = (field if places is None else field[:, :places] for field in (self.items, mask))
         items, mask = (field[_index(sets, field.device)] for field in (items, mask))
-        return Side(items.to(device, dtype), mask.to(device))
+        return Taken(items.to(device, dtype), mask.to(device))
 
 
 class Sides(NamedTuple):

@@ -31,7 +31,7 @@ CELL, PANEL, SHEET = 320, 480, 1280
 DARK = 0.25
 """Brightness of what no word looks at."""
 
-SURE = 0.5
+SURE = 0.25
 """How sure a word must be of where it looks to be lit at full brightness."""
 
 

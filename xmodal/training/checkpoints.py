@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import platform
@@ -24,7 +25,7 @@ from xmodal.pretrained import BEST as BEST
 from xmodal.training.config import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from xmodal.training.task import Model
 
@@ -120,6 +121,18 @@ def save_best(folder: Path, model: Model) -> None:
     4
     """
     model.save_pretrained(folder / BEST)
+
+
+def fingerprint(*lists: Iterable[str]) -> str:
+    """A hash of lists of names in their order, which tells whether two runs see the same data, wherever it is.
+
+    >>> fingerprint(["7", "8"], ["a dog"]) == fingerprint(["7"], ["8", "a dog"])
+    False
+    """
+    hashed = hashlib.sha256()
+    for names in lists:
+        hashed.update(json.dumps(list(names)).encode())
+    return hashed.hexdigest()
 
 
 def random_states() -> dict[str, Any]:

@@ -90,8 +90,8 @@ class _Group:
 
 def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Group:
     """The options of the part that a configuration and the arguments choose for one place."""
-    stated = values is not None and not dataclasses.is_dataclass(values)
-    values = dataclasses.asdict(values) if dataclasses.is_dataclass(values) else dict(values or {})
+    stated = not dataclasses.is_dataclass(values)
+    values = dict(values or {}) if stated else {e.name: getattr(values, e.name) for e in dataclasses.fields(values)}
     asked = {flag.removeprefix(f"{path}."): value for flag, value in given.items() if flag.startswith(f"{path}.")}
     name = asked.get("name", values.get("name"))
     absent = part.optional and (name == "None" or not ((stated and values) or asked))
@@ -112,7 +112,7 @@ def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Gro
         if key in named
     }
     unstated = frozenset(part.known - values.keys())
-    help_texts = _help(part, name)
+    help_texts = option_help(part, name)
     fields: list[Any] = [] if part.nameless else [_name_field(part, None if absent else name)]
     for key, option in named.items():
         if key in inside:
@@ -139,7 +139,7 @@ def _can_be_field(name: Any) -> bool:
     return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
 
 
-def _is_same(part: Part, values: Mapping[str, Any], name: str) -> bool:
+def _is_same(part: Part, values: Mapping[str, Any], name: Any) -> bool:
     """Whether a name stands for the part that the configuration has, whatever it calls it."""
     old = part.name(values)
     with contextlib.suppress(ValueError):
@@ -252,11 +252,18 @@ _YAML = PrimitiveConstructorSpec(
 )
 
 
-def _help(part: Part, name: Any) -> dict[str, str]:
+def option_help(part: Part, name: Any) -> dict[str, str]:
     """What the docstrings of a part say of its options.
 
     Those are its own, that of the class that an option is inherited from, and those of the functions that these refer
     to in backquotes: a head takes the arguments of its function.
+
+    Example:
+        >>> from xmodal.training.command_line import option_help
+        >>> from xmodal.training.config import TrainConfig
+        >>> from xmodal.training.parts import PARTS
+        >>> option_help(PARTS[TrainConfig]["model.text"], "gru")["layers"]
+        'Number of GRU layers.'
     """
     owners = {id(option.owner): option.owner for option in part.options(name).named.values()}.values()
     documented = [(owner, getattr(owner, "__init__", None)) for owner in owners]

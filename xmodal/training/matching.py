@@ -17,6 +17,7 @@ from xmodal.objectives import OBJECTIVES
 from xmodal.scoring.triton import check_triton, kernel_options
 from xmodal.training.adversary import Adversary
 from xmodal.training.augmentation import shrink
+from xmodal.training.checkpoints import fingerprint
 from xmodal.training.sampler import ShuffledBatches
 from xmodal.training.step import MatchingStep
 
@@ -73,6 +74,13 @@ class MatchingTask:
         if config.adversary:
             self.adversary = Adversary.build(config.adversary, dim=dim, pairs=len(captions), device=device)
         self.dataset = PairDataset(source, captions, self.model.tokenizer)
+        self.fingerprint = fingerprint(
+            source.image_id,
+            (caption.caption_id for caption in captions),
+            self.validation.source.image_id,
+            (caption.caption_id for caption in self.validation.captions),
+            self.model.tokenizer.words,
+        )
         if config.scoring == "triton":
             check_triton(torch.float32, device)
             kernel_options(self.model.head)

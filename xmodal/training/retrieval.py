@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from xmodal.encoders.backbone import BACKBONES
 from xmodal.evaluation.labelled import check_evaluable, evaluate_embeddings
 from xmodal.names import build, fill
 from xmodal.objectives import METRIC_OBJECTIVES
+from xmodal.training.checkpoints import fingerprint
 from xmodal.training.sampler import ClassBatches
 from xmodal.training.step import gather
 
@@ -62,6 +64,8 @@ class RetrievalTask:
         check_class_disjoint(self.dataset, self.validation)
         # What cannot be evaluated is refused now and not after the first epoch.
         check_evaluable(self.validation.labels, self.validation.query, config.recall_at, ks_name="recall_at")
+        # By the names of files, for their folders may move.
+        self.fingerprint = fingerprint(*map(_names, (self.dataset, self.validation)))
         backbone = with_sizes(config.model.backbone, self.dataset.sizes)
         self.model = Embedder(backbone, config.model.dim, config.model.head, config.model.normalize)
         self.step_module = EmbeddingStep(self.model, build_objective(config.objective, self.model, self.dataset))
@@ -106,6 +110,12 @@ class RetrievalTask:
     def summary(self, results: dict[str, Any]) -> str:
         """Recalls, R-precision and mAP@R."""
         return "  ".join(f"{name} {value:.1f}" for name, value in results.items() if name != "lone_queries")
+
+
+def _names(images: LabelledSet) -> list[str]:
+    """The classes and file names of images."""
+    labels = images.labels.tolist()
+    return [f"{images.class_names[n]}/{PurePath(name).name}" for name, n in zip(images.image_id, labels, strict=True)]
 
 
 class EmbeddingStep(nn.Module):

@@ -69,6 +69,11 @@ class Task(Protocol):
         """Processes that read the data."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what the data is called, in its order: what a resumed run must see again, wherever it is."""
+        ...
+
     def batches(self, process: int, processes: int) -> Batches:
         """The order of the training data."""
         ...

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from xmodal.data.atomic import locked
 from xmodal.data.pairs import whole_batch
 from xmodal.training import checkpoints
-from xmodal.training.config import RetrievalConfig, RunConfig, TrainConfig, criterion_of, from_dict, to_dict
+from xmodal.training.config import RetrievalConfig, RunConfig, TrainConfig, criterion_of, flatten, from_dict, to_dict
 from xmodal.training.matching import MatchingTask
 from xmodal.training.optimizer import clip_gradient, make_optimizer, make_schedule
 from xmodal.training.parts import changes, completed
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 TASKS: dict[type[RunConfig], type[Task]] = {TrainConfig: MatchingTask, RetrievalConfig: RetrievalTask}
 """What a configuration trains."""
 
+
+PATHS_OF_DATA = {"data.folder", "data.path", "data.source.folder", "model.word_vectors"}
+"""Options that only say where the data is."""
 
 STATE = {"config", "step_module", "optimizer", "scheduler", "scaler", "step", "best", "random_states", "adversary"}
 """What a checkpoint holds at least."""
@@ -101,6 +104,7 @@ def _train(config: RunConfig, accelerator: Accelerator, saved: dict[str, Any] | 
     step_module, optimizer = accelerator.prepare(step_module, optimizer)
     run = _Run(config, accelerator, task, step_module, optimizer, scheduler, steps_per_epoch)
     if saved is not None:
+        _refuse_other_data(saved, task, config)
         run.restore(saved)
 
     log = checkpoints.Log(config.output, run.step) if accelerator.is_main_process else contextlib.nullcontext()
@@ -238,6 +242,7 @@ class _Run:
                     "optimizer": self.optimizer.state_dict(),
                     "scheduler": self.scheduler.state_dict(),
                     "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+                    "data": self.task.fingerprint,
                     "step": self.step,
                     "best": self.best,
                     "random_states": random_states,
@@ -313,7 +318,8 @@ def _last_state(config: RunConfig) -> dict[str, Any] | None:
         saved = checkpoints.load_checkpoint(config.output)
         if missing := STATE.difference(saved):
             raise ValueError(f"{checkpoint} holds another kind of state: it lacks {', '.join(sorted(missing))}")
-        _refuse_other_config(from_dict(type(config), saved["config"], "the configuration of this run"), config)
+        then = from_dict(type(config), saved["config"], "the configuration of this run")
+        _refuse_other_config(then, config, data_is_known="data" in saved)
         return saved
     if checkpoint.exists():
         raise FileExistsError(
@@ -327,15 +333,27 @@ def _last_state(config: RunConfig) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_other_config(saved: RunConfig, config: RunConfig) -> None:
-    """A resumed run may train longer or elsewhere, but not differently."""
+def _refuse_other_config(saved: RunConfig, config: RunConfig, *, data_is_known: bool) -> None:
+    """A resumed run may train longer or elsewhere, but not differently; data that is known again may have moved."""
     free = {"output", "data.workers", "resume", "resume_if_present", "keep", "progress", "validate_every"}
     if config.optimizer.schedule != "cosine":  # which depends on the number of epochs
         free.add("epochs")
+    if data_is_known:
+        free |= PATHS_OF_DATA
     different = {path: values for path, values in changes(saved, config).items() if path not in free}
     if different:
         told = "; ".join(f"{path}: {then} then, {now} now" for path, (then, now) in different.items())
         raise ValueError(f"this run was started with another configuration ({told}); use that one to resume")
+
+
+def _refuse_other_data(saved: dict[str, Any], task: Task, config: RunConfig) -> None:
+    """A resumed run must see the same images and captions in the same order, wherever they are now."""
+    if saved.get("data", task.fingerprint) != task.fingerprint:
+        place = next(value for path, value in flatten(to_dict(config)).items() if path in PATHS_OF_DATA)
+        raise ValueError(
+            f"{place} holds other data than this run was started with: the names of its images or captions, their "
+            "order or the vocabulary differ. Resume with the data of then, or start a new run in another --output"
+        )
 
 
 def _loader(run: _Run, batches: Batches, epoch: int) -> Iterator[list[Any]]:

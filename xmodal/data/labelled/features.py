@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from xmodal.data.atomic import written_whole
@@ -73,6 +74,9 @@ def save_features(
         images: the set they were computed from.
         attributes: where they come from.
 
+    Files of others may keep image ids and labels as whole numbers of any type, labels also as texts, and may leave out
+    `class_name` and `split`.
+
     >>> birds = LabelledSet(["1.jpg", "2.jpg"], ["wren", "gull"], ["test"] * 2)
     >>> save_features("birds.h5", torch.eye(2), birds, {"backbone": "resnet50"})
     >>> load_features("birds.h5").dim
@@ -88,7 +92,9 @@ def save_features(
             ("image_id", images.image_id),
             ("split", images.splits),
         ):
-            file.create_dataset(name, data=texts, dtype=h5py.string_dtype())
+            # A file name need not be UTF-8: it is kept as the bytes that it is.
+            encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+            file.create_dataset(name, data=encoded, dtype=h5py.string_dtype())
         file.attrs.update({"format": FEATURE_FORMAT, **attributes})
 
 
@@ -127,19 +133,57 @@ def _read_columns(path: str | Path, file: Any) -> dict[str, list[str]]:
     missing = [name for name in ("features", "label", "image_id") if name not in file]
     if missing:
         raise ValueError(f"{path} lacks the datasets {missing}; it has {sorted(file)}. Wanted labelled features.")
-    labels, count = file["label"][:], len(file["features"])
+    features = file["features"]
+    if getattr(features, "ndim", None) != 2 or features.dtype.kind not in "fiu":
+        kind = f"{features.dtype} of shape {features.shape}" if hasattr(features, "dtype") else "a group"
+        raise ValueError(f"{path}: features are {kind}; wanted numbers, (image, dim)")
+    columns = {
+        "class_of": _read_classes(path, file),
+        "image_id": _read_texts(path, file, "image_id"),
+        "split": _read_texts(path, file, "split") if "split" in file else ["all"] * len(features),
+    }
+    for name, column in columns.items():
+        if len(column) != len(features):
+            raise ValueError(f"{path}: features has {len(features)} rows and {name} {len(column)}; wanted as many")
+    return columns
+
+
+def _read_classes(path: str | Path, file: Any) -> list[str]:
+    """The name of each image's class: of a number what `class_name` says, or the number; a text is the name itself."""
+    labels = _read_column(path, file, "label")
+    if labels.dtype.kind == "O":
+        return labels.tolist()
     if "class_name" in file:
-        names = file["class_name"].asstr()[:].tolist()
+        names = _read_texts(path, file, "class_name")
     else:  # with leading zeros names sort as numbers do
         names = [f"{label:06}" for label in range(labels.max(initial=-1) + 1)]
     if not ((labels >= 0) & (labels < len(names))).all():
         raise ValueError(f"{path}: labels are {labels.min()} to {labels.max()}; wanted 0 to {len(names) - 1}")
-    columns = {
-        "class_of": [names[label] for label in labels],
-        "image_id": file["image_id"].asstr()[:].tolist(),
-        "split": file["split"].asstr()[:].tolist() if "split" in file else ["all"] * count,
-    }
-    for name, column in columns.items():
-        if len(column) != count:
-            raise ValueError(f"{path}: features has {count} rows and {name} {len(column)}; wanted as many")
-    return columns
+    return [names[label] for label in labels]
+
+
+def _read_texts(path: str | Path, file: Any, name: str) -> list[str]:
+    """A column of texts, or of whole numbers, which are texts as well."""
+    return [str(value) for value in _read_column(path, file, name).tolist()]
+
+
+def _read_column(path: str | Path, file: Any, name: str) -> np.ndarray:
+    """A column of texts (objects) or of whole numbers, whatever type these are kept in.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    import h5py
+
+    column = file[name]
+    if not isinstance(column, h5py.Dataset) or column.ndim != 1:
+        raise ValueError(f"{path}: {name} is no column but {column}; wanted one text or number an image")
+    if column.dtype.kind in "SO" and h5py.check_string_dtype(column.dtype):
+        return np.array([text.decode("utf-8", "surrogateescape") for text in column[:]], dtype=object)
+    if column.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: {name} is {column.dtype}; wanted texts or whole numbers")
+    values = column[:]
+    if not (np.isfinite(values) & (values == np.rint(values))).all():
+        wrong = values[values != np.rint(values)]
+        raise ValueError(f"{path}: {name} has {wrong[0]}; wanted texts or whole numbers")
+    return values.astype(np.int64)

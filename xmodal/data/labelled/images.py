@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL.Image
 import torch
 
 from xmodal.data.images import read_image
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
     from PIL import Image
     from torch import Tensor
+    from torchvision.transforms import v2
 
     from xmodal.data.labelled.index import LabelledImage
+
+
+NARROW = 8
+"""How many times as long as broad an image may be for all of it to be resized before it is cropped."""
 
 
 class LabelledImages(LabelledSet):
@@ -89,5 +95,39 @@ def image_transform(
 
     if not 0 < crop <= resize:
         raise ValueError(f"crop is {crop} and resize {resize}; wanted 0 < crop <= resize")
-    cut = [v2.RandomCrop(crop), v2.RandomHorizontalFlip()] if train else [v2.CenterCrop(crop)]
-    return v2.Compose([v2.Resize([resize, resize] if square else [resize]), *cut, v2.PILToTensor()])
+    mirror = [v2.RandomHorizontalFlip()] if train else []
+    cut = v2.RandomCrop(crop) if train else v2.CenterCrop(crop)
+    usual = v2.Compose([v2.Resize([resize, resize] if square else [resize]), cut, *mirror, v2.PILToTensor()])
+    return usual if square else _Transform(usual, v2.Compose([*mirror, v2.PILToTensor()]), train, resize, crop)
+
+
+class _Transform:
+    """The usual transform, and for narrow images one that does not resize what it then cuts off.
+
+    The crop of an image of 1 x 3,000 would be cut out of one of 256 x 768,000. It is resized from the part of the image
+    that it shows instead: the same pixels but for rounding, and the same random draws.
+    """
+
+    def __init__(self, usual: v2.Compose, after_the_crop: v2.Compose, train: bool, resize: int, crop: int) -> None:
+        self.usual, self.after_the_crop = usual, after_the_crop
+        self.train, self.resize, self.crop = train, resize, crop
+
+    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 crop crop"]:
+        if max(image.size) <= NARROW * min(image.size):
+            return self.usual(image)
+        return self.after_the_crop(self._cut(image))
+
+    def __repr__(self) -> str:
+        return repr(self.usual)
+
+    def _cut(self, image: Image.Image) -> Image.Image:
+        scale = self.resize / min(image.size)
+        height, width = int(image.height * scale), int(image.width * scale)
+        if self.train:  # drawn as `RandomCrop` does, and only along a side that leaves a choice
+            top, left = (int(torch.randint(0, s - self.crop + 1, ())) if s > self.crop else 0 for s in (height, width))
+        else:
+            top, left = (round((side - self.crop) / 2) for side in (height, width))
+        across, down = image.width / width, image.height / height
+        right, bottom = min(image.width, (left + self.crop) * across), min(image.height, (top + self.crop) * down)
+        box = (left * across, top * down, right, bottom)
+        return image.resize((self.crop, self.crop), PIL.Image.Resampling.BILINEAR, box)

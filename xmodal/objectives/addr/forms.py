@@ -184,7 +184,7 @@ gradients are.
 """
 
 
-def build_form(name: str, dim: int, *, pairs: int | None = None, **options: float) -> nn.Module:
+def build_form(name: str, dim: int, *, pairs: int | None = None, **options) -> nn.Module:
     """A form by its name, with those of the options that it takes.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32
+from xmodal.numerics import at_least_float32, full_mask
 from xmodal.objectives.addr.batch import Discriminators, DomainFeatures, Items
 from xmodal.objectives.addr.errors import (
     Balance,
@@ -248,10 +248,7 @@ def addr_loss(
     """
     if form not in ("fast_weights", "ridge"):
         raise ValueError(f"form must be fast_weights or ridge, got {form!r}; ADDR has the forms that learn")
-    if word_mask is None:
-        word_mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
-    if region_mask is None:
-        region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
+    word_mask, region_mask = full_mask(words, word_mask), full_mask(regions, region_mask)
     addr = ADDR(words.shape[-1], form, beta=beta, **options)
     addr.to(words.device, torch.promote_types(words.dtype, torch.float32))
     features = DomainFeatures(words, regions, word_mask, region_mask)
