@@ -66,6 +66,11 @@ def home(tmp_path, monkeypatch):
                     super().__init__(**options)
                     self.gate = gate
 
+            class Positional(Head):
+                def __init__(self, dim: int, steps: int = 3, /, *, gate: float = 0.5):
+                    super().__init__()
+                    self.options = dim, steps, gate
+
             class Outer:
                 class Inner(Head):
                     pass
@@ -100,13 +105,29 @@ def test_a_class_of_anybody_is_built_by_its_dotted_name(home, heads):
     assert type(build("head", heads, {"name": "my_head:Outer.Inner"})).__qualname__ == "Outer.Inner"
 
 
+def test_options_that_are_taken_by_position_are_given_so(home, heads):
+    name = {"name": "my_head:Positional"}
+    assert build("head", heads, name, {"dim": 4}).options == (4, 3, 0.5)
+    assert build("head", heads, {**name, "steps": 5, "gate": 1.0}, {"dim": 4}).options == (4, 5, 1.0)
+
+
+def test_a_value_of_a_wrong_type_is_told_with_the_part():
+    with pytest.raises(
+        ValueError, match=r"head 'scan' cannot be made with the options \{'temperature': '9'\}: '>' not"
+    ):
+        build("head", HEADS, {"name": "scan", "temperature": "9"})
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("my_hed:Gated", r"there is no module 'my_hed' \(did you mean 'my_head'\?\)"),
         ("xmodal.hads:SCAN", r"there is no module 'xmodal.hads' \(did you mean 'heads'\?\)"),
         ("my_head.sub:Gated", "there is no module 'my_head.sub'"),
-        ("my_head:Gatd", r"my_head.py\) has no 'Gatd' \(did you mean 'Gated'\?\); it has VSRN, Gated, Deeper"),
+        (
+            "my_head:Gatd",
+            r"my_head.py\) has no 'Gatd' \(did you mean 'Gated'\?\); it has VSRN, Gated, Deeper, Positional",
+        ),
         ("my_head:Outer.Iner", "has no 'Outer.Iner'"),
         ("broken:Gated", "module 'broken' needs a module that is not there: No module named 'no_such_module'"),
         ("leaving:Gated", "importing module 'leaving' failed: SystemExit: 3"),

@@ -106,11 +106,17 @@ def build(
         if group is not None and isinstance(arguments.get(option), Mapping):
             arguments[option] = build(option, {option: group}, {"name": option, **arguments[option]})
     try:
-        return part(**arguments)
-    except TypeError as error:
-        if not takes.more:
-            raise
+        return _call(part, arguments)
+    except TypeError as error:  # a value of a wrong type, say
         raise ValueError(f"{kind} {name!r} cannot be made with the options {arguments}: {error}") from error
+
+
+def _call(part: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Call a part with options by name, and those that it takes by position only by position."""
+    by_name, parameters = dict(options), _parameters(part)
+    positional = [parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
+    by_position = [by_name.pop(parameter.name, parameter.default) for parameter in positional]
+    return part(*by_position, **by_name)
 
 
 def find(kind: str, registry: Mapping[str, Callable[..., Any]], name: Any) -> Callable[..., Any]:
@@ -141,8 +147,9 @@ def find(kind: str, registry: Mapping[str, Callable[..., Any]], name: Any) -> Ca
             value = offered[name].value.split("[")[0].strip()
             return _dotted(kind, value, f"{kind} {name!r} (entry point {value})")
     names = [*registry, *offered]
+    near = near_miss(name, names) if isinstance(name, str) else ""
     hint = "; name a class of your own package.module:Class" if isinstance(name, str) and "." in name else ""
-    raise ValueError(f"unknown {kind} {name!r}{near_miss(str(name), names)}; known: {', '.join(names)}{hint}")
+    raise ValueError(f"unknown {kind} {name!r}{near}; known: {', '.join(names)}{hint}")
 
 
 def fill(

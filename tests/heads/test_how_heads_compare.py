@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from batches import random_batch
@@ -67,6 +70,41 @@ def test_declaring_anew_holds():
     assert type("Renewed", (OwnCompare, SCAN), {"comparison": None})().comparison is None
     assert type("Silent", (declared,), {"compare": OwnCompare.compare, "x": 1})().comparison == declared().comparison
     assert type("Loud", (declared,), {"compare": lambda self, *inputs: 0})().comparison is None
+
+
+class Says:
+    """A mixin that is no head and says how its heads compare."""
+
+    comparison = CrossAttention(temperature=1.0)
+
+
+def test_what_a_mixin_declares_is_about_the_heads_that_have_it():
+    mixed = type("Mixed", (Says, SCAN), {})
+    assert mixed().comparison == CrossAttention(temperature=1.0)
+    assert type("Changed", (mixed,), {"compare": OwnCompare.compare})().comparison is None
+    assert type("Changed", (OwnCompare, mixed), {})().comparison is None
+
+
+def test_what_is_declared_after_the_class_does_not_outlive_its_methods():
+    late = type("Late", (Head,), {"compare": OwnCompare.compare})
+    late.comparison = CrossAttention()
+    assert type("Same", (late,), {})().comparison == CrossAttention()
+    assert type("Changed", (late,), {"compare": SCAN.compare})().comparison is None
+
+
+@pytest.mark.parametrize("kind", [Head, SCAN, Cosine])
+def test_an_instance_declares_nothing_but_may_take_back(kind):
+    head = kind()
+    with pytest.raises(AttributeError, match=rf"{kind.__name__}.comparison is declared in the class, by a value or"):
+        head.comparison = CrossAttention()
+    head.comparison = None
+    assert copy.deepcopy(head).comparison is None
+    assert kind().comparison == kind.comparison or kind is SCAN
+
+
+@pytest.mark.parametrize("head", [SCAN("i2t"), BFAN("equal"), Cosine("max"), VSRN(dim=4)])
+def test_copies_and_pickles_compare_as_the_original(head):
+    assert pickle.loads(pickle.dumps(head)).comparison == copy.deepcopy(head).comparison == head.comparison
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,43 @@ class MaxSim(Head):
         return best.masked_fill(~word_mask, 0.0).sum(dim=-1)
 
 
+class Halved(MaxSim):
+    """Compares in its own way, which the pairs that it inherits know nothing of."""
+
+    def compare(self, images, captions, region_mask=None, word_mask=None):
+        return super().compare(images, captions, region_mask, word_mask) / 2
+
+
+class Negated(MaxSim):
+    """The same, of what is embedded."""
+
+    def embed_images(self, regions, region_mask=None):
+        return -regions
+
+
+class Called(SCAN):
+    """Scores in its own `forward`, in which the work once an item is done as well."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.project, self.scale = nn.Linear(dim, dim), nn.Parameter(torch.tensor(-3.0))
+
+    def forward(self, regions, words, region_mask=None, word_mask=None):
+        return self.scale * super().forward(self.project(regions), words, region_mask, word_mask)
+
+
+class Metric(Head):
+    """Has no parameters, but a buffer."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("metric", torch.randn(dim, dim) / dim**2)
+
+    def compare(self, images, captions, region_mask=None, word_mask=None):
+        images, captions = images * region_mask[..., None], captions * word_mask[..., None]
+        return torch.einsum("ird,de,cwe->ic", images, self.metric, captions)
+
+
 class Reweighted(SCAN):
     """Embeds in its own way, and says that it still compares by cross attention."""
 
@@ -167,4 +204,10 @@ def declarable(**fixed: st.SearchStrategy) -> st.SearchStrategy[CrossAttention]:
     return st.builds(CrossAttention, **{**options, **fixed})
 
 
-FOREIGN: list[type[Head]] = [Filtering, Projected, Inherited, Pooled, MaxSim, Reweighted, SilentlyReweighted]
+OLD_PAIRS: list[type[Head]] = [Halved, Negated]
+"""Heads whose `pairs` are of a parent that compares in another way; only scoring can know."""
+
+FOREIGN: list[type[Head]] = [
+    *(Filtering, Projected, Inherited, Pooled, MaxSim, Reweighted, SilentlyReweighted, Called, Metric),
+    *OLD_PAIRS,
+]

@@ -10,6 +10,7 @@ from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from xmodal.data import PairBatch, RegionBatch
+from xmodal.heads import HEADS, SCAN
 from xmodal.model import Matcher
 from xmodal.names import build
 from xmodal.objectives import OBJECTIVES
@@ -126,3 +127,23 @@ def test_gradients_of_two_processes_are_those_of_the_joined_batch(two_processes,
         for other in (first, second):
             torch.testing.assert_close(other[0], state)
         assert [a + b for a, b in zip(first[1], second[1], strict=True)] == pytest.approx(squares, rel=1e-5)
+
+
+class Called(SCAN):
+    """Scores in its own `forward`."""
+
+    def forward(self, regions, words, region_mask=None, word_mask=None):
+        return -super().forward(regions, words, region_mask, word_mask)
+
+
+def test_a_head_with_its_own_forward_is_trained_by_it(monkeypatch):
+    monkeypatch.setitem(HEADS, "called", Called)
+    image, text = {"name": "regions", "input_dim": 5, "dim": 6}, {"name": "gru", "word_dim": 4}
+    matcher = Matcher(image, text, {"name": "called"}, vocabulary=WORDS).double()
+    batch, seen = half(0), []
+    objective = build("objective", OBJECTIVES, {"name": "hinge"})
+    objective.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    MatchingStep(matcher, objective)(batch, 0)["total"].backward()
+    torch.testing.assert_close(
+        seen[0], matcher(batch.images.regions, batch.tokens, batch.images.region_mask, batch.word_mask)
+    )

@@ -69,8 +69,11 @@ class Head(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "comparison" in vars(cls):
-            cls.comparison = Declared(vars(cls)["comparison"], cls)  # type: ignore[assignment]
+        # From the class body, from a mixin that is no head, or put into a parent after its definition.
+        holder = next(kind for kind in cls.__mro__ if "comparison" in vars(kind))
+        comparison = vars(holder)["comparison"]
+        if not isinstance(comparison, Declared):
+            cls.comparison = Declared(comparison, holder if issubclass(holder, Head) else cls)  # type: ignore[assignment]
 
     def embed_images(
         self, regions: Float[Tensor, "image region dim"], region_mask: Bool[Tensor, "image region"] | None = None
@@ -111,9 +114,28 @@ class Head(nn.Module):
         return None
 
     @property
+    def in_stages(self) -> Head:
+        """What trainer and scorer use, which embed every item once and then compare.
+
+        That is this head; where its `forward` is not the one below, a head whose `compare` calls it, on items that are
+        not embedded yet.
+        """
+        return self if "forward" not in vars(self) and type(self).forward is Head.forward else _Whole(self)
+
+    @property
     def compares_pairs_one_by_one(self) -> bool:
-        """Whether `pairs` is the one below, so that many pairs of one image or caption are better compared at once."""
-        return "pairs" not in vars(self) and type(self).pairs is Head.pairs
+        """Whether there is nothing faster for pairs than the default, so that those of one item are compared at once.
+
+        A `pairs` that is inherited from before `compare` or an embedding was replaced no longer gives its scores.
+        """
+        if "pairs" not in vars(self) and type(self).pairs is Head.pairs:
+            return True
+        known = [vars(self), *map(vars, type(self).__mro__)]
+
+        def place(method: str) -> int:
+            return next(place for place, names in enumerate(known) if method in names)
+
+        return place("pairs") > min(map(place, ("compare", "embed_images", "embed_captions")))
 
     def pairs(
         self,
@@ -128,12 +150,13 @@ class Head(nn.Module):
         """
         check_inputs(regions, words, region_mask, word_mask, aligned=True)
         region_mask, word_mask = full_mask(regions, region_mask), full_mask(words, word_mask)
-        images, captions = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
-        if isinstance(self.comparison, InnerProduct):
+        head = self.in_stages
+        images, captions = head.embed_images(regions, region_mask), head.embed_captions(words, word_mask)
+        if isinstance(head.comparison, InnerProduct):
             return (images * captions).sum(dim=-1)
         sides = (images, captions, region_mask, word_mask)
         pairs = zip(*(side.split(1) for side in sides), strict=True)
-        return torch.cat([self.compare(*pair).flatten() for pair in pairs])
+        return torch.cat([head.compare(*pair).flatten() for pair in pairs])
 
     def attention(
         self,
@@ -164,6 +187,23 @@ class Head(nn.Module):
         images = self.embed_images(regions, region_mask)
         captions = self.embed_captions(words, word_mask)
         return self.compare(images, captions, region_mask, word_mask)
+
+
+Head.comparison = Declared(None, Head)  # type: ignore[assignment]  # refuses one that is set on an instance
+
+
+class _Whole(Head):
+    """Compares by calling a head with a `forward` of its own, which does all of its work anew for every pair."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = head
+
+    def image_stages(self, regions, region_mask=None):
+        return self.head.image_stages(regions, region_mask)._replace(images=regions)
+
+    def compare(self, images, captions, region_mask=None, word_mask=None):
+        return self.head(images, captions, region_mask, word_mask)
 
 
 def check_inputs(

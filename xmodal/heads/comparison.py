@@ -89,7 +89,8 @@ class Declared:
 
     `Head` puts it in place of every declaration. A method may be replaced by a subclass, by a mixin, in the class after
     its definition or on a single instance: whoever compares in another way than was declared is called, unless the
-    class that replaced the method declares anew.
+    class that replaced the method declares anew. A single instance can only take a declaration back, by None: of one
+    that it made nobody could tell which methods it was about.
 
     Args:
         comparison: a value, or a property where it follows from the options of a head.
@@ -109,9 +110,19 @@ class Declared:
         names = {name for kind in (CrossAttention, InnerProduct) for name in kind.promised_by}
         self.methods = {name: getattr(owner, name) for name in names}
 
+    def __set__(self, head: nn.Module, comparison: None) -> None:
+        if comparison is not None:
+            raise AttributeError(
+                f"{type(head).__name__}.comparison is declared in the class, by a value or, where it depends on the "
+                f"options of a head, by a property; it cannot be set on an instance, to {comparison!r}"
+            )
+        vars(head)["comparison"] = None
+
     def __get__(self, head: nn.Module | None, owner: type[nn.Module]) -> Any:
         if head is None:
             return self.comparison
+        if "comparison" in vars(head):
+            return None
         comparison = self.comparison
         if isinstance(comparison, property):
             comparison = comparison.__get__(head, owner)

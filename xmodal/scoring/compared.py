@@ -60,6 +60,7 @@ def compared_tiles(
     >>> sum(tile.scores.numel() for tile in compared_tiles(Cosine(), sides, make_plan(Cosine(), sides)))
     24
     """
+    head = head.in_stages
     exact, compare = in_dtype(head, plan.exact_dtype), comparer(head, plan.dtype)
     ends = _ends(sides.captions)
     order = ends.argsort(descending=True, stable=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def in_dtype(head: Head, dtype: torch.dtype) -> Head:
-    """The head, or where none of its parameters has this dtype a copy of it that has; the head stays as it was.
+    """The head, or where its parameters and buffers have another dtype a copy in this one; the head stays as it was.
 
     Raises:
         ValueError: for a head that cannot be copied.
@@ -33,8 +34,8 @@ def in_dtype(head: Head, dtype: torch.dtype) -> Head:
     >>> in_dtype(vsrn, torch.bfloat16).rnn.weight_hh_l0.dtype, vsrn.rnn.weight_hh_l0.dtype
     (torch.bfloat16, torch.float32)
     """
-    dtypes = {parameter.dtype for parameter in head.parameters() if parameter.is_floating_point()}
-    if not dtypes or dtype in dtypes:
+    state = itertools.chain(head.parameters(), head.buffers())
+    if {tensor.dtype for tensor in state if tensor.is_floating_point()} <= {dtype}:
         return head
     try:
         return deepcopy(head).to(dtype)

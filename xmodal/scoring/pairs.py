@@ -77,6 +77,7 @@ def score_pairs(
     device = torch.device(device or regions.device)
     plan = Plan(check_budget(budget_bytes, device), result_dtype(regions.dtype), device, "eager")
     with evaluating(head):
+        head = head.in_stages
         if not len(images):
             return torch.empty(0, dtype=plan.dtype)
         path = fast_path(head.comparison)

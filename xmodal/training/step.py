@@ -52,14 +52,14 @@ class MatchingStep(nn.Module):
         self.matcher = matcher
         self.objective = objective
         self.captioning_weight = captioning_weight
-        self.compare = partial(triton_compare, matcher.head) if scoring == "triton" else matcher.head.compare
+        self.compare = partial(triton_compare, matcher.head) if scoring == "triton" else matcher.head.in_stages.compare
 
     def forward(self, batch: PairBatch, step: int, adversary: Adversary | None = None) -> dict[str, Float[Tensor, ""]]:
         """Loss terms of a batch at an optimizer step (0-based); `total` is what training minimizes.
 
         An adversary takes its own step on the way, before it judges the batch.
         """
-        head, captioner = self.matcher.head, self.matcher.captioner
+        head, captioner = self.matcher.head.in_stages, self.matcher.captioner
         # States that a captioner and an adversary read too: they are computed once for all.
         regions, region_mask = self.matcher.image_encoder(batch.images)
         states, domain, images = head.image_stages(regions, region_mask)
