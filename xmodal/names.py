@@ -48,6 +48,8 @@ KINDS = {
     "adversary": Kind("xmodal.objectives:ADDR", "xmodal.adversaries"),
     "captioner": Kind("xmodal.objectives:Captioner", "xmodal.captioners"),
     "backbone": Kind(group="xmodal.backbones"),
+    "pooling": Kind("xmodal.heads.pooling:Pooler"),
+    "caption_pooling": Kind("xmodal.heads.pooling:Pooler"),
     "image source": Kind("builtins:object", "xmodal.sources", members=("__len__", "batch", "sizes")),
     "extractor": Kind("builtins:object", "xmodal.extractors", members=("name", "__call__")),
 }
@@ -78,10 +80,10 @@ def build(
     Example:
         >>> from xmodal.heads import HEADS
         >>> from xmodal.names import build
-        >>> build("head", HEADS, {"name": "cosine", "pooling": "max"})
-        Cosine(pooling='max')
-        >>> build("head", HEADS, {"name": "xmodal.heads.cosine:Cosine"})
-        Cosine(pooling='mean')
+        >>> build("head", HEADS, {"name": "bfan", "focal": "equal"})
+        BFAN(focal='equal', temperature=20.0)
+        >>> build("head", HEADS, {"name": "xmodal.heads.bfan:BFAN"})
+        BFAN(focal='prob', temperature=20.0)
         >>> build("head", HEADS, {"name": "vsrn", "layers": 1}, known={"dim": 8, "vocabulary_size": 100}).dim
         8
         >>> build("head", HEADS, {"name": "cosin"})
@@ -105,6 +107,10 @@ def build(
         group = dataclass_of(what)
         if group is not None and isinstance(arguments.get(option), Mapping):
             arguments[option] = build(option, {option: group}, {"name": option, **arguments[option]})
+    for option, parts in getattr(part, "parts", {}).items():
+        inner = {"name": given} if isinstance(given := arguments.get(option), str) else given
+        if isinstance(inner, Mapping) and ":" in str(inner.get("name")):  # ours are known to the part itself
+            arguments[option] = {**inner, "name": find(option, parts, inner["name"])}
     try:
         return _call(part, arguments)
     except TypeError as error:  # a value of a wrong type, say

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from batches import ALL_HEADS, Batch, batches, random_batch, unit
+from batches import ALL_HEADS, Batch, batches, gradients, half_precision_batch, random_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,15 +12,6 @@ from xmodal.heads import SCAN, SCAN_PUBLISHED, attention
 
 heads = st.sampled_from(ALL_HEADS)
 every_head = pytest.mark.parametrize("head", ALL_HEADS, ids=repr)
-
-
-def gradients(head, batch, *, autocast=False):
-    """Scores and their gradients to both sides under weights that differ from pair to pair."""
-    regions, words = batch.regions.clone().requires_grad_(), batch.words.clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        scores = head(regions, words, batch.region_mask, batch.word_mask)
-    (scores * torch.linspace(-1, 1, scores.numel()).view_as(scores)).sum().backward()
-    return scores.detach(), regions.grad, words.grad
 
 
 @given(heads, batches())
@@ -94,11 +85,6 @@ def test_gradients_equal_finite_differences(head):
     batch = random_batch(seed=1, images=2, captions=2, regions=3, words=3, dim=4)
     regions, words = batch.regions.requires_grad_(), batch.words.requires_grad_()
     assert torch.autograd.gradcheck(lambda r, w: head(r, w, batch.region_mask, batch.word_mask), (regions, words))
-
-
-def half_precision_batch(dtype):
-    batch = random_batch(images=4, captions=4, regions=9, words=12, dim=64)
-    return batch._replace(regions=unit(batch.regions).to(dtype), words=unit(batch.words).to(dtype))
 
 
 SHARPEST = SCAN(**SCAN_PUBLISHED["i-t LSE COCO"])

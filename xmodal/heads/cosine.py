@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length
+from xmodal.heads.base import Attention, Head, check_inputs, unit_length
 from xmodal.heads.comparison import InnerProduct
-from xmodal.numerics import at_least_float32, full_mask
+from xmodal.heads.pooling import POOLERS, make_pooler
+from xmodal.numerics import full_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jaxtyping import Bool, Float
     from torch import Tensor
 
@@ -29,18 +32,9 @@ def pool(
         >>> pool(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]))
         tensor([[0.6000, 0.8000]])
     """
-    check_items(items, mask, "items", "mask", "set item dim")
-    items = at_least_float32(items)
-    if pooling == "max":
-        if mask is not None:
-            items = items.masked_fill(~mask[:, :, None], float("-inf"))
-        return unit_length(items.amax(dim=1))
-    if pooling != "mean":
+    if pooling not in get_args(Pooling):
         raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}; got {pooling!r}")
-    if mask is None:
-        return unit_length(items.mean(dim=1))
-    total = items.masked_fill(~mask[:, :, None], 0.0).sum(dim=1)
-    return unit_length(total / mask.sum(dim=1, keepdim=True))
+    return unit_length(make_pooler(pooling)(items, mask))
 
 
 def cosine_scores(
@@ -79,28 +73,45 @@ def cosine_scores(
 
 
 class Cosine(Head):
-    """`cosine_scores` as a Module without parameters. Pooling is done once an item, in `embed_*`.
+    """Cosine of one pooled vector a side; `cosine_scores` as a Module where the pooling has no parameters.
+
+    With GPO on both sides this is VSE-infinity (Chen et al., CVPR 2021), with ESA that of Zhu et al. (TCSVT 2023).
+    Pooling is done once an item, in `embed_images` and `embed_captions`.
+
+    Args:
+        pooling: how regions, and words where nothing else is said, become one vector: a name of `POOLERS`, or
+            `{"name": ..., option: value, ...}`.
+        caption_pooling: how words become one vector; None for a pooler like that of the regions, with parameters of its
+            own.
+        dim: dim of the joint space, which some poolers need to know.
 
     Example:
         >>> import torch
         >>> from xmodal.heads import Cosine
-        >>> Cosine(pooling="max")(torch.randn(4, 36, 256), torch.randn(6, 12, 256)).shape
+        >>> head = Cosine(pooling={"name": "gpo"}, caption_pooling="max")
+        >>> head(torch.randn(4, 36, 256), torch.randn(6, 12, 256)).shape
         torch.Size([4, 6])
     """
 
     comparison = InnerProduct()
+    parts: ClassVar[dict[str, Any]] = {"pooling": POOLERS, "caption_pooling": POOLERS}
+    """The options that are parts themselves."""
 
-    def __init__(self, pooling: Pooling = "mean") -> None:
+    def __init__(
+        self,
+        pooling: str | Mapping[str, Any] = "mean",
+        caption_pooling: str | Mapping[str, Any] | None = None,
+        dim: int | None = None,
+    ) -> None:
         super().__init__()
-        if pooling not in get_args(Pooling):
-            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}; got {pooling!r}")
-        self.pooling: Pooling = pooling
+        self.image_pooler = make_pooler(pooling, dim)
+        self.caption_pooler = make_pooler(pooling if caption_pooling is None else caption_pooling, dim)
 
     def embed_images(self, regions, region_mask=None):  # noqa: D102
-        return pool(regions, region_mask, pooling=self.pooling)
+        return unit_length(self.image_pooler(regions, region_mask))
 
     def embed_captions(self, words, word_mask=None):  # noqa: D102
-        return pool(words, word_mask, pooling=self.pooling)
+        return unit_length(self.caption_pooler(words, word_mask))
 
     def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
         return images @ captions.T
@@ -111,6 +122,3 @@ class Cosine(Head):
         real_regions, real_words = full_mask(regions, region_mask), full_mask(words, word_mask)
         uniform = real_regions / real_regions.sum(dim=1, keepdim=True)
         return Attention((real_words[:, :, None] * uniform[:, None, :]).to(regions))
-
-    def extra_repr(self) -> str:  # noqa: D102
-        return f"pooling={self.pooling!r}"

@@ -15,7 +15,7 @@ import keyword
 import re
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -27,7 +27,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from xmodal.names import Option, annotation_of, find, near_miss
 from xmodal.training.config import RunConfig, read_yaml
-from xmodal.training.parts import PARTS, Part
+from xmodal.training.parts import PARTS, Part, options_of_part
 
 SIMPLE = (bool, int, float, str, Path, type(None))
 """Types that tyro reads as they are; every other value is written as YAML."""
@@ -55,6 +55,7 @@ def parse(config: RunConfig, arguments: Sequence[str], *, prog: str, description
     given = _given(arguments)
     groups = {path: _group(part, _at(config, path), given, path) for path, part in PARTS[type(config)].items()}
     default = _with_groups(config, groups)
+    arguments = _named(arguments, [flag for path, group in groups.items() for flag in _parts_inside(group, path)])
     kind = type(default)
     if not {"-h", "--help"} & set(arguments):
         _check_flags(default, arguments, prog)
@@ -71,6 +72,24 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
             following = arguments[number + 1] if number + 1 < len(arguments) else ""
             found[flag.replace("-", "_")] = value if is_joined else following
     return found
+
+
+def _named(arguments: Sequence[str], parts: Sequence[str]) -> list[str]:
+    """The arguments with `--model.head.pooling gpo` written out as `--model.head.pooling.name gpo`."""
+    return [
+        re.sub(r"^([^=]*)", r"\1.name", argument)
+        if argument.startswith("--") and argument[2:].partition("=")[0].replace("-", "_") in parts
+        else argument
+        for argument in arguments
+    ]
+
+
+def _parts_inside(group: _Group, path: str) -> Iterator[str]:
+    """The paths of the parts inside a part that are chosen by name."""
+    for option, inner in group.inside.items():
+        if not inner.nameless:
+            yield f"{path}.{option}"
+        yield from _parts_inside(inner, f"{path}.{option}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,8 @@ def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Gro
     stated = not dataclasses.is_dataclass(values)
     values = dict(values or {}) if stated else {e.name: getattr(values, e.name) for e in dataclasses.fields(values)}
     asked = {flag.removeprefix(f"{path}."): value for flag, value in given.items() if flag.startswith(f"{path}.")}
+    if part.nested and not part.nameless and path in given:
+        asked["name"] = given[path]
     name = asked.get("name", values.get("name"))
     absent = part.optional and (name == "None" or not ((stated and values) or asked))
     name = part.only if name in (None, "None") else name
@@ -107,7 +128,7 @@ def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Gro
     named.pop("name", None)
     parts = part.inside(name)
     inside = {
-        key: _group(part, values.get(key, _dataclass_default(named[key])), given, f"{path}.{key}")
+        key: _group(part, options_of_part(values.get(key, _part_default(named[key]))), given, f"{path}.{key}")
         for key, part in parts.items()
         if key in named
     }
@@ -124,8 +145,8 @@ def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Gro
     return _Group(kind, inside, unstated, absent, part.nameless)
 
 
-def _dataclass_default(option: Option) -> Any:
-    return option.default if dataclasses.is_dataclass(option.default) else None
+def _part_default(option: Option) -> Any:
+    return option.default if dataclasses.is_dataclass(option.default) or isinstance(option.default, str) else None
 
 
 _ANYTHING = Option(Any, inspect.Parameter.empty, required=False, owner=None)

@@ -64,7 +64,9 @@ class Part:
         for option, what in self.options(name).named.items():
             if option not in declared and (group := dataclass_of(what)) is not None:
                 declared[option] = group
-        return {option: _nested(option, what, self.known) for option, what in declared.items()}
+        takes = self.options(name).named
+        optional = {option for option in declared if option in takes and takes[option].default is None}
+        return {option: _nested(option, what, self.known, option in optional) for option, what in declared.items()}
 
     def complete(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The options with all defaults filled in, under a name that any process finds; as plain data.
@@ -84,16 +86,28 @@ class Part:
                 full[option] = given.get(option, what.default)
         full |= given
         for option, part in self.inside(name).items():
-            if isinstance(full.get(option), Mapping):
-                full[option] = part.complete(full[option])
+            inner = options_of_part(full.get(option))
+            if isinstance(inner, Mapping):
+                full[option] = part.complete(inner)
         if self.nameless:
             full.pop("name")
         return _as_lists(full)
 
 
-def _nested(option: str, what: Registry | Callable[..., Any], known: frozenset[str]) -> Part:
+def options_of_part(value: Any) -> Any:
+    """What a configuration says of a part; a bare name stands for that part with its defaults.
+
+    Example:
+        >>> from xmodal.training.parts import options_of_part
+        >>> options_of_part("mean"), options_of_part({"name": "gpo", "temperature": 0.2}), options_of_part(None)
+        ({'name': 'mean'}, {'name': 'gpo', 'temperature': 0.2}, None)
+    """
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _nested(option: str, what: Registry | Callable[..., Any], known: frozenset[str], optional: bool) -> Part:
     if isinstance(what, Mapping):
-        return Part(option, what, known, nested=True)
+        return Part(option, what, known, optional=optional, nested=True)
     return Part(option, {option: what}, known, optional=True, nameless=True, nested=True)
 
 

@@ -1,0 +1,62 @@
+"""ESA: external space attention aggregation (Zhu et al., TCSVT 2023)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from xmodal.heads.pooling.base import Pooler
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+def esa_pool(
+    items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"], logits: Float[Tensor, "set item dim"]
+) -> Float[Tensor, "set dim"]:
+    """Every channel of the real items averaged with weights of its own: the softmax of its logits over the items.
+
+    Args:
+        items: to be pooled; padding is zero.
+        mask: True = real item.
+        logits: of every channel of every item.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads.pooling import esa_pool
+        >>> items, real = torch.tensor([[[1.0, 1.0], [3.0, 3.0]]]), torch.ones(1, 2, dtype=torch.bool)
+        >>> esa_pool(items, real, torch.tensor([[[0.0, 9.0], [0.0, -9.0]]]))
+        tensor([[2., 1.]])
+    """
+    weights = logits.masked_fill(~mask[..., None], float("-inf")).softmax(dim=1)
+    return (weights * items).sum(dim=1)
+
+
+class ESA(Pooler):
+    """`esa_pool` with logits from a linear layer on the items.
+
+    The layer starts as the released code's (ESA, ESA_BIGRU/lib/encoders.py, image side): Xavier, bias zero. The
+    published training pools every set twice, each time without a random fifth of its items, and ranks all four pairs;
+    here a set gives one vector. `data.drop_regions` leaves out regions before they come here.
+
+    Args:
+        dim: dim of the items.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads.pooling import ESA
+        >>> ESA(dim=256)(torch.randn(4, 36, 256)).shape
+        torch.Size([4, 256])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def pool(self, items, mask):  # noqa: D102
+        logits = self.linear(items.to(self.linear.weight.dtype))
+        return esa_pool(items, mask, logits.to(items.dtype))
