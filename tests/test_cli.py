@@ -1,6 +1,8 @@
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,6 +205,13 @@ def test_an_adversary_can_be_put_on_any_recipe(parsed):
     assert parsed("--adversary.beta", "3").adversary == config.adversary
 
 
+def test_tables_are_written_as_one_value(parsed):
+    arguments = ("--recipe", "vsrn_f30k", "--optimizer.repeated", "{}", "--optimizer.rates", "{matcher.head: 1e-1}")
+    optimizer = parsed(*arguments).optimizer
+    assert (optimizer.repeated, optimizer.rates) == ({}, {"matcher.head": 0.1})
+    assert parsed("--recipe", "vsrn_f30k", "--model.captioner.name", "None").optimizer.repeated
+
+
 @pytest.mark.parametrize("recipe", ["scan_t2i_lse_f30k", "vsrn_addr_coco", "daml_cub", "class_adversarial_cub"])
 def test_a_recipe_without_arguments_is_itself(parsed, recipe):
     assert completed(parsed("--recipe", recipe)) == completed(load_recipe(recipe))
@@ -223,6 +232,13 @@ def test_a_recipe_without_arguments_is_itself(parsed, recipe):
         ("--adversary.name adr", "unknown adversary 'adr' (did you mean 'addr'?)"),
         ("--recipe ie_cub --objective.name metric --objective.metric.name tripet", "(did you mean 'triplet'?)"),
         ("--recipe ie_cub --objective.frm center", "(did you mean '--objective.form'?)"),
+        ("--recipe ie_cub --objective.name metric", "Missing from xmodal train: --objective.metric.name"),
+        ("--adversary.name None --adversary.beta 3", "unknown option --adversary.beta"),
+        ("--recipe ie_cub --recipe daml_cub", "--recipe is given more than once"),
+        ("--optimizer.rates 3", "rates must be of type dict, got 3"),
+        ("--optimizer.rates {a", "'{a' is no YAML"),
+        ("--recipe vsrn_f30k --optimizer.repeated.matcher 3", "(did you mean '--optimizer.repeated'?)"),
+        ("--epochs many", "xmodal train: Error parsing --epochs: invalid literal for int()"),
         ("--optimzer.name adam", "(did you mean '--optimizer.name'?)"),
         ("--recipe=", "--recipe needs the path"),
     ],
@@ -251,6 +267,7 @@ def test_a_wrong_option_is_told_in_one_line(parsed, arguments, message, capsys):
             ],
         ),
         ([], ["--model.head.temperature FLOAT Inverse temperature", "--objective.margin FLOAT"]),
+        (["--recipe", "daml_cub", "--objective.name", "metric"], ["--objective.metric.name NAME|MODULE:CLASS Which"]),
         (
             ["--recipe", "daml_cub"],
             [
@@ -269,6 +286,14 @@ def test_help_lists_the_options_of_the_chosen_parts(arguments, lines, capsys, mo
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for line in lines:
         assert line in printed
+
+
+def test_a_wrong_option_is_told_in_one_line_where_there_is_no_utf8():
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "LC_ALL": "C", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "xmodal", "train", "--epochs", "many"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    told = "xmodal train: Error parsing --epochs: invalid literal for int() with base 10: 'many'\n"
+    assert (done.returncode, done.stderr) == (2, told)
 
 
 def explained(part: Part, place: str) -> dict[str, bool]:

@@ -139,12 +139,12 @@ class Recipes:
 
 def train(config: RunConfig) -> None:
     """Train, then say where things are."""
-    from xmodal.training.config import flatten
+    from xmodal.training.config import criterion_of
     from xmodal.training.trainer import train as run
 
     best = run(config)
     if os.environ.get("RANK", "0") == "0":
-        value = flatten(best)[config.criterion]
+        value = criterion_of(best, config.criterion)
         print(f"best {config.criterion} {value:.1f} at step {best['step']}; model in {config.output / 'best'}")
 
 
@@ -349,9 +349,12 @@ def _run(name: str, arguments: list[str]) -> None:
 
 def _recipe(arguments: list[str]) -> tuple[RunConfig, list[str]]:
     """Take `--recipe FILE` out of the arguments; everything else on the command line overrides the recipe."""
-    at = next((at for at, argument in enumerate(arguments) if argument.partition("=")[0] == "--recipe"), None)
-    if at is None:
+    places = [at for at, argument in enumerate(arguments) if argument.partition("=")[0] == "--recipe"]
+    if not places:
         return TrainConfig(), arguments
+    if len(places) > 1:
+        raise ValueError("--recipe is given more than once; a recipe may name another as its base instead")
+    (at,) = places
     _, is_joined, recipe = arguments[at].partition("=")
     after = at + (1 if is_joined else 2)
     recipe = recipe if is_joined else "".join(arguments[at + 1 : after])

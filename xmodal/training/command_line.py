@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import itertools
 import keyword
 import re
 import sys
@@ -116,9 +117,10 @@ def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Gro
         asked["name"] = given[path]
     name = asked.get("name", values.get("name"))
     absent = part.optional and (name == "None" or not ((stated and values) or asked))
-    name = part.only if name in (None, "None") else name
-    if part.optional and name is None:
-        return _Group(_only_name(part, None), {}, frozenset(), absent=True, nameless=False)
+    name = part.only if name is None else name
+    if name is None or (part.optional and name == "None"):
+        default = None if part.optional else tyro.MISSING
+        return _Group(_only_name(part, default), {}, frozenset(), absent=part.optional, nameless=False)
     options = part.options(name)
     if "name" in asked and not _is_same(part, values, name):
         values = {key: value for key, value in values.items() if key in part.kept and key in options.named}
@@ -175,11 +177,11 @@ def _is_shown(part: Part, key: str, option: Option, values: Mapping[str, Any], a
     return option.default is not inspect.Parameter.empty
 
 
-def _only_name(part: Part, name: str | None) -> type:
+def _only_name(part: Part, name: Any) -> type:
     return make_dataclass(f"Options of {part.kind}", [_name_field(part, name)], kw_only=True, frozen=True)
 
 
-def _name_field(part: Part, name: str | None) -> Any:
+def _name_field(part: Part, name: Any) -> Any:
     text = f"Which {part.kind}: {', '.join(part.registry)}, an entry point, or a class of your own."
     text += " None for none." if part.optional else ""
     kind = Union[str, None] if part.optional else str  # noqa: UP007  # made at run time
@@ -311,14 +313,16 @@ def _at(config: Any, path: str) -> Any:
 
 def _with_groups(config: Any, groups: Mapping[str, _Group], above: str = "") -> Any:
     """The configuration with dataclasses in the place of the mappings, of a class derived from its own."""
-    changed = {}
+    changed, tables = {}, []
     for entry in dataclasses.fields(config):
         path, value = f"{above}{entry.name}", getattr(config, entry.name)
         if path in groups:
             changed[entry.name] = groups[path].kind()
-        elif any(inner.startswith(f"{path}.") for inner in groups):
+        elif dataclasses.is_dataclass(value):
             changed[entry.name] = _with_groups(value, groups, f"{path}.")
-    made = [(name, type(value), field(default=value)) for name, value in changed.items()]
+        elif isinstance(value, dict):  # written as one value: tyro would take every entry for an option of its own
+            tables.append((entry.name, Annotated[dict, _YAML], field(default_factory=dict)))
+    made = [(name, type(value), field(default=value)) for name, value in changed.items()] + tables
     kind = make_dataclass(type(config).__name__, made, bases=(type(config),), frozen=True)
     values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
     return kind(**{**values, **changed})
@@ -331,7 +335,7 @@ def _without_groups(config: Any, parsed: Any, groups: Mapping[str, _Group], abov
         path, value = f"{above}{entry.name}", getattr(parsed, entry.name)
         if path in groups:
             value = _plain(groups[path], value) or {}
-        elif any(inner.startswith(f"{path}.") for inner in groups):
+        elif dataclasses.is_dataclass(value):
             value = _without_groups(getattr(config, entry.name), value, groups, f"{path}.")
         values[entry.name] = value
     return type(config)(**values)
@@ -369,14 +373,10 @@ def _check_flags(config: Any, arguments: Sequence[str], prog: str) -> None:
 
 def _flags(config: Any, above: str = "--") -> list[str]:
     """The options of a dataclass, as they are typed."""
-    if dataclasses.is_dataclass(config):
-        values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
-    else:
-        values = config
     flags = []
-    for name, value in values.items():
+    for name, value in ((entry.name, getattr(config, entry.name)) for entry in dataclasses.fields(config)):
         flag = f"{above}{name.replace('_', '-')}"
-        if dataclasses.is_dataclass(value) or (value and isinstance(value, dict)):
+        if dataclasses.is_dataclass(value):
             flags += _flags(value, f"{flag}.")
         flags += [flag, f"{above}no-{name.replace('_', '-')}"] if isinstance(value, bool) else [flag]
     return flags
@@ -395,7 +395,11 @@ def _quietly(run: Any) -> Any:
 
 
 def _first_section(box: str) -> str:
-    """The text of a box up to its first rule."""
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    rule = next((number for number, line in enumerate(lines) if line.startswith(("──", "╰"))), len(lines))
-    return " ".join(line.strip() for line in lines[:rule])
+    """The text of a box between its title and its next rule; where there is no UTF-8, its frame is of minus signs."""
+
+    def is_rule(line: str) -> bool:
+        return not line.strip("─-")
+
+    lines = [line.strip("│╰╯ ") for line in box.splitlines()[1:]]
+    text = itertools.dropwhile(is_rule, lines)
+    return " ".join(itertools.takewhile(lambda line: not is_rule(line), text))

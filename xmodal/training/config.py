@@ -430,8 +430,8 @@ def _check(config: Any, **least: float) -> None:
             raise ValueError(
                 f"{name} {value!r} does not exist{near_miss(str(value), names)}; known: {', '.join(names)}"
             )
-        types = {int: (int,), float: (int, float), bool: (bool,)}.get(kind)
+        types = {int: (int,), float: (int, float), bool: (bool,), dict: (dict,)}.get(get_origin(kind) or kind)
         if types and type(value) not in types:
-            raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
+            raise ValueError(f"{name} must be of type {types[-1].__name__}, got {value!r}")
         if name in least and not value >= least[name]:
             raise ValueError(f"{name} must be at least {least[name]}, got {value}")
