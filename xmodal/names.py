@@ -45,7 +45,7 @@ KINDS = {
     "text encoder": Kind("xmodal.encoders.base:TextEncoder", "xmodal.encoders"),
     "head": Kind("xmodal.heads:Head", "xmodal.heads"),
     "objective": Kind(group="xmodal.objectives"),
-    "adversary": Kind("xmodal.objectives:ADDR", "xmodal.adversaries"),
+    "adversary": Kind("xmodal.objectives.addr:DomainObjective", "xmodal.adversaries"),
     "captioner": Kind("xmodal.objectives:Captioner", "xmodal.captioners"),
     "backbone": Kind(group="xmodal.backbones"),
     "pooling": Kind("xmodal.heads.pooling:Pooler"),

@@ -1,4 +1,4 @@
-"""What heads and objectives share: half precision is for products, what follows them is at least float32; masks."""
+"""What heads, objectives and measurements share: half precision is for products only; masks; means of unit vectors."""
 
 from __future__ import annotations
 
@@ -35,3 +35,22 @@ def full_mask(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item
         tensor([[True, True, True]])
     """
     return torch.ones(items.shape[:2], dtype=torch.bool, device=items.device) if mask is None else mask
+
+
+def unit_means(
+    items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None = None
+) -> Float[Tensor, "set dim"]:
+    """The mean of the real items of every set, each divided by its length first; a zero vector stays zero.
+
+    No copy of the items is made: their lengths go into the weights of the mean. Half precision becomes float32.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.numerics import unit_means
+        >>> unit_means(torch.tensor([[[3.0, 4.0], [0.0, 9.0]]]))
+        tensor([[0.3000, 0.9000]])
+    """
+    items, mask = at_least_float32(items), full_mask(items, mask)
+    lengths = torch.linalg.vector_norm(items, dim=-1).clamp_min(1e-8)
+    weights = mask / (lengths * mask.sum(dim=1, keepdim=True))
+    return (weights[:, None] @ items)[:, 0]

@@ -122,7 +122,7 @@ def test_hard_negatives_pass_over_captions_of_the_same_image():
     assert distinctness_loss(scores, *alone, margin=1.0) == 0
 
 
-@pytest.mark.parametrize("form", ["amortized", "table"])
+@pytest.mark.parametrize("form", ["amortized", "table", "shared"])
 def test_error_of_zero_weights_is_log_two(form):
     f = random_features(0)
     addr = ADDR(7, form, pairs=8).double()
@@ -136,9 +136,9 @@ def test_error_of_zero_weights_is_log_two(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_separable_pair_is_separated_and_a_shuffled_one_is_not(form):
     def error_and_accuracy(gap):
-        f = gap_features(gap)
+        f = gap_features(gap, shared=form == "shared")
         addr = ADDR(8, form, pairs=6, lambda_reg=0.0, ridge=0.01)
-        optimizer = torch.optim.SGD(addr.parameters(), lr=3.0) if form in ("amortized", "table") else None
+        optimizer = torch.optim.SGD(addr.parameters(), lr=3.0) if form in ("amortized", "table", "shared") else None
         for _ in range(60 if optimizer else 0):
             addr.discriminator_terms(addr.items(f), torch.zeros(6, 6), addr.discriminators(addr.items(f)))[
                 "total"
@@ -362,7 +362,7 @@ def test_initialization_draws_nothing_from_the_global_generator():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "linear"}, "form must be one of fast_weights, ridge, amortized, table; got 'linear'"),
+        ({"form": "linear"}, "form must be one of fast_weights, ridge, amortized, table, shared; got 'linear'"),
         ({"balance": "classes"}, "balance must be one of class, mean, sum; got 'classes'"),
         ({"reg_form": "other"}, "reg_form must be one of symmetric, literal; got 'other'"),
         ({"through": "all"}, "through must be one of both, words, regions; got 'all'"),

@@ -53,7 +53,7 @@ def make_batch(seed: int = 0, pairs: int = 8) -> PairBatch:
 
 def make_adversary(form: str = "fast_weights", **options) -> Adversary:
     adversary = Adversary.build({"name": "addr", "form": form, "learning_rate": 0.1, **options}, dim=6, pairs=8)
-    adversary.addr.double()
+    adversary.objective.double()
     return adversary
 
 
@@ -87,17 +87,17 @@ def test_beta_zero_is_the_baseline_bit_for_bit(head, form):
 @pytest.mark.parametrize("head", HEADS)
 def test_the_discriminators_step_comes_first_and_moves_nothing_else(head, form):
     module, adversary, batch = step_module(head), make_adversary(form, beta=0.7, alpha=1.0), make_batch()
-    encoders, own = copy.deepcopy(list(module.parameters())), copy.deepcopy(adversary.addr.state_dict())
+    encoders, own = copy.deepcopy(list(module.parameters())), copy.deepcopy(adversary.objective.state_dict())
     terms = module(batch, 0, adversary)
     torch.testing.assert_close(list(module.parameters()), encoders, rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in module.parameters())
-    moved = adversary.addr.state_dict()
+    moved = adversary.objective.state_dict()
     assert any((moved[name] != own[name]).any() for name in own) == (form != "ridge")
 
     between = copy.deepcopy(moved)
     terms["total"].backward()
-    torch.testing.assert_close(adversary.addr.state_dict(), between, rtol=0, atol=0)
-    assert all(parameter.grad is None for parameter in adversary.addr.parameters())
+    torch.testing.assert_close(adversary.objective.state_dict(), between, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in adversary.objective.parameters())
     torch.testing.assert_close(terms["total"], terms["ranking"] - 0.7 * 8 * terms["addr/adv"])
 
 
@@ -112,7 +112,7 @@ def test_discriminators_that_remember_are_judged_after_their_step():
 def test_only_the_rows_of_pairs_in_the_batch_move():
     adversary = make_adversary("table")
     step_module("scan")(make_batch(pairs=5), 0, adversary)
-    assert adversary.addr.form.rows.weight.any(dim=1).tolist() == [True] * 5 + [False] * 3
+    assert adversary.objective.form.rows.weight.any(dim=1).tolist() == [True] * 5 + [False] * 3
 
 
 def test_discriminators_win_without_encoders_that_resist():
@@ -137,7 +137,7 @@ class MeasuredTwice(Adversary):
 @pytest.mark.parametrize("head", HEADS)
 def test_gradient_norms_are_those_of_the_two_losses(head, scale):
     """Scaling the loss, as float16 and accumulation do, changes nothing."""
-    adversary = MeasuredTwice(make_adversary(beta=2.0).addr)
+    adversary = MeasuredTwice(make_adversary(beta=2.0).objective)
     (scale * step_module(head)(make_batch(), 0, adversary)["total"]).backward()
     ranking, adversarial = adversary.norms
     assert adversary.gradient_norms() == {
@@ -145,6 +145,34 @@ def test_gradient_norms_are_those_of_the_two_losses(head, scale):
         "addr/adversarial_gradient": pytest.approx(adversarial, rel=1e-4),
         "addr/gradient_ratio": pytest.approx(adversarial / ranking, rel=1e-4),
     }
+
+
+def test_once_decayed_the_discriminators_rest_and_training_is_the_baseline():
+    adversary = make_adversary("amortized", beta=2.0, beta_warmup_steps=1, beta_decay_steps=2)
+    module, batch = step_module("scan"), make_batch()
+    during = [module(batch, step, adversary) for step in (1, 2)]
+    assert [terms["addr/beta"].item() for terms in during] == [2.0, 1.0]
+    resting = copy.deepcopy(adversary.state_dict())
+    after = module(batch, 3, adversary)
+    after["total"].backward()
+    torch.testing.assert_close(adversary.state_dict(), resting, rtol=0, atol=0)
+    assert after.keys() == module(batch, 3).keys() | {"addr/beta"}
+    assert after["addr/beta"] == 0
+    assert torch.equal(after["total"], module(batch, 3)["total"])
+    assert adversary.gradient_norms() != {}, "those of the last step with a weight, until they are asked for"
+    assert adversary.gradient_norms() == {}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_mean_match_is_an_adversary_without_a_player(head):
+    adversary = Adversary.build({"name": "mean_match", "beta": 2.0, "reduction": "mean"}, dim=6, pairs=8)
+    assert adversary.optimizer is None
+    module = step_module(head)
+    terms = module(make_batch(), 0, adversary)
+    terms["total"].backward()
+    torch.testing.assert_close(terms["total"], terms["ranking"] + 2.0 * terms["mean_match/gap"])
+    assert terms["mean_match/beta"] == 2.0
+    assert all(value > 0 for value in adversary.gradient_norms().values())
 
 
 def test_a_resumed_adversary_goes_on_as_the_same_one():
@@ -160,7 +188,7 @@ def test_a_resumed_adversary_goes_on_as_the_same_one():
 
 def test_mixed_precision_leaves_the_discriminators_in_float32():
     module, adversary = step_module("scan").float(), make_adversary("amortized")
-    adversary.addr.float()
+    adversary.objective.float()
     batch = make_batch()
     batch = batch._replace(images=batch.images._replace(regions=batch.images.regions.float()))
     with torch.autocast("cpu", torch.bfloat16):
@@ -171,6 +199,8 @@ def test_mixed_precision_leaves_the_discriminators_in_float32():
 
 
 def test_bad_configurations_are_refused():
+    with pytest.raises(ValueError, match=r"mean_match' has no option 'alpha'.*known: beta, "):
+        Adversary.build({"name": "mean_match", "alpha": 0.1}, dim=6, pairs=8)
     with pytest.raises(ValueError, match=r"unknown adversary 'adr'.*did you mean 'addr'"):
         Adversary.build({"name": "adr"}, dim=6, pairs=8)
     with pytest.raises(ValueError, match=r"no option 'aplha'.*did you mean 'alpha'"):

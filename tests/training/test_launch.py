@@ -47,7 +47,7 @@ def test_the_same_command_trains_with_two_processes(config, change, read_log, re
 
     one, two = read_log(config.output), read_log(tmp_path / "two")
     assert [line["step"] for line in one] == [line["step"] for line in two]
-    for name in ("loss/total", "gradient_norm", "learning_rate"):
+    for name in ("loss/total", "loss/alignment/mean_cosine", "loss/alignment/gap", "gradient_norm", "learning_rate"):
         wanted = [line[name] for line in one if name in line]
         assert [line[name] for line in two if name in line] == pytest.approx(wanted, rel=1e-4)
     assert two[-1]["validation"]["rsum"] == pytest.approx(best["rsum"], abs=20)

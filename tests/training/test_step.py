@@ -25,6 +25,7 @@ CASES = {
     "scan against fast weights": ({"name": "scan"}, {"name": "hinge", "margin": 1.0}, "fast_weights"),
     "scan against a table": ({"name": "scan"}, {"name": "hinge", "margin": 1.0}, "table"),
     "bfan against ridge": ({"name": "bfan"}, {"name": "hinge", "margin": 1.0}, "ridge"),
+    "scan against one for all": ({"name": "scan"}, {"name": "hinge", "margin": 1.0}, "shared"),
     "vsrn against a network": ({"name": "vsrn", "dim": 6, "layers": 1}, {"name": "hinge", "margin": 1.0}, "amortized"),
 }
 
@@ -51,14 +52,14 @@ def make_adversary(case: str) -> list[Adversary]:
     if form is None:
         return []
     adversary = Adversary.build({"name": "addr", "form": form, "alpha": 1.0, "beta": 0.3}, dim=6, pairs=8)
-    adversary.addr.double()
+    adversary.objective.double()
     return [adversary]
 
 
 def measured(adversary: Adversary) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Its parameters, and squared norms that add up over processes."""
     norms = adversary.gradient_norms()
-    return adversary.addr.state_dict(), [norms[f"addr/{of}_gradient"] ** 2 for of in ("ranking", "adversarial")]
+    return adversary.objective.state_dict(), [norms[f"addr/{of}_gradient"] ** 2 for of in ("ranking", "adversarial")]
 
 
 def half(process: int) -> PairBatch:
@@ -89,16 +90,22 @@ def joined() -> PairBatch:
     return PairBatch(regions, *map(join, rest, other_rest))
 
 
+def alignment(terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What two processes know as well as one; which products are sampled depends on where a batch is cut."""
+    return {name: terms[f"alignment/{name}"].detach() for name in ("mean_cosine", "gap")}
+
+
 def work(process: int, folder) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=process, world_size=2)
     results = {}
     for case in CASES:
         module, adversary = DistributedDataParallel(step_module(case)), make_adversary(case)
-        total = module(half(process), 0, *adversary)["total"]
+        terms = module(half(process), 0, *adversary)
+        total = terms["total"]
         total.backward()
         gradients = [parameter.grad for parameter in module.parameters()]
-        results[case] = (total.detach(), gradients, list(map(measured, adversary)))
+        results[case] = (total.detach(), gradients, list(map(measured, adversary)), alignment(terms))
     torch.save(results, folder / f"{process}.pt")
     dist.destroy_process_group()
 
@@ -113,10 +120,12 @@ def two_processes(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_of_two_processes_are_those_of_the_joined_batch(two_processes, case):
     module, adversary = step_module(case), make_adversary(case)
-    total = module(joined(), 0, *adversary)["total"]
+    terms = module(joined(), 0, *adversary)
+    total = terms["total"]
     total.backward()
     assert total > 0
     for results in two_processes:
+        torch.testing.assert_close(results[case][3], alignment(terms))
         torch.testing.assert_close(results[case][0], total.detach(), rtol=1e-12, atol=0)
         for gradient, parameter in zip(results[case][1], module.parameters(), strict=True):
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-13)

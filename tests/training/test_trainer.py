@@ -100,6 +100,28 @@ def test_a_stopped_and_resumed_run_is_the_same_run(config, change, read_log, sig
     assert_equal_weights(one, other)
 
 
+@pytest.mark.parametrize("name", ["addr", "mean_match"])
+def test_a_run_resumed_in_each_phase_of_beta_is_the_same_run(config, change, read_log, signal_at, name):
+    """Warm-up, hold, decay and rest, and the steps where one ends and the next begins."""
+    steps = {"beta_warmup_steps": 2, "beta_hold_steps": 2, "beta_decay_steps": 3}
+    adversary = {"name": name, "beta": 2.0, **steps}
+    config = change(config, epochs=2, adversary=adversary | ({"form": "amortized"} if name == "addr" else {}))
+    whole = change(config, output=config.output / "whole")
+    train(whole)
+    lines = [line for line in read_log(whole.output) if "loss/total" in line]
+    betas = [line[f"loss/{name}/beta"] for line in lines]
+    assert betas == pytest.approx([0.0, 1.0, 2.0, 2.0, 2.0, 4 / 3, 2 / 3, *[0.0] * (len(lines) - 7)])
+    assert [f"{name}/gradient_ratio" in line for line in lines] == [step < 7 for step in range(len(lines))]
+    for stop in (1, 2, 4, 6, 7, 9):
+        parts = change(config, output=config.output / f"parts{stop}")
+        signal_at(stop)
+        with pytest.raises(Interrupted):
+            train(parts)
+        train(change(parts, resume=True))
+        assert read_log(parts.output) == read_log(whole.output)
+        assert_equal_weights(weights(parts.output), weights(whole.output))
+
+
 def test_a_finished_run_can_go_on_for_more_epochs(config, change, read_log):
     longer = change(config, epochs=3, output=config.output / "longer")
     train(longer)

@@ -51,6 +51,11 @@ class CrossAttention:
     promised_by: ClassVar[Sequence[str]] = ("forward", "compare", "pairs", "embed_images", "embed_captions")
     """Methods that must be those of the class that declared this; embeddings too, whose shape it depends on."""
 
+    @property
+    def clips(self) -> bool:
+        """Whether negative products of a word and a region count for little: the sides must not be opposite."""
+        return self.normalization.startswith("clipped")
+
     def __post_init__(self) -> None:
         for name, known in (
             ("direction", get_args(Direction)),
@@ -79,6 +84,9 @@ class InnerProduct:
     """
 
     promised_by: ClassVar[Sequence[str]] = ("forward", "compare", "pairs")
+
+    clips: ClassVar[bool] = False
+    """As for `CrossAttention`."""
 
 
 Comparison: TypeAlias = CrossAttention | InnerProduct

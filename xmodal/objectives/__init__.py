@@ -13,7 +13,7 @@ One convention holds for all:
 embeddings and labels and returns a tensor. `Captioner` is a network, whose `loss` is a tensor as well.
 """
 
-from xmodal.objectives.addr import ADDR, addr_loss
+from xmodal.objectives.addr import ADDR, MeanMatch, addr_loss, mean_match_loss
 from xmodal.objectives.captioning import Captioner, caption_labels, captioning_loss
 from xmodal.objectives.class_adversarial import ClassAdversary, reversal_ramp, reverse_gradient
 from xmodal.objectives.daml import DAML, HardNegativeGenerator
@@ -46,6 +46,7 @@ __all__ = [
     "HingeRanking",
     "IncludeExclude",
     "InfoNCE",
+    "MeanMatch",
     "MetricLoss",
     "MetricObjective",
     "addr_loss",
@@ -57,6 +58,7 @@ __all__ = [
     "hinge_ranking_loss",
     "include_exclude_loss",
     "info_nce_loss",
+    "mean_match_loss",
     "reversal_ramp",
     "reverse_gradient",
     "row_norm_penalty",

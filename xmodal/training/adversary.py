@@ -1,5 +1,7 @@
 """The other player of adversarial training: what it keeps, its optimizer, and the step it takes before each of ours.
 
+What it says is that of a `DomainObjective`: ADDR, or a control that has no other player at all.
+
 It lives beside the Module that is distributed, not in it. Every process sees the joined batch, detached, so that all
 of them take the same step from the same start, and its gradients need no reduction.
 """
@@ -14,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from xmodal.names import build
-from xmodal.objectives.addr import ADDR
+from xmodal.objectives.addr import ADDR, MeanMatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,17 +24,17 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from xmodal.objectives.addr import DomainFeatures
+    from xmodal.objectives.addr import DomainFeatures, DomainObjective
 
-ADVERSARIES = {"addr": ADDR}
+ADVERSARIES: dict[str, type[DomainObjective]] = {"addr": ADDR, "mean_match": MeanMatch}
 """Adversaries by the name that a configuration uses."""
 
 
 class Adversary:
-    """ADDR's discriminators with their optimizer, called inside the forward pass of a training step.
+    """A `DomainObjective` with the optimizer of its own parameters, called inside the forward pass of a training step.
 
     Args:
-        addr: the discriminators and the terms that both sides minimize.
+        objective: ADDR's discriminators and the terms that both sides minimize, or a control of it.
         learning_rate: of the discriminators' Adam (for the `table` form: SparseAdam, which leaves the rows of absent
             pairs alone). 0 keeps the start of `fast_weights` at zero.
 
@@ -48,18 +50,20 @@ class Adversary:
         ['addr/accuracy', 'addr/adv', 'addr/beta', 'addr/discriminator', 'addr/reg', 'total']
     """
 
-    def __init__(self, addr: ADDR, learning_rate: float = 1e-3) -> None:
+    def __init__(self, objective: DomainObjective, learning_rate: float = 1e-3) -> None:
         if not learning_rate >= 0:
             raise ValueError(f"learning_rate must be at least 0, got {learning_rate}")
-        self.addr = addr
-        parameters = list(addr.parameters())
-        kind = torch.optim.SparseAdam if addr.form.sparse else torch.optim.Adam
+        self.objective = objective
+        parameters = list(objective.parameters())
+        kind = torch.optim.SparseAdam if objective.sparse else torch.optim.Adam
         self.optimizer = kind(parameters, lr=learning_rate) if parameters else None
-        self._gradients = _GradientNorms()
+        self._gradients = _GradientNorms(objective.log_name)
 
     @classmethod
     def build(cls, config: Mapping[str, Any], dim: int, pairs: int, device: torch.device | str = "cpu") -> Adversary:
         """The adversary of a configuration: `{name: addr, learning_rate: ..., ...}` with the options of `ADDR`.
+
+        A name of ADVERSARIES, `package.module:Class` or an entry point.
 
         Args:
             config: name and options.
@@ -86,27 +90,26 @@ class Adversary:
             step: optimizer step, 0-based.
 
         Returns:
-            `total`, to be added to the loss, and what is to be logged under `addr/`: the error `adv` and `accuracy` of
-            the new discriminators, `beta`, and, from before their step, `reg` and `discriminator`, what they minimize.
+            `total`, to be added to the loss, and what is to be logged, as `addr/adv`: the terms of `ADDR.forward`.
         """
-        items = self.addr.items(features)
-        discriminators = self.addr.discriminators(items, scores)
-        own = self.addr.discriminator_terms(items, scores, discriminators)
+        terms = self.objective(features, scores, step, self._learn)
+        total = terms.pop("total")
+        return {"total": total, **{f"{self.objective.log_name}/{name}": value for name, value in terms.items()}}
+
+    def _learn(self, loss: Float[Tensor, ""]) -> None:
+        """One step of the objective's own parameters."""
         if self.optimizer is not None:
-            own["total"].backward()
+            loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
-        if not self.addr.form.fits_anew:
-            discriminators = self.addr.discriminators(items, scores)
-        terms = self.addr.encoder_terms(features, discriminators, step=step)
-        return {
-            "total": terms["total"],
-            "addr/adv": terms["adv"],
-            "addr/accuracy": terms["accuracy"],
-            "addr/beta": terms["beta"],
-            "addr/reg": own["reg"].detach(),
-            "addr/discriminator": own["total"].detach(),
-        }
+
+    def is_over(self, step: int) -> bool:
+        """Whether its weight has decayed to zero for good, so that it need not be called any more."""
+        return self.objective.is_over(step)
+
+    def terms_at_rest(self, step: int) -> dict[str, Float[Tensor, ""]]:
+        """What is left to be logged once it is over: that its weight is zero."""
+        return {f"{self.objective.log_name}/beta": torch.tensor(self.objective.beta_at(step))}
 
     def watch_gradients(self, embeddings: list[Tensor], ranking: Tensor, adversarial: Tensor) -> None:
         """Have the coming backward pass of the two losses measure `gradient_norms` at this process's embeddings."""
@@ -116,18 +119,20 @@ class Adversary:
         """Norms at the joint embeddings of the gradients of the two losses, as of the last backward pass; their ratio.
 
         Names are those of the log: `addr/ranking_gradient`, `addr/adversarial_gradient`, `addr/gradient_ratio`
-        (adversarial to ranking). Where a batch is split over processes, only the pairs of this one are counted.
+        (adversarial to ranking). Where a batch is split over processes, only the pairs of this one are counted. Nothing
+        where no backward pass was watched since they were asked for last.
         """
         return self._gradients.norms()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
         optimizer = self.optimizer.state_dict() if self.optimizer else {}
-        return {"addr": self.addr.state_dict(), "optimizer": optimizer}
+        # Named for the first of them: older checkpoints have it so.
+        return {"addr": self.objective.state_dict(), "optimizer": optimizer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.addr.load_state_dict(state["addr"])
+        self.objective.load_state_dict(state["addr"])
         if self.optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
 
@@ -140,15 +145,19 @@ class _GradientNorms:
     how much.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log_name: str) -> None:
+        self.log_name = log_name
         self.scale = torch.ones(())
         self.ranking = self.adversarial = torch.zeros(())
         """Squared norms."""
+        self.watched = False
+        """Whether they are of a backward pass that nobody has asked about."""
 
     def watch(self, embeddings: list[Tensor], ranking: Tensor, adversarial: Tensor) -> None:
         gradients: list[Tensor | None] = [None] * len(embeddings)
         if adversarial.requires_grad:
             gradients = list(torch.autograd.grad(adversarial, embeddings, retain_graph=True, allow_unused=True))
+        self.watched = True
         self.ranking = self.adversarial = torch.zeros((), device=ranking.device)
         ranking.register_hook(lambda scale: setattr(self, "scale", scale))
         for tensor, gradient in zip(embeddings, gradients, strict=True):
@@ -167,9 +176,12 @@ class _GradientNorms:
         self.ranking = self.ranking + squares.clamp_min(0) / processes**2
 
     def norms(self) -> dict[str, float]:
+        if not self.watched:
+            return {}
+        self.watched = False
         ranking, adversarial = self.ranking.sqrt().item(), self.adversarial.sqrt().item()
         return {
-            "addr/ranking_gradient": ranking,
-            "addr/adversarial_gradient": adversarial,
-            "addr/gradient_ratio": adversarial / ranking if ranking else math.inf,
+            f"{self.log_name}/ranking_gradient": ranking,
+            f"{self.log_name}/adversarial_gradient": adversarial,
+            f"{self.log_name}/gradient_ratio": adversarial / ranking if ranking else math.inf,
         }

@@ -17,6 +17,7 @@ from xmodal.objectives import OBJECTIVES
 from xmodal.scoring.triton import check_triton, kernel_options
 from xmodal.training.adversary import Adversary
 from xmodal.training.augmentation import shrink
+from xmodal.training.basin import BasinWatch
 from xmodal.training.checkpoints import fingerprint
 from xmodal.training.sampler import ShuffledBatches
 from xmodal.training.step import MatchingStep
@@ -84,6 +85,7 @@ class MatchingTask:
         if config.scoring == "triton":
             check_triton(torch.float32, device)
             kernel_options(self.model.head)
+        self._basin = BasinWatch()
         self.step_module = MatchingStep(self.model, objective, config.model.captioning_weight, config.scoring)
 
     def batches(self, process: int, processes: int) -> ShuffledBatches:
@@ -98,6 +100,13 @@ class MatchingTask:
         """The images and captions of some batches."""
         images, captions = (torch.cat([getattr(b, field) for b in group]).tolist() for field in ("image", "caption"))
         return f"images {images} and captions {captions}"
+
+    def warning(self, terms: Mapping[str, float]) -> str | None:
+        """That the run sits in the basin of attention that clips; see `xmodal.training.basin`."""
+        comparison = self.model.head.comparison
+        if comparison is not None and not comparison.clips:
+            return None
+        return self._basin.see(terms["alignment/mean_cosine"], terms["alignment/positive_share"])
 
     def validate(self) -> dict[str, Any]:
         """Results under the configured protocol."""

@@ -43,11 +43,13 @@ class Part:
     """Whether another part makes it, and gives it what has no default."""
     own: Mapping[str, Option] = field(default_factory=dict)
     """Options that every one of them has, whatever its constructor takes."""
+    usual: str | None = None
+    """The one that is meant where options are given without a name."""
 
     @property
     def only(self) -> str | None:
-        """The name that need not be given, because it is the only one and says what its place says already."""
-        return next(iter(self.registry)) if self.optional and len(self.registry) == 1 else None
+        """The name that need not be given: the usual one, or the only one, which its place says already."""
+        return self.usual or (next(iter(self.registry)) if self.optional and len(self.registry) == 1 else None)
 
     def name(self, values: Mapping[str, Any]) -> Any:
         """The name that some options give, or leave out because there is but one."""
@@ -132,6 +134,7 @@ PARTS: dict[type[RunConfig], dict[str, Part]] = {
             frozenset({"dim", "pairs"}),
             optional=True,
             own={"learning_rate": options_of(Adversary).named["learning_rate"]},
+            usual="addr",
         ),
     },
     RetrievalConfig: {

@@ -93,6 +93,10 @@ class RetrievalTask:
         labels = sorted({label for batch in group for label in batch.labels.tolist()})
         return f"images of the classes {', '.join(self.dataset.class_names[label] for label in labels)}"
 
+    def warning(self, terms: Mapping[str, float]) -> str | None:
+        """Nothing of this kind is known."""
+        return None
+
     def validate(self) -> dict[str, Any]:
         """Retrieval among the classes of the validation split; without clustering, which takes long."""
         progress = self.config.progress

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from xmodal.evaluation.alignment import alignment_of, alignment_sums
 from xmodal.objectives.addr import DomainFeatures
 from xmodal.objectives.captioning import caption_labels
 from xmodal.scoring.triton import triton_compare
@@ -73,7 +74,10 @@ class MatchingStep(nn.Module):
             # An average over captions, so over processes too: all see the joined batch's value.
             terms["captioning"] = gather(captioner.loss(states, *labels, region_mask)[None]).mean()
             terms["total"] = terms["total"] + self.captioning_weight * terms["captioning"]
-        if adversary is not None:
+        terms |= self._alignment(words, domain, batch.word_mask, region_mask)
+        if adversary is not None and adversary.is_over(step):
+            terms |= adversary.terms_at_rest(step)
+        elif adversary is not None:
             own = [words, domain, batch.word_mask, region_mask, batch.image, batch.caption]
             adversarial = adversary(DomainFeatures(*map(gather, own)), scores, step)
             adversary.watch_gradients([words, domain], ranking["total"], adversarial["total"])
@@ -82,6 +86,13 @@ class MatchingStep(nn.Module):
         if terms["total"] is not ranking["total"]:
             terms["ranking"] = ranking["total"]
         return terms
+
+    @staticmethod
+    def _alignment(*sides: Tensor) -> dict[str, Float[Tensor, ""]]:
+        """How the words and regions of all processes lie; see `xmodal.evaluation.alignment`."""
+        sums = alignment_sums(*sides)
+        found = alignment_of(gather(sums).view(-1, len(sums)).sum(dim=0))
+        return {f"alignment/{name}": value for name, value in found._asdict().items()}
 
 
 def gather(tensor: Tensor) -> Tensor:

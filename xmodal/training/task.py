@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import torch
@@ -84,6 +84,10 @@ class Task(Protocol):
 
     def describe(self, group: list[Any]) -> str:
         """Which items a group of batches holds, for an error message."""
+        ...
+
+    def warning(self, terms: Mapping[str, float]) -> str | None:
+        """What whoever trains should know at once, if anything; asked after every step, with its loss terms."""
         ...
 
     def validate(self) -> dict[str, Any]:

@@ -163,15 +163,18 @@ class _Run:
         self.scheduler.step()
         self.step += 1
         if self.log is not None:
+            means = {name: sum(terms[name].item() for terms in losses) / len(losses) for name in losses[0]}
             self.log.write(
                 self.step,
                 epoch=(self.step - 1) // self.steps_per_epoch,
-                **{f"loss/{name}": sum(terms[name].item() for terms in losses) / len(losses) for name in losses[0]},
+                **{f"loss/{name}": value for name, value in means.items()},
                 **{name: value for opponent in self._opponents for name, value in opponent.gradient_norms().items()},
                 gradient_norm=norm.item(),
                 learning_rate=learning_rate,
                 seconds=time.perf_counter() - started,
             )
+            if warning := self.task.warning(means):
+                tqdm.write(f"warning, step {self.step}: {warning}")
 
     @property
     def _opponents(self) -> tuple[Adversary, ...]:

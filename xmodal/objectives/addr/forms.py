@@ -171,11 +171,43 @@ class Table(nn.Module):
         return Discriminators(rows[:, :-1], rows[:, -1])
 
 
+class Shared(nn.Module):
+    """One discriminator for all pairs, which learns by its optimizer: a control that is ours, no form of the paper's.
+
+    It is the plain domain discriminator of adversarial adaptation (Ganin and Lempitsky, ICML 2015): weights and bias
+    are of the features themselves, wherever the center of a pair lies. It starts at zero. As all pairs have the same
+    discriminator, L_reg, which sets them apart, is a constant.
+
+    Args:
+        dim: dim of the features.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.addr import ADDR, DomainFeatures, Shared
+        >>> words, regions, real = torch.eye(4)[None, :2], torch.eye(4)[None, 2:], torch.ones(1, 2, dtype=torch.bool)
+        >>> items = ADDR(dim=4).items(DomainFeatures(words, regions, real, real))
+        >>> Shared(dim=4)(items).weight.shape, [parameter.shape for parameter in Shared(dim=4).parameters()]
+        (torch.Size([1, 4]), [torch.Size([4]), torch.Size([])])
+    """
+
+    fits_anew, sparse = False, False
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, items: Items) -> Discriminators:
+        """Differentiable in weight and bias."""
+        return Discriminators(self.weight.expand_as(items.center), self.bias + items.center @ self.weight)
+
+
 FORMS: dict[str, type[nn.Module]] = {
     "fast_weights": FastWeights,
     "ridge": Ridge,
     "amortized": Amortized,
     "table": Table,
+    "shared": Shared,
 }
 """Forms of the discriminators: Modules that take `Items` and give `Discriminators` of the centered features.
 

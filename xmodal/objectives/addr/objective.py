@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from xmodal.numerics import at_least_float32, full_mask
+from xmodal.objectives.addr.base import DomainObjective, Learn, Reduction, check_not_negative
 from xmodal.objectives.addr.batch import Discriminators, DomainFeatures, Items
 from xmodal.objectives.addr.errors import (
     Balance,
@@ -17,10 +17,10 @@ from xmodal.objectives.addr.errors import (
     distinctness_loss,
     hard_negatives,
     item_weights,
+    pair_errors,
 )
 from xmodal.objectives.addr.forms import build_form
 from xmodal.objectives.choices import check_choice
-from xmodal.objectives.warmup import warmth
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 Through = Literal["both", "words", "regions"]
 
-Reduction = Literal["sum", "mean"]
+EncoderLoss = Literal["saturating", "non_saturating", "confusion"]
 
 
-class ADDR(nn.Module):
+class ADDR(DomainObjective):
     """The discriminators, and the terms that they and the encoders minimize in turn.
 
     Features of any length and dtype enter; they are L2-normalized here, in at least float32. Forms that keep
@@ -42,15 +42,24 @@ class ADDR(nn.Module):
 
     Args:
         dim: dim of the features.
-        form: `fast_weights`, `ridge`, `amortized` or `table`; see `FORMS`.
+        form: `fast_weights`, `ridge`, `amortized` or `table`, or `shared`, a control of ours; see `FORMS`.
         alpha: margin of L_reg.
         beta: weight of the error that the encoders maximize. 0 leaves them alone: the baseline, bit for bit.
-        beta_warmup_steps: optimizer steps over which the weight grows linearly from 0 to beta.
+        beta_warmup_steps: optimizer steps over which the weight grows linearly from 0 to beta; 0 starts at beta.
+        beta_hold_steps: steps at beta between the warm-up and the decay.
+        beta_decay_steps: steps over which the weight falls linearly from beta to 0, where it stays and the
+            discriminators rest; 0 keeps it at beta for good.
         lambda_reg: weight of L_reg among what the discriminators minimize; 0 for none.
         reg_form: `symmetric` or `literal`; see `distinctness_loss`.
         balance: `class`, `mean` or `sum`; see `pair_errors`.
         center: measure a pair's features from the midpoint of its mean word and its mean region before fitting its
             discriminator. Without it the steps of `fast_weights` can diverge.
+        encoder_loss: what the encoders minimize of the discriminators' judgment. `saturating`, the paper's: minus the
+            error, whose gradient vanishes where a discriminator is sure. Ours: `non_saturating`, the error with words
+            and regions exchanged (Goodfellow et al., 2014), and `confusion`, the mean of the two errors, which is least
+            where a discriminator cannot tell (Tzeng et al., ICCV 2015).
+        encoder_reg: weight of L_reg among what the encoders minimize, the discriminators being fixed; ours, and 0, for
+            none, in the paper. It comes and goes as beta does.
         through: `both`, or the only side that the encoders' gradient reaches, `words` or `regions`.
         reduction: `sum` over the pairs, beside a ranking loss that sums, as published; `mean` beside one that averages.
         steps: of `fast_weights`.
@@ -76,6 +85,8 @@ class ADDR(nn.Module):
         >>> addr.encoder_terms(features, discriminators)["total"].backward()  # beside the ranking loss
     """
 
+    log_name = "addr"
+
     def __init__(
         self,
         dim: int,
@@ -83,10 +94,14 @@ class ADDR(nn.Module):
         alpha: float = 0.1,
         beta: float = 1.0,
         beta_warmup_steps: int = 0,
+        beta_hold_steps: int = 0,
+        beta_decay_steps: int = 0,
         lambda_reg: float = 0.3,
         reg_form: RegForm = "symmetric",
         balance: Balance = "class",
         center: bool = True,
+        encoder_loss: EncoderLoss = "saturating",
+        encoder_reg: float = 0.0,
         through: Through = "both",
         reduction: Reduction = "sum",
         steps: int = 5,
@@ -95,25 +110,44 @@ class ADDR(nn.Module):
         hidden: int = 128,
         pairs: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(beta, beta_warmup_steps, beta_hold_steps, beta_decay_steps, reduction)
         check_choice("reg_form", reg_form, RegForm)
         check_choice("balance", balance, Balance)
+        check_choice("encoder_loss", encoder_loss, EncoderLoss)
         check_choice("through", through, Through)
-        check_choice("reduction", reduction, Reduction)
-        for name, value in (("alpha", alpha), ("beta", beta), ("lambda_reg", lambda_reg), ("rate", rate)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+        check_not_negative(alpha=alpha, lambda_reg=lambda_reg, encoder_reg=encoder_reg, rate=rate)
         self.form = build_form(form, dim, steps=steps, rate=rate, ridge=ridge, hidden=hidden, pairs=pairs)
         self.alpha = alpha
-        self.beta = beta
-        self.beta_warmup_steps = beta_warmup_steps
         self.lambda_reg = lambda_reg
         self.reg_form: RegForm = reg_form
         self.balance: Balance = balance
         self.center = center
+        self.encoder_loss: EncoderLoss = encoder_loss
+        self.encoder_reg = encoder_reg
         self.through: Through = through
-        self.reduction: Reduction = reduction
         self.rate = rate
+
+    @property
+    def sparse(self) -> bool:  # type: ignore[override]
+        """Whether the gradients of the discriminators are."""
+        return self.form.sparse
+
+    def forward(
+        self, features: DomainFeatures, scores: Float[Tensor, "pair pair"], step: int, learn: Learn
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The discriminators take a step, then they say what the encoders are to minimize.
+
+        To the `encoder_terms` this adds, from before that step, `reg` and `discriminator`, what the discriminators
+        minimize.
+        """
+        items = self.items(features)
+        discriminators = self.discriminators(items, scores)
+        own = self.discriminator_terms(items, scores, discriminators)
+        learn(own["total"])
+        if not self.form.fits_anew:
+            discriminators = self.discriminators(items, scores)
+        terms = self.encoder_terms(features, discriminators, scores, step=step)
+        return {**terms, "reg": own["reg"].detach(), "discriminator": own["total"].detach()}
 
     def items(self, features: DomainFeatures) -> Items:
         """What the discriminators see of a batch."""
@@ -170,24 +204,33 @@ class ADDR(nn.Module):
             return {"adv": adv, "reg": reg, "total": adv + self.lambda_reg * reg}
 
     def encoder_terms(
-        self, features: DomainFeatures, discriminators: Discriminators, *, step: int | None = None
+        self,
+        features: DomainFeatures,
+        discriminators: Discriminators,
+        scores: Float[Tensor, "pair pair"] | None = None,
+        *,
+        step: int | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """What the encoders minimize at an optimizer step (0-based), the discriminators being fixed.
 
-        Without a `step` the warm-up of beta is over.
+        Without a `step` the warm-up of beta is over, and its decay has not begun.
 
-
-        `total` is -beta(step) times the sum or mean over pairs of L_p(f_p): with the discriminators at their minimum
-        that is the gradient through them as well (envelope theorem). `adv` is the mean, whatever the reduction;
-        `accuracy` is the share of words and of regions, averaged, on the right side of their pair's discriminator.
+        `total` is beta(step) times the `encoder_loss`, summed or averaged over the pairs. As published that is minus
+        L_p(f_p): with the discriminators at their minimum that is the gradient through them as well (envelope theorem).
+        `adv` is the mean of L_p(f_p), whatever the reduction; `accuracy` is the share of words and of regions,
+        averaged, on the right side of their pair's discriminator. With `encoder_reg`, which needs the scores, L_reg is
+        part of the total, and is given as `encoder_reg`.
         """
-        beta = self.beta * warmth(step, self.beta_warmup_steps)
+        scale = self.scale_at(step)
+        beta, reg_weight = self.beta * scale, self.encoder_reg * scale
         words, regions, word_mask, region_mask = features[:4]
-        words = words if beta and self.through != "regions" else words.detach()
-        regions = regions if beta and self.through != "words" else regions.detach()
+        has_effect = beta or reg_weight
+        words = words if has_effect and self.through != "regions" else words.detach()
+        regions = regions if has_effect and self.through != "words" else regions.detach()
+        features = features._replace(words=words, regions=regions)
         with _full_precision(features):
-            weight, bias = (tensor.detach() for tensor in discriminators)
-            word_logits, region_logits = (_unit_logits(side, weight, bias) for side in (words, regions))
+            fixed = Discriminators(*(tensor.detach() for tensor in discriminators))
+            word_logits, region_logits = (_unit_logits(side, *fixed) for side in (words, regions))
 
             def weighted(of_words: Tensor, of_regions: Tensor, balance: Balance) -> Tensor:
                 word_weight, region_weight = item_weights(word_mask, region_mask, balance, of_words.dtype)
@@ -195,13 +238,34 @@ class ADDR(nn.Module):
 
             error = weighted(F.softplus(-word_logits), F.softplus(region_logits), self.balance)
             right = weighted((word_logits > 0).to(error), (region_logits <= 0).to(error), "class")
-            mean = error / len(words)
-            return {
-                "adv": mean.detach(),
+            loss = -error
+            if self.encoder_loss != "saturating":
+                exchanged = weighted(F.softplus(word_logits), F.softplus(-region_logits), self.balance)
+                loss = exchanged if self.encoder_loss == "non_saturating" else (error + exchanged) / 2
+            divisor = 1 if self.reduction == "sum" else len(words)
+            terms = {
+                "adv": error.detach() / len(words),
                 "accuracy": right / len(words),
                 "beta": torch.full_like(right, beta),
-                "total": -beta * (error if self.reduction == "sum" else mean),
+                "total": beta * (loss / divisor),
             }
+            if self.encoder_reg:
+                reg = self._encoder_reg(features, fixed, scores)
+                terms["total"] = terms["total"] + reg_weight * reg * (len(words) / divisor)
+                terms["encoder_reg"] = reg.detach()
+            return terms
+
+    def _encoder_reg(
+        self, features: DomainFeatures, discriminators: Discriminators, scores: Float[Tensor, "pair pair"] | None
+    ) -> Float[Tensor, ""]:
+        """L_reg as the encoders see it."""
+        if scores is None:
+            raise ValueError("encoder_reg needs the scores, from which L_reg takes the hard negatives")
+        words, regions, word_mask, region_mask = features[:4]
+        unit = (at_least_float32(side) / _length(at_least_float32(side))[..., None] for side in (words, regions))
+        errors = pair_errors(*unit, word_mask, region_mask, *discriminators, balance=self.balance)
+        hard = hard_negatives(scores, features.image)
+        return distinctness_loss(errors, *hard, margin=self.alpha, form=self.reg_form)
 
     def _reg(
         self, errors: Float[Tensor, "pair pair"], items: Items, scores: Float[Tensor, "pair pair"]
@@ -252,7 +316,7 @@ def addr_loss(
     addr = ADDR(words.shape[-1], form, beta=beta, **options)
     addr.to(words.device, torch.promote_types(words.dtype, torch.float32))
     features = DomainFeatures(words, regions, word_mask, region_mask)
-    return addr.encoder_terms(features, addr.discriminators(addr.items(features), scores))
+    return addr.encoder_terms(features, addr.discriminators(addr.items(features), scores), scores)
 
 
 def _unit_logits(
