@@ -117,6 +117,7 @@ class ADDR(DomainObjective):
         check_choice("through", through, Through)
         check_not_negative(alpha=alpha, lambda_reg=lambda_reg, encoder_reg=encoder_reg, rate=rate)
         self.form = build_form(form, dim, steps=steps, rate=rate, ridge=ridge, hidden=hidden, pairs=pairs)
+        self.sparse = bool(self.form.sparse)
         self.alpha = alpha
         self.lambda_reg = lambda_reg
         self.reg_form: RegForm = reg_form
@@ -126,11 +127,6 @@ class ADDR(DomainObjective):
         self.encoder_reg = encoder_reg
         self.through: Through = through
         self.rate = rate
-
-    @property
-    def sparse(self) -> bool:  # type: ignore[override]
-        """Whether the gradients of the discriminators are."""
-        return self.form.sparse
 
     def forward(
         self, features: DomainFeatures, scores: Float[Tensor, "pair pair"], step: int, learn: Learn
@@ -261,9 +257,9 @@ class ADDR(DomainObjective):
         """L_reg as the encoders see it."""
         if scores is None:
             raise ValueError("encoder_reg needs the scores, from which L_reg takes the hard negatives")
-        words, regions, word_mask, region_mask = features[:4]
-        unit = (at_least_float32(side) / _length(at_least_float32(side))[..., None] for side in (words, regions))
-        errors = pair_errors(*unit, word_mask, region_mask, *discriminators, balance=self.balance)
+        words, regions = (at_least_float32(side) / _length(at_least_float32(side))[..., None] for side in features[:2])
+        masks = {"word_mask": features.word_mask, "region_mask": features.region_mask}
+        errors = pair_errors(words, regions, **masks, **discriminators._asdict(), balance=self.balance)
         hard = hard_negatives(scores, features.image)
         return distinctness_loss(errors, *hard, margin=self.alpha, form=self.reg_form)
 
