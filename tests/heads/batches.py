@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from xmodal.heads import BFAN, SCAN, Cosine, Head
+from xmodal.heads import BFAN, CHAN, SCAN, Cosine, Head
 from xmodal.heads.attention import Aggregation, Direction, Normalization
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ DIM = 8
 
 LEARNED_HEADS: dict[str, Head] = {
     "gpo": learned(Cosine({"name": "gpo", "code_dim": 4, "hidden_dim": 3})),
+    "chan": CHAN(),
+    "chan mean": CHAN("mean"),
     "esa": learned(Cosine({"name": "esa"}, "max", dim=DIM)),
     "self_attention": learned(Cosine({"name": "self_attention", "norm": "channel"}, "self_attention", dim=DIM)),
 }

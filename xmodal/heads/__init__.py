@@ -6,15 +6,23 @@ This folder imports torch and nothing else, and knows nothing of files, trainers
 
 from xmodal.heads.base import Attention, Head
 from xmodal.heads.bfan import BFAN, bfan_attention, bfan_pair_scores, bfan_scores
+from xmodal.heads.chan import CHAN, chan_pair_scores, chan_scores
 from xmodal.heads.cosine import Cosine, cosine_scores
 from xmodal.heads.scan import SCAN, SCAN_PUBLISHED, scan_attention, scan_pair_scores, scan_scores
 from xmodal.heads.vsrn import VSRN, vsrn_scores
 
-HEADS: dict[str, type[Head]] = {"scan": SCAN, "bfan": BFAN, "vsrn": VSRN, "cosine": Cosine}
+HEADS: dict[str, type[Head]] = {
+    "scan": SCAN,
+    "bfan": BFAN,
+    "vsrn": VSRN,
+    "cosine": Cosine,
+    "chan": CHAN,
+}
 """Heads by the name that a configuration uses."""
 
 __all__ = [
     "BFAN",
+    "CHAN",
     "HEADS",
     "SCAN",
     "SCAN_PUBLISHED",
@@ -25,6 +33,8 @@ __all__ = [
     "bfan_attention",
     "bfan_pair_scores",
     "bfan_scores",
+    "chan_pair_scores",
+    "chan_scores",
     "cosine_scores",
     "scan_attention",
     "scan_pair_scores",

@@ -58,7 +58,7 @@ def make_pooler(pooling: str | Mapping[str, Any], dim: int | None = None) -> Poo
     """
     options = dict(pooling) if isinstance(pooling, Mapping) else {"name": pooling}
     name = options.pop("name", None)
-    kind = name if inspect.isclass(name) else POOLERS.get(str(name))
+    kind: Any = name if inspect.isclass(name) else POOLERS.get(str(name))
     if kind is None:
         raise ValueError(f"pooling must be one of {', '.join(POOLERS)}; got {name!r}")
     takes = [
