@@ -9,6 +9,7 @@ from xmodal.heads.bfan import BFAN, bfan_attention, bfan_pair_scores, bfan_score
 from xmodal.heads.chan import CHAN, chan_pair_scores, chan_scores
 from xmodal.heads.cosine import Cosine, cosine_scores
 from xmodal.heads.scan import SCAN, SCAN_PUBLISHED, scan_attention, scan_pair_scores, scan_scores
+from xmodal.heads.sgraf import SGRAF
 from xmodal.heads.vsrn import VSRN, vsrn_scores
 
 HEADS: dict[str, type[Head]] = {
@@ -17,6 +18,7 @@ HEADS: dict[str, type[Head]] = {
     "vsrn": VSRN,
     "cosine": Cosine,
     "chan": CHAN,
+    "sgraf": SGRAF,
 }
 """Heads by the name that a configuration uses."""
 
@@ -26,6 +28,7 @@ __all__ = [
     "HEADS",
     "SCAN",
     "SCAN_PUBLISHED",
+    "SGRAF",
     "VSRN",
     "Attention",
     "Cosine",

@@ -250,7 +250,7 @@ def _score_product(
 
 def _sort_by_length(side: Side) -> tuple[Side, Int[Tensor, " set"]]:
     """The sets from short to long, and where each of them went."""
-    lengths = _real_lengths(side.mask)
+    lengths = real_lengths(side.mask)
     if bool((lengths[1:] >= lengths[:-1]).all()):
         return side, torch.arange(len(lengths), device=lengths.device)
     order = lengths.argsort(stable=True)
@@ -262,13 +262,17 @@ def _split_and_crop(side: Side, size: int) -> list[Side]:
     tiles = []
     # split, not slices: the gradient of a slice is a whole tensor of zeros a tile
     for items, mask, norms, gram in zip(*(field.split(size) for field in side), strict=True):
-        longest = int(_real_lengths(mask).max())
+        longest = int(real_lengths(mask).max())
         tiles.append(Side(items[:, :longest], mask[:, :longest], norms[:, :longest], gram[:, :longest, :longest]))
     return tiles
 
 
-def _real_lengths(mask: Bool[Tensor, "set item"]) -> Int[Tensor, " set"]:
-    """One past the last real item of every set; real items may have gaps between them."""
+def real_lengths(mask: Bool[Tensor, "set item"]) -> Int[Tensor, " set"]:
+    """One past the last real item of every set; real items may have gaps between them.
+
+    >>> real_lengths(torch.tensor([[True, False, True, False], [True, False, False, False]]))
+    tensor([3, 1])
+    """
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
 
 

@@ -289,3 +289,15 @@ def unit_length(vectors: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "
     """
     squares = vectors.square().sum(dim=dim, keepdim=True)
     return vectors / squares.masked_fill(squares == 0, 1.0).sqrt()
+
+
+def xavier(linear: nn.Linear) -> nn.Linear:
+    """A linear layer that starts with Xavier's uniform weights and, where it has one, a bias of zero.
+
+    >>> bool((xavier(nn.Linear(2, 3)).bias == 0).all())
+    True
+    """
+    nn.init.xavier_uniform_(linear.weight)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    return linear

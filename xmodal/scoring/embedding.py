@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xmodal.numerics import full_mask
 from xmodal.scoring.allocations import measured
 from xmodal.scoring.sides import Side
 
@@ -91,4 +92,6 @@ def embedded_parts(
         for some in range(start, len(part), step):
             block = side.take(part[some : some + step], plan.device, plan.exact_dtype)
             items[some : some + step] = embed(block.items, block.mask)
-        yield part, Side(items, None if side.mask is None else side.mask[part.to(side.mask.device)])
+        # The mask of what came in, which what was made of it may have no shape for.
+        mask = full_mask(side.items, side.mask)
+        yield part, Side(items, mask[part.to(mask.device)])

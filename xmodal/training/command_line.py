@@ -148,7 +148,8 @@ def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Gro
 
 
 def _part_default(option: Option) -> Any:
-    return option.default if dataclasses.is_dataclass(option.default) or isinstance(option.default, str) else None
+    default = option.default
+    return default if dataclasses.is_dataclass(default) or isinstance(default, (str, Mapping)) else None
 
 
 _ANYTHING = Option(Any, inspect.Parameter.empty, required=False, owner=None)

@@ -56,7 +56,7 @@ def make_pooler(pooling: str | Mapping[str, Any], dim: int | None = None) -> Poo
         ...
         ValueError: pooling must be one of mean, max, gpo, esa, self_attention; got 'sum'
     """
-    options = dict(pooling) if isinstance(pooling, Mapping) else {"name": pooling}
+    options: dict[str, Any] = dict(pooling) if isinstance(pooling, Mapping) else {"name": pooling}
     name = options.pop("name", None)
     kind: Any = name if inspect.isclass(name) else POOLERS.get(str(name))
     if kind is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from xmodal.heads.base import xavier
 from xmodal.heads.pooling.base import Pooler
 
 if TYPE_CHECKING:
@@ -53,9 +54,7 @@ class ESA(Pooler):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, dim)
-        nn.init.xavier_uniform_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = xavier(nn.Linear(dim, dim))
 
     def pool(self, items, mask):  # noqa: D102
         logits = self.linear(items.to(self.linear.weight.dtype))

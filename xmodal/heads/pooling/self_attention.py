@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import nn
 
+from xmodal.heads.base import xavier
 from xmodal.heads.pooling.base import Pooler, mean_pool
 
 if TYPE_CHECKING:
@@ -61,10 +62,8 @@ class SelfAttention(Pooler):
             raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}; got {norm!r}")
         self.norm: Norm = norm
         self.slots = slots
-        self.local, self.whole, self.logit = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, 1)
-        for linear in (self.local, self.whole, self.logit):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        self.local, self.whole = xavier(nn.Linear(dim, dim)), xavier(nn.Linear(dim, dim))
+        self.logit = xavier(nn.Linear(dim, 1))
         self.local_norm = nn.Identity() if norm == "none" else nn.BatchNorm1d(slots if norm == "slot" else dim)
         self.whole_norm = nn.Identity() if norm == "none" else nn.BatchNorm1d(dim)
         self.dropout = nn.Dropout(dropout)
