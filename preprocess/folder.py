@@ -32,6 +32,7 @@ from xmodal.entry import run_program
 
 from . import verify, vocabulary
 from .captions import Table, read_captions
+from .parts import is_put_together
 from .regions import Extraction, RegionsConfig, extract
 from .skipped import write_skipped
 from .splits import draw_splits
@@ -103,7 +104,8 @@ def _prepare(config: FolderConfig) -> None:
         if state.is_main_process:
             _begin(config, captions)
             _write_captions(config, captions)
-        todo = [split for split in splits if not config.store(split).exists()]
+        stores = {split: config.store(split) for split in splits}
+        todo = [split for split, store in stores.items() if not store.exists() or is_put_together(store)]
     if todo:
         extractor, options = config.build_extractor()
         extraction = {field.name: getattr(config, field.name) for field in fields(Extraction)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xmodal.data.array_files import LARGEST
+from xmodal.data.store_checks import problems_named
 from xmodal.data.store_file import FORMAT
 from xmodal.data.text import parse_json, read_lines, read_text
 from xmodal.data.unpickling import PlainUnpickler
@@ -51,19 +52,14 @@ def read_hdf5(
         opened = h5py.File(path, "r", locking=False)
     except OSError as error:
         raise ValueError(f"{path} is not an HDF5 file, or was cut off ({error}). Copy it again.") from error
-    try:
-        with opened as file:
-            if file.attrs.get("format") == FORMAT:
-                raise ValueError(f"{path} is a region store already; there is nothing to convert")
-            if strange := [name for name in file if not isinstance(name, str)]:
-                raise ValueError(
-                    f"{path} has the key {strange[0]!r}, which is not UTF-8. Is it damaged? Copy it again."
-                )
-            readers = {"ban": _rows, "visdial": _rows, "m2": _flat, "groups": _groups}
-            for name, values in readers[layout or _the_only(path, list(file), file)](file, path, ids):
-                yield f"{path}, image {name}", name, partial(_record, values, dim)
-    except (RuntimeError, KeyError) as error:  # what HDF5 says of a damaged index
-        raise ValueError(f"{path} is damaged ({error}). Copy it again.") from error
+    with opened as file, problems_named(path):
+        if file.attrs.get("format") == FORMAT:
+            raise ValueError(f"{path} is a region store already; there is nothing to convert")
+        if strange := [name for name in file if not isinstance(name, str)]:
+            raise ValueError(f"{path} has the key {strange[0]!r}, which is not UTF-8. Is it damaged? Copy it again.")
+        readers = {"ban": _rows, "visdial": _rows, "m2": _flat, "groups": _groups}
+        for name, values in readers[layout or _the_only(path, list(file), file)](file, path, ids):
+            yield f"{path}, image {name}", name, partial(_record, values, dim)
 
 
 def _the_only(path: Path, names: list[str], file: Any) -> str:

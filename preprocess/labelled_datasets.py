@@ -29,12 +29,12 @@ import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import numpy as np
 import tyro
 from tqdm import tqdm
 
+from xmodal.data.atomic import locked
 from xmodal.data.labelled import (
     LabelledImage,
     image_transform,
@@ -46,6 +46,7 @@ from xmodal.data.labelled import (
 from xmodal.data.text import read_lines
 from xmodal.entry import run_program
 
+from .mat_annotations import read_annotations
 from .skipped import write_skipped
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def read_cars(folder: Path, config: Source) -> list[LabelledImage]:
             f"{folder} has no cars_annos.mat, nor has a folder in it; nor the folder devkit of the other layout, with "
             "cars_train_annos.mat"
         )
-    listed = [(images / name, label) for images, file, field in lists for name, label in _cars(file, field)]
+    listed = [(images / name, label) for images, file, field in lists for name, label in read_annotations(file, field)]
     return _check_counts(
         source,
         [LabelledImage(path, f"{label:03}", "train" if label <= 98 else "test") for path, label in listed],
@@ -245,22 +246,6 @@ def _cars_folder(folder: Path, name: str) -> Path:
     """The folder of images, which Kaggle puts into another one of the same name."""
     found = _find_below(folder, name) or folder / name
     return found / name if (found / name).is_dir() else found
-
-
-def _cars(path: Path, field: str) -> list[tuple[str, int]]:
-    """Where the images of a list of Cars196 are, and their classes.
-
-    Raises:
-        ValueError: the list lacks one of both.
-    """
-    cars = _read_mat(path)["annotations"]
-    missing = {field, "class"}.difference(cars.dtype.names or ())
-    if missing:
-        raise ValueError(
-            f"{path} does not say {' and '.join(sorted(missing))} of its images, only {cars.dtype.names}; the labels "
-            "of the test images are in cars_test_annos_withlabels.mat"
-        )
-    return [(str(car[field]), int(car["class"])) for car in np.atleast_1d(cars)]
 
 
 def read_sop(folder: Path, config: Source) -> list[LabelledImage]:
@@ -417,30 +402,6 @@ def _rows(path: Path, columns: int, config: Source, heading: str | None = None) 
         yield cells
 
 
-def _read_mat(path: Path) -> dict[str, Any]:
-    """A MATLAB file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ModuleNotFoundError: scipy is not installed.
-        ValueError: it is not a MATLAB file, is cut off, or has no annotations.
-    """
-    try:
-        from scipy.io import loadmat
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("reading the annotations of Cars196 needs scipy: pip install scipy") from error
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}; the labels of the test images come in a file of their own")
-    try:
-        content = loadmat(path, squeeze_me=True)
-    # scipy raises whatever the damaged bytes lead it to.
-    except Exception as error:
-        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}; is it cut off?") from error
-    if "annotations" not in content:
-        raise ValueError(f"{path} has no annotations, only {sorted(content)}; is it another of the Cars196 files?")
-    return content
-
-
 def unpack(archive: Path, folder: Path) -> Path:
     """Unpack a tar or zip archive into a folder; the folder has its name only when it is whole.
 
@@ -456,19 +417,25 @@ def unpack(archive: Path, folder: Path) -> Path:
     if folder.exists():
         raise FileExistsError(f"{folder}, where {archive} would be unpacked, exists; give it as --input, or remove it")
     partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                for member in tqdm(opened.infolist(), f"unpacking {archive.name}", unit="file", delay=2):
-                    opened.extract(member, partial)
-        else:
-            with tarfile.open(archive) as opened:
-                for entry in tqdm(opened, f"unpacking {archive.name}", unit="file", delay=2):
-                    opened.extract(entry, partial, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise ValueError(f"{archive} is not a tar or zip archive, or is cut off: {error}") from error
-    return partial.rename(folder)
+    with locked(folder):
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        try:
+            _extract(archive, partial)
+        except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise ValueError(f"{archive} is not a tar or zip archive, or is cut off: {error}") from error
+        return partial.rename(folder)
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            for member in tqdm(opened.infolist(), f"unpacking {archive.name}", unit="file", delay=2):
+                opened.extract(member, folder)
+    else:
+        with tarfile.open(archive) as opened:
+            for entry in tqdm(opened, f"unpacking {archive.name}", unit="file", delay=2):
+                opened.extract(entry, folder, filter="data")
 
 
 Command = (

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import base64
 import binascii
+import collections
 import contextlib
-from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
+from dataclasses import dataclass, fields
+from itertools import chain, islice
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from xmodal.data import RegionStoreWriter
+from xmodal.data.atomic import locked
 from xmodal.data.image_folder import coco_number
 
 from .image_ids import image_stem, read_image_names
 from .layouts import KEYS
+from .parts import PartFiles, folder_of_parts, refuse_made, remove_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+
+    from xmodal.data import RegionStoreWriter
+
+    Source = tuple[str, str, Callable[[], "Record"]]
+
+RECORDS_A_PART = 2000
+"""Images that a kill costs at the most: large sets must not have more parts than a process may have open files."""
+
+HARMLESS = ("skip_bad", "overwrite")
+"""Options that do not decide about the contents of a store."""
 
 USUAL_DIM = 2048
 """Length of a bottom-up feature: an array that is that high, and otherwise wide, is transposed."""
@@ -77,17 +91,39 @@ class StoreConfig:
         """What the store calls an image."""
         return coco_number(image_stem(name)) if self.coco_ids else image_stem(name)
 
-    def writer(self, first: Record) -> RegionStoreWriter:
-        """The writer of the store whose first image this is."""
-        return RegionStoreWriter(
-            self.output,
-            dim=self.dim or first.features.shape[1],
-            max_regions=self.max_regions or max(36, len(first.features)),
-            dtype=self.dtype,
-            extractor=self.extractor,
-            box_convention="xyxy relative" if first.relative else "xyxy pixels",
-            overwrite=self.overwrite,
-        )
+    def like(self, first: Record) -> dict[str, Any]:
+        """What the first image decides about the store; all others must fit."""
+        writer = {
+            "dim": self.dim or first.features.shape[1],
+            "max_regions": self.max_regions or max(36, len(first.features)),
+            "dtype": self.dtype,
+            "extractor": self.extractor,
+            "box_convention": "xyxy relative" if first.relative else "xyxy pixels",
+        }
+        return {"writer": writer, "columns": _columns(first)}
+
+    def settings(self) -> dict[str, Any]:
+        """What decides about the contents, and what tells changed inputs from unchanged ones."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        paths = {name: value for name, value in values.items() if isinstance(value, (Path, tuple)) and name != "output"}
+        plain = {name: value for name, value in values.items() if name not in {*paths, "output", *HARMLESS}}
+        return {
+            **plain,
+            **{name: stamps([value] if isinstance(value, Path) else value) for name, value in paths.items()},
+        }
+
+
+def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of files, and of the arrays and databases in folders.
+
+    >>> Path("7.npy").touch()
+    >>> [(name, size) for name, size, _ in stamps([Path(".")])]
+    [('7.npy', 0)]
+    """
+    files = []
+    for path in paths:
+        files += sorted(path.rglob("*.np[yz]")) or sorted(path.glob("*.mdb")) if path.is_dir() else [path]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
 
 
 def num_real(features: np.ndarray) -> int:
@@ -129,10 +165,10 @@ def without_padding(record: Record) -> Record:
     return record._replace(features=record.features[:count], **columns)
 
 
-def convert(
-    config: StoreConfig, records: Iterable[tuple[str, str, Callable[[], Record]]]
-) -> tuple[int, dict[str, str]]:
+def convert(config: StoreConfig, records: Iterable[Source]) -> tuple[int, dict[str, str]]:
     """Write the store, record by record; damaged and repeated records are left out, and so are rows that only pad.
+
+    Whoever is killed goes on where it was by the same call: what was read is kept in parts, see `preprocess.parts`.
 
     Args:
         config: what to write.
@@ -144,51 +180,125 @@ def convert(
 
     Raises:
         FileExistsError: the output exists and may not be replaced.
-        ValueError: no record is good.
+        BlockingIOError: another process is writing it.
+        ValueError: no record is good, or parts of other inputs or options are there.
 
     >>> import numpy as np
     >>> records = [("row 1", "7", lambda: Record(np.ones((2, 3)))), ("row 2", "7", lambda: Record(np.ones((2, 3))))]
     >>> convert(StoreConfig(output=Path("train.h5"), dim=3), records)
     (1, {'row 2': "image '7' came before, in row 1"})
     """
+    refuse_made(config.output, overwrite=config.overwrite)
     wanted = config.wanted()
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    skipped: dict[str, str] = {}
+    with locked(folder_of_parts(config.output)):
+        parts = PartFiles(config.output, config.settings())
+        try:
+            number, done = _convert_parts(config, wanted, parts, iter(records))
+        except (ValueError, FileNotFoundError, ImportError):  # of the inputs, which must change before this goes on
+            remove_parts(config.output)
+            raise
+        seen, skipped = done.seen, dict(done.skipped)
+        for image_id in wanted or ():
+            if image_id not in seen:
+                skipped[f"image {image_id}"] = f"named in {config.captions}, but no good record has it"
+        if not seen:
+            remove_parts(config.output)
+            where, why = next(iter(skipped.items()), ("the input", "it names none of the wanted images"))
+            raise ValueError(f"{config.output} was not written, for no record is good. {where}: {why}")
+        parts.put_together(number, (done.like or {})["writer"], "auto", skipped, overwrite=config.overwrite)
+    if done.padded:
+        print(f"{done.padding} all-zero rows that pad {done.padded} images to the length of others were left out")
+    return len(seen), skipped
+
+
+class Converted(NamedTuple):
+    """What came of some records.
+
+    >>> Converted(seen={"7": "row 1"}).and_then(Converted(seen={"8": "row 2"}, padded=1)).seen
+    {'7': 'row 1', '8': 'row 2'}
+    """
+
+    seen: Mapping[str, str] = MappingProxyType({})
+    """The images that were written, and where each was."""
+    skipped: Mapping[str, str] = MappingProxyType({})
+    """What was left out: where it was, and why."""
+    padded: int = 0
+    """How many images had rows that only pad."""
+    padding: int = 0
+    """How many such rows."""
+    like: dict[str, Any] | None = None
+    """What the first image decided, see `StoreConfig.like`; None before there was one."""
+
+    def and_then(self, later: Converted) -> Converted:
+        """Both together."""
+        return Converted(
+            {**self.seen, **later.seen},
+            {**self.skipped, **later.skipped},
+            self.padded + later.padded,
+            self.padding + later.padding,
+            self.like or later.like,
+        )
+
+
+def _convert_parts(
+    config: StoreConfig, wanted: Container[str] | None, parts: PartFiles, records: Iterator[Source]
+) -> tuple[int, Converted]:
+    """Write the parts that are not done: how many there are, and what came of all of them."""
+    number, done = 0, Converted()
+    while (first := next(records, None)) is not None:
+        part = chain([first], islice(records, RECORDS_A_PART - 1))
+        note = parts.note(number)
+        if note is None:
+            made = _convert_part(config, wanted, parts, number, part, done)
+            parts.finish(number, made._asdict())
+        else:
+            made = Converted(**note)
+            collections.deque(part, maxlen=0)  # what is read already
+        done = done.and_then(made)
+        number += 1
+    return number, done
+
+
+class _NoImage(Exception):
+    """A part has no good image, and so no store."""
+
+
+def _convert_part(
+    config: StoreConfig,
+    wanted: Container[str] | None,
+    parts: PartFiles,
+    number: int,
+    records: Iterable[Source],
+    before: Converted,
+) -> Converted:
+    """Write one part: what came of its records."""
     seen: dict[str, str] = {}
-    padded, padding = 0, 0
-    writer, first = None, None
-    with contextlib.ExitStack() as stack:
+    skipped: dict[str, str] = {}
+    padded, padding, like = 0, 0, before.like
+    with contextlib.suppress(_NoImage), contextlib.ExitStack() as stack:
+        writer = None
         for where, name, read in records:
             image_id = config.image_id(name)
             if wanted is not None and image_id and image_id not in wanted:
                 continue
             try:
-                if image_id in seen:
-                    raise ValueError(f"image {image_id!r} came before, in {seen[image_id]}")
+                if earlier := seen.get(image_id, before.seen.get(image_id)):
+                    raise ValueError(f"image {image_id!r} came before, in {earlier}")
                 whole = read()
                 record = _real(whole, image_id)
-            except ValueError as error:
-                skipped[where] = str(error)
-                continue
-            if writer is None:
-                first, writer = record, stack.enter_context(config.writer(record))
-            try:
-                _write(writer, image_id, record, like=first)
+                like = like or config.like(record)
+                _check_like(record, like)
+                writer = writer or stack.enter_context(parts.writer(number, like["writer"]))
+                _write(writer, image_id, record)
             except ValueError as error:
                 skipped[where] = str(error)
             else:
                 seen[image_id] = where
                 padding += len(whole.features) - len(record.features)
                 padded += len(whole.features) > len(record.features)
-        for image_id in wanted or ():
-            if image_id not in seen:
-                skipped[f"image {image_id}"] = f"named in {config.captions}, but no good record has it"
         if not seen:
-            where, why = next(iter(skipped.items()), ("the input", "it names none of the wanted images"))
-            raise ValueError(f"{config.output} was not written, for no record is good. {where}: {why}")
-    if padded:
-        print(f"{padding} all-zero rows that pad {padded} images to the length of others were left out")
-    return len(seen), skipped
+            raise _NoImage
+    return Converted(seen, skipped, padded, padding, like if before.like or seen else None)
 
 
 def _real(record: Record, image_id: str) -> Record:
@@ -198,11 +308,31 @@ def _real(record: Record, image_id: str) -> Record:
         raise ValueError(f"image {image_id!r}: {error}") from error
 
 
-def _write(writer: RegionStoreWriter, image_id: str, record: Record, like: Record | None) -> None:
-    """Append one image, if its boxes are in the unit of the first one's."""
-    if like is not None and record.relative != like.relative:
-        units = {True: "shares of the image", False: "pixels"}
-        raise ValueError(f"boxes are in {units[record.relative]}, those of the first image in {units[like.relative]}")
+def _columns(record: Record) -> list[str]:
+    return [name for name in ("boxes", "image_size", "class_id", "confidence") if getattr(record, name) is not None]
+
+
+def _check_like(record: Record, like: Mapping[str, Any]) -> None:
+    """Refuse an image that has other values than the first one, or boxes in another unit."""
+    dim = like["writer"]["dim"]
+    if record.features.shape[1] != dim:
+        raise ValueError(f"features have shape {record.features.shape}, wanted (region, {dim})")
+    if _columns(record) != like["columns"]:
+        raise ValueError(
+            f"it comes with {_columns(record) or 'features only'}, the first image with "
+            f"{like['columns'] or 'features only'}"
+        )
+    units = {"xyxy relative": "shares of the image", "xyxy pixels": "pixels"}
+    unit = like["writer"]["box_convention"]
+    if record.relative != (unit == "xyxy relative"):
+        raise ValueError(
+            f"boxes are in {units['xyxy relative' if record.relative else 'xyxy pixels']}, those of the "
+            f"first image in {units[unit]}"
+        )
+
+
+def _write(writer: RegionStoreWriter, image_id: str, record: Record) -> None:
+    """Append one image."""
     writer.write(
         image_id,
         record.features,

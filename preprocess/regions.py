@@ -18,6 +18,7 @@ A small set becomes one file. A large one stays in its parts, and the store is a
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from xmodal.data.atomic import locked
 from xmodal.data.image_folder import Listing, find_images, list_images
 from xmodal.data.images import read_image
 from xmodal.encoders.extractors import EXTRACTORS, all_options
@@ -34,7 +36,7 @@ from xmodal.entry import run_program
 from xmodal.names import build
 
 from .image_ids import read_image_names
-from .parts import Join, Parts, Plan
+from .parts import Join, Parts, Plan, folder_of_parts, refuse_made
 from .skipped import write_skipped
 
 if TYPE_CHECKING:
@@ -157,8 +159,7 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
     """
     if config.batch_size < 1:
         raise ValueError(f"batch_size is {config.batch_size}, wanted at least 1")
-    if config.output.exists() and not config.overwrite:
-        raise FileExistsError(f"{config.output} exists. Pass --overwrite to replace it, or choose another name.")
+    refuse_made(config.output, overwrite=config.overwrite)
     listing = list_images(config.images)
     images = _choose_images(config, listing)
     plan = divide({image_id: _stamp(path) for image_id, path in images.items()}, config.batch_size)
@@ -175,25 +176,28 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
         "weights_hash": extractor.weights_hash,
     }
     settings = [writer_options, config.precision, config.batch_size, MAX_PARTS]
-    with state.main_process_first():
-        parts = Parts(config.output, plan, settings, writer_options)
-    if state.is_main_process and listing.ignored:
-        print(f"{config.images}: {listing.told()}")
-    todo = parts.todo(state.process_index, state.num_processes)
-    mine = range(state.process_index, parts.count, state.num_processes)
-    sizes = {number: sum(map(len, parts.plan[number])) for number in mine}
-    with tqdm(
-        total=sum(sizes.values()),
-        initial=sum(sizes[number] for number in set(mine).difference(todo)),
-        desc=config.output.name + (f", 1 of {state.num_processes} processes" if state.num_processes > 1 else ""),
-        unit="image",
-        disable=not state.is_main_process,
-    ) as progress:
-        for number in todo:
-            batches = [{image_id: images[image_id] for image_id in batch} for batch in parts.plan[number]]
-            parts.write(number, _outcomes(batches, extractor, device, config, progress))
-    state.wait_for_everyone()
-    return parts.join(config.join, overwrite=config.overwrite) if state.is_main_process else {}
+    with contextlib.ExitStack() as stack:
+        if state.is_main_process:
+            stack.enter_context(locked(folder_of_parts(config.output)))
+        with state.main_process_first():
+            parts = Parts(config.output, plan, settings, writer_options)
+        if state.is_main_process and listing.ignored:
+            print(f"{config.images}: {listing.told()}")
+        todo = parts.todo(state.process_index, state.num_processes)
+        mine = range(state.process_index, parts.count, state.num_processes)
+        sizes = {number: sum(map(len, parts.plan[number])) for number in mine}
+        with tqdm(
+            total=sum(sizes.values()),
+            initial=sum(sizes[number] for number in set(mine).difference(todo)),
+            desc=config.output.name + (f", 1 of {state.num_processes} processes" if state.num_processes > 1 else ""),
+            unit="image",
+            disable=not state.is_main_process,
+        ) as progress:
+            for number in todo:
+                batches = [{image_id: images[image_id] for image_id in batch} for batch in parts.plan[number]]
+                parts.write(number, _outcomes(batches, extractor, device, config, progress))
+        state.wait_for_everyone()
+        return parts.join(config.join, overwrite=config.overwrite) if state.is_main_process else {}
 
 
 def divide(images: Mapping[str, Any], batch_size: int) -> Plan:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
-import sys
 
 import pytest
 import torch
 
+from scripts.attack.kills import run_until_event
 from xmodal.data.atomic import locked
 from xmodal.model import Matcher
 from xmodal.training import checkpoints
@@ -19,27 +17,9 @@ KILLS = 6
 """Kills, spread over all file events of a training."""
 
 
-def train_until_event(config, number, count):
-    """Train in this process, and die at a file event in the run's folder; events are counted."""
-
-    def hook(event, arguments):
-        if event in ("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate"):
-            count.value += str(config.output) in str(arguments[:2])
-            if count.value == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-    train(config)
-
-
 def run_apart(config, number=-1):
-    """The exit code of a training in a process of its own and how many file events it had."""
-    context = multiprocessing.get_context("fork")
-    count = context.Value("i", 0)
-    process = context.Process(target=train_until_event, args=(config, number, count))
-    process.start()
-    process.join()
-    return process.exitcode, count.value
+    """The exit code of a training that is killed at a file event, and how many events it had."""
+    return run_until_event(lambda: train(config), config.output, number, seconds=900)
 
 
 def final_state(config):

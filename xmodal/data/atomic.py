@@ -160,7 +160,8 @@ def locked(path: str | Path) -> Iterator[None]:
         return
     lock = path.with_name(f".{path.name}.lock")
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        with room_named(path):
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         if not _take(descriptor):
             holder = os.pread(descriptor, 200, 0).decode(errors="replace")
             os.close(descriptor)
@@ -173,7 +174,8 @@ def locked(path: str | Path) -> Iterator[None]:
         os.close(descriptor)  # its last holder removed it while we waited: take the one that is there now
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with contextlib.suppress(OSError):  # the lock holds on a full disk as well
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
         lock.unlink(missing_ok=True)
@@ -238,14 +240,32 @@ def _aside(path: Path) -> Iterator[Path]:
     remove_remains(path.parent, path.name)
     folder, descriptor = _locked_folder(path)
     try:
-        yield folder / path.name
+        with room_named(path):
+            yield folder / path.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def room_named(path: str | Path) -> Iterator[None]:
+    """An error of a full disk, whoever noticed it and however it says so, becomes one that names what was written.
+
+    Raises:
+        OSError: the disk is full.
+
+    >>> with room_named("log.jsonl"):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    ...
+    OSError: [Errno 28] No space left on device: no room to write log.jsonl
+    """
+    try:
+        yield
     except BaseException as error:
         if number := _no_room(error):
             raise OSError(number, f"{os.strerror(number)}: no room to write {path}") from error
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
 
 
 def _make_folder(path: Path) -> None:
@@ -264,10 +284,11 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
     while True:
         folder = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
         try:
-            folder.mkdir()
+            with room_named(path):
+                folder.mkdir()
         except OSError as error:
-            if number := _no_room(error):
-                raise OSError(number, f"{os.strerror(number)}: no room to write {path}") from error
+            if error.errno in NO_ROOM:
+                raise
             raise type(error)(
                 f"cannot write {path}: its folder is not writable ({error.strerror}). Choose another output folder."
             ) from error

@@ -69,6 +69,30 @@ def damage_named(path: Path) -> Iterator[None]:
         raise StoreError(f"{path} cannot be read: {error}. {ADVICE}") from error
 
 
+@contextlib.contextmanager
+def problems_named(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file of another kind than a store names it, as damage if it is not known as a problem.
+
+    Raises:
+        ValueError: something is wrong.
+
+    >>> with problems_named(Path("birds.h5")):
+    ...     raise ValueError("it lacks the dataset 'label'")
+    Traceback (most recent call last):
+    ...
+    ValueError: birds.h5: it lacks the dataset 'label'
+    """
+    try:
+        yield
+    except (FileNotFoundError, MemoryError):
+        raise
+    except ValueError as error:  # which may name the file already, or one beside it
+        named = path.name in str(error) or (path.parent.name and str(path.parent) in str(error))
+        raise error if named else ValueError(f"{path}: {error}") from error
+    except Exception as error:  # what is damaged can fail in any way
+        raise ValueError(f"{path} is damaged ({error}). Copy it again.") from error
+
+
 def checksum(image_id: str, features: np.ndarray, columns: Mapping[str, np.ndarray]) -> int:
     """The CRC-32 of what a store holds of one image, padding included: its id, its features, then the other columns.
 
@@ -123,7 +147,7 @@ def check_datasets(file: Any) -> None:
     if missing:
         raise ValueError(f"it lacks the dataset(s) {sorted(missing)}")
     known = [name for name in (*NEEDED, *COLUMNS, CHECKSUM) if name in file]
-    datasets = {name: _own_dataset(file, name) for name in known}
+    datasets = {name: own_dataset(file, name) for name in known}
     features = datasets["features"]
     if features.ndim != 3 or features.dtype not in (np.float16, np.float32) or 0 in features.shape:
         raise ValueError(
@@ -145,29 +169,50 @@ def check_datasets(file: Any) -> None:
                 raise ValueError(f"its image_id is {dataset.dtype}; wanted strings")
         elif name != "features" and dataset.dtype.kind not in ("iuf" if name in ("boxes", "confidence") else "iu"):
             raise ValueError(f"its {name} is {dataset.dtype}; wanted numbers")
-        _check_stored(name, dataset)
+        check_stored(name, dataset)
 
 
-def _own_dataset(file: Any, name: str) -> h5py.Dataset:
-    """A dataset that lies in the file itself; features may be virtual, over stores that are checked one by one."""
+def own_dataset(file: Any, name: str) -> h5py.Dataset:
+    """A dataset that lies in the file itself; a store's features may be virtual, over stores that are checked as well.
+
+    Raises:
+        ValueError: it is a link or a group, or lies in other files.
+
+    >>> import h5py
+    >>> with h5py.File("a.h5", "w") as file:
+    ...     file["boxes"] = h5py.SoftLink("/features")
+    ...     own_dataset(file, "boxes")
+    Traceback (most recent call last):
+    ...
+    ValueError: its boxes is a link; a file reads only itself
+    """
     import h5py
 
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"its {name} is a link; a region store reads only itself")
+        raise ValueError(f"its {name} is a link; a file reads only itself")
     dataset: Any = file[name]
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"its {name} is a group; wanted a dataset")
     if dataset.external:
-        raise ValueError(
-            f"its {name} lies in another file, {dataset.external[0][0]!r}; a region store reads only itself"
-        )
+        raise ValueError(f"its {name} lies in another file, {dataset.external[0][0]!r}; a file reads only itself")
     if dataset.is_virtual and name != "features":
         raise ValueError(f"its {name} is virtual; only features may be")
     return dataset
 
 
-def _check_stored(name: str, dataset: h5py.Dataset) -> None:
-    """Refuse a dataset that claims more than is stored of it: HDF5 would make up zeros for the rest."""
+def check_stored(name: str, dataset: h5py.Dataset) -> None:
+    """Refuse a dataset that claims more than is stored of it: HDF5 would make up zeros for the rest.
+
+    Raises:
+        ValueError: it does.
+
+    >>> import h5py
+    >>> with h5py.File("a.h5", "w") as file:
+    ...     check_stored("features", file.create_dataset("features", (10**9, 2048), "f4", chunks=(1, 2048)))
+    Traceback (most recent call last):
+    ...
+    ValueError: its features claims 8192000000000 bytes, of which 0 are stored
+    """
     if dataset.is_virtual:
         return
     stored = dataset.id.get_storage_size()

@@ -161,7 +161,10 @@ class PlainUnpickler(pickle._Unpickler):  # the one in Python: the one in C cann
         Raises:
             ValueError: see the class.
         """
-        value = super().load()
+        try:
+            value = super().load()
+        except KeyError as error:
+            raise ValueError(f"it has the operation {error}, which there is not") from error
         self._look_at(value)
         return value
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import yaml
 
-from xmodal.data.atomic import link, written_whole
+from xmodal.data.atomic import link, room_named, written_whole
 from xmodal.data.torch_files import load_torch
 from xmodal.pretrained import BEST as BEST
 from xmodal.training.config import flatten
@@ -228,13 +228,15 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with room_named(self._file.name):
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
     def write(self, step: int, **values: Any) -> None:
         """Append one line; numbers, and numbers in nested dicts, also go to TensorBoard."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        with room_named(self._file.name):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
         if self._tensorboard is not None:
             for name, value in flatten(values, "/").items():
                 if isinstance(value, (int, float)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 
 from xmodal.data.atomic import written_whole
 from xmodal.data.labelled.base import LabelledBatch, LabelledSet, rows_in_splits
+from xmodal.data.store_checks import check_regular, check_stored, own_dataset, problems_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from jaxtyping import Float
     from torch import Tensor
@@ -111,12 +112,15 @@ def load_features(path: str | Path, wanted: Sequence[str] | None = None) -> Labe
     """
     import h5py
 
+    path = Path(path)
+    check_regular(path, "file of labelled features")
     try:
-        file = h5py.File(path)
+        file = h5py.File(path, "r", locking=False)
     except OSError as error:
         raise ValueError(f"{path} is not an HDF5 file, or is cut off: {error}") from error
-    with file:
-        columns = _read_columns(path, file)
+    with file, problems_named(path):
+        _check_own(file)
+        columns = _read_columns(file)
         rows = rows_in_splits(path, columns["split"], wanted)
         # One read of everything and a choice in memory is far faster than h5py's reading of chosen rows.
         features = torch.from_numpy(file["features"][:][rows])  # type: ignore[index]
@@ -128,46 +132,60 @@ def load_features(path: str | Path, wanted: Sequence[str] | None = None) -> Labe
     )
 
 
-def _read_columns(path: str | Path, file: Any) -> dict[str, list[str]]:
+def _check_own(file: Any) -> None:
+    """Refuse datasets that lie in other files, or claim more than is stored of them.
+
+    Raises:
+        ValueError: one does.
+    """
+    for name in ("features", "label", "class_name", "image_id", "split"):
+        if name in file:
+            dataset = own_dataset(file, name)
+            if dataset.is_virtual:
+                raise ValueError(f"its {name} lie in other files; a file reads only itself")
+            check_stored(name, dataset)
+
+
+def _read_columns(file: Any) -> dict[str, list[str]]:
     """Names of the images, of their classes and of their splits; the last two have defaults."""
     missing = [name for name in ("features", "label", "image_id") if name not in file]
     if missing:
-        raise ValueError(f"{path} lacks the datasets {missing}; it has {sorted(file)}. Wanted labelled features.")
+        raise ValueError(f"it lacks the datasets {missing}; it has {sorted(file)}. Wanted labelled features")
     features = file["features"]
     if getattr(features, "ndim", None) != 2 or features.dtype.kind not in "fiu":
         kind = f"{features.dtype} of shape {features.shape}" if hasattr(features, "dtype") else "a group"
-        raise ValueError(f"{path}: features are {kind}; wanted numbers, (image, dim)")
+        raise ValueError(f"features are {kind}; wanted numbers, (image, dim)")
     columns = {
-        "class_of": _read_classes(path, file),
-        "image_id": _read_texts(path, file, "image_id"),
-        "split": _read_texts(path, file, "split") if "split" in file else ["all"] * len(features),
+        "class_of": _read_classes(file),
+        "image_id": _read_texts(file, "image_id"),
+        "split": _read_texts(file, "split") if "split" in file else ["all"] * len(features),
     }
     for name, column in columns.items():
         if len(column) != len(features):
-            raise ValueError(f"{path}: features has {len(features)} rows and {name} {len(column)}; wanted as many")
+            raise ValueError(f"features has {len(features)} rows and {name} {len(column)}; wanted as many")
     return columns
 
 
-def _read_classes(path: str | Path, file: Any) -> list[str]:
+def _read_classes(file: Any) -> list[str]:
     """The name of each image's class: of a number what `class_name` says, or the number; a text is the name itself."""
-    labels = _read_column(path, file, "label")
+    labels = _read_column(file, "label")
     if labels.dtype.kind == "O":
         return labels.tolist()
     if "class_name" in file:
-        names = _read_texts(path, file, "class_name")
+        names = _read_texts(file, "class_name")
     else:  # with leading zeros names sort as numbers do
         names = [f"{label:06}" for label in range(labels.max(initial=-1) + 1)]
     if not ((labels >= 0) & (labels < len(names))).all():
-        raise ValueError(f"{path}: labels are {labels.min()} to {labels.max()}; wanted 0 to {len(names) - 1}")
+        raise ValueError(f"labels are {labels.min()} to {labels.max()}; wanted 0 to {len(names) - 1}")
     return [names[label] for label in labels]
 
 
-def _read_texts(path: str | Path, file: Any, name: str) -> list[str]:
+def _read_texts(file: Any, name: str) -> list[str]:
     """A column of texts, or of whole numbers, which are texts as well."""
-    return [str(value) for value in _read_column(path, file, name).tolist()]
+    return [str(value) for value in _read_column(file, name).tolist()]
 
 
-def _read_column(path: str | Path, file: Any, name: str) -> np.ndarray:
+def _read_column(file: Any, name: str) -> np.ndarray:
     """A column of texts (objects) or of whole numbers, whatever type these are kept in.
 
     Raises:
@@ -177,13 +195,13 @@ def _read_column(path: str | Path, file: Any, name: str) -> np.ndarray:
 
     column = file[name]
     if not isinstance(column, h5py.Dataset) or column.ndim != 1:
-        raise ValueError(f"{path}: {name} is no column but {column}; wanted one text or number an image")
+        raise ValueError(f"{name} is no column but {column}; wanted one text or number an image")
     if column.dtype.kind in "SO" and h5py.check_string_dtype(column.dtype):
         return np.array([text.decode("utf-8", "surrogateescape") for text in column[:]], dtype=object)
     if column.dtype.kind not in "iuf":
-        raise ValueError(f"{path}: {name} is {column.dtype}; wanted texts or whole numbers")
+        raise ValueError(f"{name} is {column.dtype}; wanted texts or whole numbers")
     values = column[:]
     if not (np.isfinite(values) & (values == np.rint(values))).all():
         wrong = values[values != np.rint(values)]
-        raise ValueError(f"{path}: {name} has {wrong[0]}; wanted texts or whole numbers")
+        raise ValueError(f"{name} has {wrong[0]}; wanted texts or whole numbers")
     return values.astype(np.int64)
