@@ -138,8 +138,10 @@ def _check_own(file: Any) -> None:
     Raises:
         ValueError: one does.
     """
+    import h5py
+
     for name in ("features", "label", "class_name", "image_id", "split"):
-        if name in file:
+        if name in file and file.get(name, getclass=True) is not h5py.Group:  # which is told with what was wanted
             dataset = own_dataset(file, name)
             if dataset.is_virtual:
                 raise ValueError(f"its {name} lie in other files; a file reads only itself")
