@@ -122,6 +122,22 @@ def test_a_run_resumed_in_each_phase_of_beta_is_the_same_run(config, change, rea
         assert_equal_weights(weights(parts.output), weights(whole.output))
 
 
+def test_a_run_with_dropout_resumes_as_the_same_run_and_keeps_it_in_its_model(config, change, read_log, signal_at):
+    image = {**config.model.image, "input_dropout": 0.2, "dropout": 0.1}
+    text = {**config.model.text, "word_dropout": 0.2, "dropout": 0.1}
+    config = change(config, model__image=image, model__text=text)
+    whole, parts = (change(config, output=config.output / name) for name in ("whole", "parts"))
+    train(whole)
+    signal_at(3)
+    with pytest.raises(Interrupted):
+        train(parts)
+    train(change(parts, resume=True))
+    assert read_log(parts.output) == read_log(whole.output)
+    assert_equal_weights(weights(parts.output), weights(whole.output))
+    model = Matcher.from_pretrained(parts.output / "best")
+    assert (model.image_encoder.input_dropout, model.text_encoder.word_dropout) == (0.2, 0.2)
+
+
 def test_a_finished_run_can_go_on_for_more_epochs(config, change, read_log):
     longer = change(config, epochs=3, output=config.output / "longer")
     train(longer)

@@ -132,3 +132,16 @@ class TextEncoder(nn.Module):
     def options_to_load(cls, options: dict[str, Any], folder: Path) -> dict[str, Any]:
         """The options with which to build an encoder whose architecture and weights were saved in a folder."""
         return options
+
+
+def check_dropout(**shares: float) -> None:
+    """Make sure that shares of values can be dropped at random: from 0, for none, to below 1.
+
+    >>> check_dropout(input_dropout=0.2, dropout=1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: dropout must be at least 0 and below 1, got 1.0
+    """
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {share}")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from xmodal.data.vocabulary import TokenBatch
-from xmodal.encoders.base import TextEncoder
+from xmodal.encoders.base import TextEncoder, check_dropout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,11 @@ class BERTEncoder(TextEncoder):
         normalize: L2-normalize every state.
         load_weights: False builds the architecture only, for weights that are loaded afterwards.
         frozen: keep the transformer as it is and train the linear layer alone.
+        dropout: share of the values of the projected states that is dropped in training, before the normalization. The
+            transformer has dropout of its own, in its configuration.
+
+    Raises:
+        ValueError: for a share that is not at least 0 and below 1.
 
     >>> from pathlib import Path
     >>> from transformers import BertConfig, BertModel, BertTokenizer
@@ -45,9 +50,16 @@ class BERTEncoder(TextEncoder):
     tokenizer: SubwordTokenizer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
-        self, model: str, dim: int, normalize: bool = True, load_weights: bool = True, frozen: bool = False
+        self,
+        model: str,
+        dim: int,
+        normalize: bool = True,
+        load_weights: bool = True,
+        frozen: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_dropout(dropout=dropout)
         from transformers import AutoConfig, AutoModel
 
         if load_weights:
@@ -64,6 +76,7 @@ class BERTEncoder(TextEncoder):
         nn.init.zeros_(self.projection.bias)
         self.dim = dim
         self.normalize = normalize
+        self.dropout = dropout
         self.tokenizer = SubwordTokenizer(model, most_subwords(self.transformer))
 
     def forward(
@@ -71,7 +84,7 @@ class BERTEncoder(TextEncoder):
     ) -> Float[Tensor, "caption word dim"]:
         """Encode every real subword; padding comes out as zero."""
         states = self.transformer(input_ids=tokens, attention_mask=word_mask.long()).last_hidden_state
-        words = self.projection(states)
+        words = F.dropout(self.projection(states), self.dropout, self.training)
         words = F.normalize(words, dim=-1, eps=1e-8) if self.normalize else words
         return words.masked_fill(~word_mask[..., None], 0.0)
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from xmodal.encoders.base import TextEncoder
+from xmodal.encoders.base import TextEncoder, check_dropout
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -26,6 +26,12 @@ class GRUEncoder(TextEncoder):
         bidirectional: average the states of the two directions (SCAN, BFAN); False reads forward only (VSRN).
         layers: number of GRU layers.
         normalize: L2-normalize every state (SCAN, BFAN); False leaves that to the head (VSRN).
+        word_dropout: share of the values of the word embeddings that is dropped in training; whole words are left out
+            by `drop_words` of the data.
+        dropout: share of the values of the states that is dropped in training, before the normalization.
+
+    Raises:
+        ValueError: for a share that is not at least 0 and below 1.
 
     Example:
         >>> import torch
@@ -44,13 +50,17 @@ class GRUEncoder(TextEncoder):
         bidirectional: bool = True,
         layers: int = 1,
         normalize: bool = True,
+        word_dropout: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_dropout(word_dropout=word_dropout, dropout=dropout)
         self.embedding = nn.Embedding(vocabulary_size, word_dim)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         self.rnn = nn.GRU(word_dim, dim, layers, batch_first=True, bidirectional=bidirectional)
         self.dim = dim
         self.normalize = normalize
+        self.word_dropout, self.dropout = word_dropout, dropout
 
     def forward(
         self, tokens: Int[Tensor, "caption word"], word_mask: Bool[Tensor, "caption word"]
@@ -63,11 +73,13 @@ class GRUEncoder(TextEncoder):
         lengths = word_mask.sum(dim=1)
         if bool((word_mask[:, 1:] > word_mask[:, :-1]).any()) or not bool(word_mask[:, 0].all()):
             raise ValueError("word_mask must be True for the first words of a caption and False after them")
-        packed = pack_padded_sequence(self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        embedded = F.dropout(self.embedding(tokens), self.word_dropout, self.training)
+        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states, _ = self.rnn(packed)
         words, _ = pad_packed_sequence(states, batch_first=True, total_length=tokens.shape[1])
         if self.rnn.bidirectional:
             words = (words[..., : self.dim] + words[..., self.dim :]) / 2
+        words = F.dropout(words, self.dropout, self.training)
         return F.normalize(words, dim=-1, eps=1e-8) if self.normalize else words
 
     @torch.no_grad()

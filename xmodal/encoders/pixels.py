@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from xmodal.data.pixels import PixelBatch
 from xmodal.encoders.backbone import MapNetwork, imagenet_pixels
-from xmodal.encoders.base import EncodedSet, ImageEncoder
+from xmodal.encoders.base import EncodedSet, ImageEncoder, check_dropout
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Num
@@ -45,10 +45,13 @@ class PixelTower(ImageEncoder):
         grid: cells along each side, each the mean of the map inside it; None takes every position of the map.
         normalize: L2-normalize every item.
         frozen: keep the network as it is, statistics included, and train the linear layer alone.
+        input_dropout: share of the values of the positions or cells of the map that is dropped in training.
+        dropout: share of the values of the items that is dropped in training, before the normalization.
 
     Raises:
         FileNotFoundError: the weights are not on this machine; the message says what to download.
-        ValueError: torchvision has no such network, or the network no such level or weights.
+        ValueError: torchvision has no such network, the network no such level or weights, or a share of values to drop
+            is not at least 0 and below 1.
 
     >>> tower = PixelTower(dim=8, network="mobilenet_v3_small", weights=None)
     >>> items, mask = tower(PixelBatch(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
@@ -67,8 +70,11 @@ class PixelTower(ImageEncoder):
         grid: int | None = None,
         normalize: bool = True,
         frozen: bool = False,
+        input_dropout: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_dropout(input_dropout=input_dropout, dropout=dropout)
         if grid is not None and grid < 1:
             raise ValueError(f"grid is {grid}, wanted at least 1, or None for every position of the map")
         self.network = MapNetwork(network, weights, level)
@@ -76,6 +82,7 @@ class PixelTower(ImageEncoder):
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
         self.dim, self.grid, self.normalize, self.frozen = dim, grid, normalize, frozen
+        self.input_dropout, self.dropout = input_dropout, dropout
         if frozen:
             self.network.requires_grad_(False)
         self.train(self.training)
@@ -84,7 +91,8 @@ class PixelTower(ImageEncoder):
         """The positions of the map row by row, or its cells; all are real."""
         fmap = self.network(imagenet_pixels(batch.pixels).to(self.projection.weight.dtype))
         cells = fmap.flatten(2).transpose(1, 2) if self.grid is None else cell_means(fmap, self.grid)
-        items = self.projection(cells)
+        cells = F.dropout(cells, self.input_dropout, self.training)
+        items = F.dropout(self.projection(cells), self.dropout, self.training)
         items = F.normalize(items, dim=-1, eps=1e-8) if self.normalize else items
         return EncodedSet(items, torch.ones(items.shape[:2], dtype=torch.bool, device=items.device))
 

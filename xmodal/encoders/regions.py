@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from xmodal.encoders.base import EncodedSet, ImageEncoder
+from xmodal.encoders.base import EncodedSet, ImageEncoder, check_dropout
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -26,6 +26,11 @@ class RegionProjection(ImageEncoder):
         normalize: L2-normalize every projected region (SCAN, BFAN); False leaves that to the head (VSRN).
         weight_norm: reparametrize the weight as direction and one overall length, as the released
             `EncoderImageWeightNormPrecomp` does.
+        input_dropout: share of the values of the features that is dropped in training.
+        dropout: share of the values of the projected regions that is dropped in training, before the normalization.
+
+    Raises:
+        ValueError: for a share that is not at least 0 and below 1.
 
     Example:
         >>> import torch
@@ -37,8 +42,17 @@ class RegionProjection(ImageEncoder):
         (True, torch.Size([2, 36, 1024]))
     """
 
-    def __init__(self, input_dim: int, dim: int, normalize: bool = True, weight_norm: bool = False) -> None:
+    def __init__(
+        self,
+        input_dim: int,
+        dim: int,
+        normalize: bool = True,
+        weight_norm: bool = False,
+        input_dropout: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
+        check_dropout(input_dropout=input_dropout, dropout=dropout)
         self.projection = nn.Linear(input_dim, dim)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
@@ -47,6 +61,7 @@ class RegionProjection(ImageEncoder):
             parametrizations.weight_norm(self.projection, dim=None)  # pyright: ignore[reportArgumentType]
         self.dim = dim
         self.normalize = normalize
+        self.input_dropout, self.dropout = input_dropout, dropout
 
     def forward(self, batch: RegionBatch) -> EncodedSet:
         """Every region projected; padding gives some value that the mask keeps out of every score."""
@@ -63,7 +78,8 @@ class RegionProjection(ImageEncoder):
                 f"region features have dim {region_features.shape[-1]}, this encoder takes "
                 f"{self.projection.in_features}: use the store that the model was trained on, or set input_dim"
             )
-        regions = self.projection(region_features.to(self.projection.bias.dtype))
+        features = F.dropout(region_features.to(self.projection.bias.dtype), self.input_dropout, self.training)
+        regions = F.dropout(self.projection(features), self.dropout, self.training)
         # The published l2norm adds 1e-8 to the norm; taking the maximum instead differs below float32 resolution and,
         # unlike it, has a finite gradient at an all-zero row.
         return F.normalize(regions, dim=-1, eps=1e-8) if self.normalize else regions
