@@ -238,6 +238,12 @@ def released_arguments():
         head = {"name": "bfan", "focal": focal, "temperature": 20.0}
         yield f"bfan_{focal}_f30k", 15, 15, 2e-4, 1500, head
         yield f"bfan_{focal}_coco", 20, 15, 5e-4, 1500, head
+    pooling = {"name": "self_attention", "dropout": 0.4}
+    for module, epochs, decay_epochs in (("sgr", 40, 30), ("saf", 30, 20)):
+        head = {"name": "sgraf", "module": module, "sim_dim": 256, "steps": 3, "temperature": 9.0}
+        head |= {"pooling": {**pooling, "norm": "slot", "slots": 36}, "caption_pooling": {**pooling, "norm": "none"}}
+        yield f"sgraf_{module}_f30k", epochs, decay_epochs, 2e-4, 1000, head
+        yield f"sgraf_{module}_coco", 20, 10, 2e-4, 1000, head
     head = {"name": "vsrn", "layers": 4, "region_norm": "region"}
     yield "vsrn_f30k", 30, 10, 2e-4, 500, {**head, "norm": "batch"}
     yield "vsrn_coco", 30, 15, 2e-4, 500, {**head, "norm": "l2"}
@@ -264,6 +270,7 @@ def test_recipes_hold_the_released_arguments(arguments):
     image = {"name": "regions", "dim": dim, "normalize": not is_vsrn}
     assert config.model.image == (image if is_vsrn else {**image, "weight_norm": False})
     text = {"name": "gru", "word_dim": 300, "bidirectional": not is_vsrn}
+    text |= {"word_dropout": 0.4} if name.startswith("sgraf") else {}
     assert config.model.text == ({**text, "normalize": False} if is_vsrn else text)
     assert config.model.captioner == ({"hidden_dim": 512, "word_dim": 300, "dropout": 0.2} if is_vsrn else {})
     assert config.model.captioning_weight == 1.0
