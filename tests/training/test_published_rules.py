@@ -238,6 +238,9 @@ def released_arguments():
         head = {"name": "bfan", "focal": focal, "temperature": 20.0}
         yield f"bfan_{focal}_f30k", 15, 15, 2e-4, 1500, head
         yield f"bfan_{focal}_coco", 20, 15, 5e-4, 1500, head
+    naaf = {"name": "naaf", "temperature": 20.0, "intra_temperature": 5.0, "penalty": 2.0, "learn_threshold": True}
+    yield "naaf_f30k", 20, 10, 5e-4, 0, naaf
+    yield "naaf_coco", 20, 10, 5e-4, 0, naaf
     pooling = {"name": "self_attention", "dropout": 0.4}
     for module, epochs, decay_epochs in (("sgr", 40, 30), ("saf", 30, 20)):
         head = {"name": "sgraf", "module": module, "sim_dim": 256, "steps": 3, "temperature": 9.0}
@@ -255,7 +258,8 @@ def test_recipes_hold_the_released_arguments(arguments):
     name, epochs, decay_epochs, rate, validate_every, head = arguments
     config, is_vsrn = load_recipe(name), name.startswith("vsrn")
     assert config.model.head == head
-    assert (config.epochs, config.batch_size, config.validate_every) == (epochs, 128, validate_every)
+    batch_size = 256 if name == "naaf_coco" else 128
+    assert (config.epochs, config.batch_size, config.validate_every) == (epochs, batch_size, validate_every)
     assert config.optimizer == OptimizerConfig(
         "adam", rate, clip_norm=2.0, decay_epochs=decay_epochs, repeated={"matcher.captioner": 2} if is_vsrn else {}
     )

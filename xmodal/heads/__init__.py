@@ -8,6 +8,7 @@ from xmodal.heads.base import Attention, Head
 from xmodal.heads.bfan import BFAN, bfan_attention, bfan_pair_scores, bfan_scores
 from xmodal.heads.chan import CHAN, chan_pair_scores, chan_scores
 from xmodal.heads.cosine import Cosine, cosine_scores
+from xmodal.heads.naaf import NAAF, naaf_pair_scores, naaf_scores
 from xmodal.heads.scan import SCAN, SCAN_PUBLISHED, scan_attention, scan_pair_scores, scan_scores
 from xmodal.heads.sgraf import SGRAF
 from xmodal.heads.vsrn import VSRN, vsrn_scores
@@ -19,6 +20,7 @@ HEADS: dict[str, type[Head]] = {
     "cosine": Cosine,
     "chan": CHAN,
     "sgraf": SGRAF,
+    "naaf": NAAF,
 }
 """Heads by the name that a configuration uses."""
 
@@ -26,6 +28,7 @@ __all__ = [
     "BFAN",
     "CHAN",
     "HEADS",
+    "NAAF",
     "SCAN",
     "SCAN_PUBLISHED",
     "SGRAF",
@@ -39,6 +42,8 @@ __all__ = [
     "chan_pair_scores",
     "chan_scores",
     "cosine_scores",
+    "naaf_pair_scores",
+    "naaf_scores",
     "scan_attention",
     "scan_pair_scores",
     "scan_scores",

@@ -198,9 +198,10 @@ def stacked_attention(
 def all_pairs(
     contexts: Side,
     queries: Side,
-    score_tile: Callable[[Tensor, Side, Tensor, Tensor], Tensor],
+    score_tile: Callable[..., Tensor],
     *,
     both_directions: bool = False,
+    query_grams: bool = False,
 ) -> Float[Tensor, "context_item query_item"]:
     """Every context against every query, in tiles of sets of like length that stay in the cache.
 
@@ -211,6 +212,7 @@ def all_pairs(
         queries: the side that attends.
         score_tile: maps (products, contexts, query_norms, query_mask) of a tile to its scores.
         both_directions: also let the contexts attend over the queries, and add the two scores (BFAN).
+        query_grams: also give `score_tile` the products of the queries of a set, `(1, query, query, query_item)`.
 
     >>> from functools import partial
     >>> images, captions = prepare_side(torch.randn(4, 36, 8), None), prepare_side(torch.randn(6, 12, 8), None)
@@ -219,20 +221,20 @@ def all_pairs(
     torch.Size([4, 6])
     """
     if torch.compiler.is_compiling():  # a compiler tiles the whole computation itself, and cannot read lengths
-        return _score_product(contexts, queries, score_tile, both_directions)
+        return _score_product(contexts, queries, score_tile, both_directions, query_grams)
     contexts, context_rank = _sort_by_length(contexts)
     queries, query_rank = _sort_by_length(queries)
     size = _tile_size(contexts, queries)
     query_tiles = _split_and_crop(queries, size)
     rows = [
-        torch.cat([_score_product(context_tile, tile, score_tile, both_directions) for tile in query_tiles], dim=1)
-        for context_tile in _split_and_crop(contexts, size)
+        torch.cat([_score_product(some, tile, score_tile, both_directions, query_grams) for tile in query_tiles], dim=1)
+        for some in _split_and_crop(contexts, size)
     ]
     return torch.cat(rows)[context_rank[:, None], query_rank]
 
 
 def _score_product(
-    contexts: Side, queries: Side, score_tile: Callable[[Tensor, Side, Tensor, Tensor], Tensor], both_directions: bool
+    contexts: Side, queries: Side, score_tile: Callable[..., Tensor], both_directions: bool, query_grams: bool
 ) -> Float[Tensor, "context_item query_item"]:
     """One tile of `all_pairs`: one matrix product in the kernel's layout, then its scores."""
     count, length, dim = contexts.items.shape
@@ -240,7 +242,8 @@ def _score_product(
     rows = queries.items.transpose(0, 1).reshape(query_length * query_count, dim)
     products = at_least_float32(contexts.items.reshape(count * length, dim) @ rows.T)
     products = products.view(count, length, query_length, query_count)
-    scores = score_tile(products, contexts, queries.norms.T[None], queries.mask.T[None])
+    grams = (queries.gram.permute(1, 2, 0)[None],) if query_grams else ()
+    scores = score_tile(products, contexts, queries.norms.T[None], queries.mask.T[None], *grams)
     if both_directions:
         # The same products with the sides exchanged: a copy in the kernel's layout, no second matrix product.
         exchanged = products.permute(3, 2, 1, 0).contiguous()
@@ -289,9 +292,10 @@ def aligned_products(contexts: Side, queries: Side) -> Float[Tensor, "pair conte
 def aligned_pairs(
     contexts: Side,
     queries: Side,
-    score_tile: Callable[[Tensor, Side, Tensor, Tensor], Tensor],
+    score_tile: Callable[..., Tensor],
     *,
     both_directions: bool = False,
+    query_grams: bool = False,
 ) -> Float[Tensor, " pair"]:
     """Context i against query i only, through the same tile function as `all_pairs`.
 
@@ -303,7 +307,8 @@ def aligned_pairs(
     True
     """
     products = aligned_products(contexts, queries)
-    scores = score_tile(products, contexts, queries.norms[..., None], queries.mask[..., None])
+    grams = (queries.gram[..., None],) if query_grams else ()
+    scores = score_tile(products, contexts, queries.norms[..., None], queries.mask[..., None], *grams)
     if both_directions:
         exchanged = products.transpose(1, 2)
         scores = scores + score_tile(exchanged, queries, contexts.norms[..., None], contexts.mask[..., None])
