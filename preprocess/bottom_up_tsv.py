@@ -81,9 +81,16 @@ def read_rows(
     with tqdm(total=size, unit="B", unit_scale=True, desc="rows", delay=2) as progress:
         for path in paths:
             heading = None if layout is None else TSV_COLUMNS[layout]
+            empty: list[int] = []
             with path.open("rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     progress.update(len(line))
+                    if not line.strip():
+                        empty.append(number)
+                        continue
+                    # Empty lines are damage, but not those at the end of a file.
+                    while empty:
+                        yield f"{path}, row {empty.pop(0)}", "", partial(_decode_row, [b""], dim, heading)
                     cells = line.rstrip(b"\r\n").split(b"\t")
                     if number == 1:
                         cells[0] = cells[0].removeprefix(b"\xef\xbb\xbf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from xmodal.data.text import parse_json, read_text
@@ -80,10 +81,12 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _delimited_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    delimiter = _delimiter(re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0])
+    # A spreadsheet may say in a first line what separates the cells.
+    text = re.sub(r"\A\s*\"?sep=.\"?[\r\n]+", "", text).lstrip()
+    delimiter = _delimiter(re.split(r"[\r\n]", text, maxsplit=1)[0])
     quoted = DELIMITERS[delimiter]
     reader = csv.reader(
-        io.StringIO(text.lstrip(), newline=""),
+        io.StringIO(text, newline=""),
         delimiter=delimiter,
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
         strict=quoted,
@@ -91,7 +94,10 @@ def _delimited_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]
     )
     try:
         heading = [cell.strip() for cell in next(reader, [])]
-        filled = (cells for cells in reader if any(cell.strip() for cell in cells))
+        if twice := [name for name, count in Counter(map(str.lower, filter(None, heading))).items() if count > 1]:
+            raise ValueError(f"{path} has several columns called {twice[0]!r}; rename or remove all but one")
+        # Tables that were put one after the other have a heading each.
+        filled = (cells for cells in reader if any(map(str.strip, cells)) and [*map(str.strip, cells)] != heading)
         for number, cells in enumerate(filled, start=1):
             where = f"{path}, row {number}"
             cells = [cell.strip() for cell in _as_many_as(heading, cells, delimiter, where)]

@@ -7,9 +7,10 @@
     python -m preprocess.captions table --input mine.csv --output DIR/captions.jsonl
     python -m preprocess.captions images --input images.jsonl --output DIR/captions.jsonl
 
-Files may be gzipped. They are UTF-8, or say in a byte order mark that they are UTF-16; --encoding names another one.
-Captions that are empty or belong to no split are left out and counted. A captions file is a table, too: so captions of
-images that were skipped are dropped afterwards with
+Splits go by our names: val, valid and validation are called dev, restval counts as train. Files may be gzipped. They
+are UTF-8, or say in a byte order mark that they are UTF-16; --encoding names another one. Captions that are empty or
+belong to no split are left out and counted. A captions file is a table, too: so captions of images that were skipped
+are dropped afterwards with
 
     python -m preprocess.captions table --input DIR/captions.jsonl --output DIR/captions.jsonl \\
         --only-images-of DIR/train.h5 DIR/dev.h5 DIR/test.h5
@@ -29,7 +30,7 @@ from xmodal.data.text import parse_json, read_lines, read_text
 from xmodal.entry import run_program
 
 from .caption_tables import rows_of_table
-from .image_ids import SPLITS, ImageIds, image_stem, karpathy_images
+from .image_ids import ImageIds, image_stem, karpathy_images, our_split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -113,6 +114,7 @@ class Flickr(Files):
         """
         split_of: dict[str, str] = {}
         for split, path in self.split_lists.items():
+            split = our_split(split)
             for line in read_lines(path, self.encoding):
                 if line.strip() and split_of.setdefault(image_stem(line), split) != split:
                     raise ValueError(
@@ -126,7 +128,7 @@ class Table(Files):
     """A table with a heading, its cells separated by commas, tabs, semicolons or pipes; or JSON, a list or a line each.
 
     It has columns image_id (or image, image_name, filename, ...) and caption (or comment, sentence, text, ...), and if
-    they are known caption_id and split (val, valid and validation are called dev, restval counts as train).
+    they are known caption_id and split.
     """
 
     split: str = "train"
@@ -142,8 +144,7 @@ class Table(Files):
             position = row.get("position")
             caption_id = row.get("caption_id", number if position is None else f"{image_id}#{position}")
             split = row.get("split") or self.split
-            caption = _caption(where, image_id, caption_id, row["caption"], split)
-            yield replace(caption, split=SPLITS.get(caption.split.strip().lower(), caption.split))
+            yield _caption(where, image_id, caption_id, row["caption"], split)
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,7 @@ def _caption(where: str, image_id: Any, caption_id: Any, text: Any, split: Any) 
     for name, value in (("caption", text), ("split", split)):
         if not isinstance(value, str):
             raise ValueError(f"{where}: {name} is {value!r:.80}, wanted a string")
-    return Caption(_name(where, "image_id", image_id), _name(where, "caption_id", caption_id), text, split)
+    return Caption(_name(where, "image_id", image_id), _name(where, "caption_id", caption_id), text, our_split(split))
 
 
 def _name(where: str, key: str, value: Any) -> str:

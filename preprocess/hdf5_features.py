@@ -222,7 +222,8 @@ def _ids(file: Any, path: Path, ids: Path | None, length: int) -> dict[str, int]
     """
     if ids is None and "image_id" in file:
         dataset = _dataset(file, "image_id")
-        where, names = path, dataset.asstr()[:] if dataset.dtype.kind in "OS" else dataset[:]
+        is_text = dataset.dtype.kind in "OS"
+        where, names = path, dataset.asstr("utf-8", errors="surrogateescape")[:] if is_text else dataset[:]
         found: Any = [str(name) for name in np.asarray(names).reshape(-1).tolist()]
     else:
         where = ids or path.with_name(f"{path.stem}_imgid2idx.pkl")

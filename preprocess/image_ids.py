@@ -20,6 +20,15 @@ SPLITS = {
 """What others call a split, and what we call it; restval is the part of COCO's validation that everyone trains on."""
 
 
+def our_split(name: str) -> str:
+    """A split by our name; one that is unknown keeps its own.
+
+    >>> our_split("Valid"), our_split(" restval"), our_split("minival")
+    ('dev', 'train', 'minival')
+    """
+    return SPLITS.get(name.strip().lower(), name.strip())
+
+
 def image_stem(name: str) -> str:
     """The id in a name of an image: without folders, the extension of an image file, and the .0 of a spreadsheet.
 
@@ -97,9 +106,10 @@ def _karpathy_images(record: Any, path: Path) -> Iterator[tuple[str, str, dict[s
         # The place in the file sets records without a folder apart.
         name = f"{image.get('filepath', '')}/{image['filename']}".lstrip("/")
         image_id = ids.give(karpathy_id(image), f"{name} (image {number})")
-        if image["split"] not in SPLITS:
+        split = our_split(image["split"])
+        if split not in SPLITS:
             raise ValueError(f"{path}: {name} is of split {image['split']!r}; known: {', '.join(SPLITS)}")
-        yield image_id, SPLITS[image["split"]], image
+        yield image_id, split, image
 
 
 def read_image_names(captions: Path, split: str | None = None) -> dict[str, str]:
@@ -125,7 +135,7 @@ def read_image_names(captions: Path, split: str | None = None) -> dict[str, str]
     names, splits = {}, {}
     for image_id, name, its_split in (_of_json if captions.suffix == ".json" else _of_lines)(captions):
         splits[its_split] = None
-        if split in (None, its_split):
+        if split is None or its_split == our_split(split):
             names[image_id] = name
     if not names:
         known = [name for name in splits if name is not None]
@@ -142,7 +152,7 @@ def _of_lines(path: Path) -> Iterator[tuple[str, str, str | None]]:
             if not isinstance(name, (str, int)) or not isinstance(record["split"], str):
                 raise TypeError(f"image {name!r}, split {record['split']!r}")
             stem = str(name) if "image_id" in record else image_stem(record["image"])
-            split = record["split"]
+            split = our_split(record["split"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}, line {number}: wanted a JSON object with split and image_id (or image), "

@@ -37,7 +37,8 @@ and height; their first four columns are x1 y1 x2 y2, and they are read where th
 HDF5 = {
     "ban": "datasets image_features, image_bb (or spatial_features) and, for adaptive features, pos_boxes, a row an "
     "image; its ids in NAME_imgid2idx.pkl beside NAME.hdf5, or in --ids",
-    "visdial": "datasets features, image_id and perhaps boxes, num_boxes, image_w and image_h, a row an image",
+    "visdial": "datasets features, image_id and perhaps boxes, num_boxes, image_w and image_h, a row an image, which "
+    "may be flat and as long as the image has regions",
     "m2": "datasets ID_features, ID_boxes and ID_cls_prob for every image",
     "groups": "a group an image, with datasets (or attributes) features, boxes, image_w, image_h and the like",
 }

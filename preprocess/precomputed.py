@@ -369,7 +369,10 @@ def record_of(values: Mapping[str, Any], dim: int | None = None) -> Record:
     boxes, relative = named.get("boxes"), False
     if boxes is None and "relative_boxes" in named:
         boxes, relative = named["relative_boxes"], True
-    boxes = None if boxes is None else _numbers(boxes, "boxes", count)
+    if boxes is not None:
+        boxes = _numbers(boxes, "boxes", count)
+        boxes = _rows(boxes, count or boxes.size // 4)
+    features = _rows(features, count if boxes is None else len(boxes))
     features, cells = _as_rows(features, dim, count if boxes is None else len(boxes))
     if boxes is None and cells is not None:
         boxes, relative = cells, True
@@ -426,6 +429,11 @@ def _numbers(value: Any, name: str, count: int | None) -> np.ndarray:
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name} is an array of {array.dtype}, wanted numbers")
     return array
+
+
+def _rows(array: np.ndarray, count: int | None) -> np.ndarray:
+    """An array with a row a region, if it was flat as what is of any length is in some HDF5 files."""
+    return array.reshape(count, -1) if array.ndim == 1 and count and array.size % count == 0 else array
 
 
 def _integer(value: Any, name: str) -> int:

@@ -350,3 +350,11 @@ def test_what_is_no_photograph_is_no_class_and_no_image(tmp_path):
 def test_a_set_of_images_can_be_made_by_hand(folder):
     image = LabelledImage(folder / "ant" / "0.png", "ant", "train")
     assert len(LabelledImages([image], CENTER)) == 1
+
+
+def test_labels_of_others_may_be_large(tmp_path):
+    with h5py.File(tmp_path / "birds.h5", "w") as file:
+        file["features"], file["label"], file["image_id"] = np.eye(2), [10**12, 5], ["a", "b"]
+    images = load_labelled(tmp_path / "birds.h5")
+    assert images.class_names == ["0000000000005", "1000000000000"]
+    assert images.labels.tolist() == [1, 0]

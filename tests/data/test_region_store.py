@@ -317,3 +317,26 @@ def test_boxes_that_cannot_be_related_to_the_image_are_none(tmp_path):
         with RegionStoreWriter(tmp_path / f"{name}.h5", dim=2, extractor="a test") as writer:
             writer.write("7", [[1, 0]], **options)
         assert RegionStore(tmp_path / f"{name}.h5").batch([0]).boxes is None
+
+
+@pytest.mark.parametrize("names", [["über", "狗", "café"], ["café", b"caf\xe9".decode("utf-8", "surrogateescape")]])
+def test_ids_of_any_script_come_back(tmp_path, names):
+    """They are those of captions, whatever other names a file has."""
+    with RegionStoreWriter(tmp_path / "train.h5", dim=2, extractor="by hand") as writer:
+        for name in names:
+            writer.write(name, [[1, 0]])
+    store = RegionStore(tmp_path / "train.h5")
+    store.validate()
+    assert store.image_id == names
+
+
+def test_ids_of_any_script_that_are_said_to_be_ascii_come_back(tmp_path):
+    """As stores were written before, where every letter beyond ASCII came back as the bytes that it is made of."""
+    with RegionStoreWriter(tmp_path / "train.h5", dim=2, extractor="by hand") as writer:
+        writer.write("über", [[1, 0]])
+    with h5py.File(tmp_path / "train.h5", "r+") as file:
+        del file["image_id"]
+        file["image_id"] = ["über".encode()]
+    store = RegionStore(tmp_path / "train.h5")
+    store.validate()
+    assert store.image_id == ["über"]

@@ -153,9 +153,24 @@ def test_what_cannot_be_evaluated_is_refused():
         ({"ks": (1, 8), "query": query}, "wanted levels from 1 to 6"),
         ({"ks": ()}, r"ks are \(\)"),
         ({"ks": (0,)}, r"ks are \(0,\)"),
+        ({"ks": (1.5,)}, r"ks are \(1.5,\); wanted whole numbers"),
+        ({"labels": [None] * 10}, r"labels are object of shape \(10,\)"),
+        ({"embeddings": embeddings + 1j}, "embeddings are torch.complex128; wanted real numbers"),
         ({"labels": torch.arange(10)}, "none of the 10 queries has an image of its class"),
         ({"query": query, "labels": query.long()}, "none of the 4 queries"),
         ({"embeddings": embeddings.index_fill(0, torch.tensor([6]), torch.nan)}, "embedding of image 6 is not finite"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_embeddings(**{"embeddings": embeddings, "labels": labels, "ks": (1,), **arguments})
+
+
+@pytest.mark.parametrize("kind", [str, bytes, bool, "uint8", "uint16", "uint64", "int16"])
+def test_labels_of_any_kind(kind):
+    """Texts, numbers of any size and booleans name classes alike."""
+    labels = np.repeat([0, 1], 5)
+    named = (
+        np.array([f"class {label}" for label in labels]).astype(kind) if kind in (str, bytes) else labels.astype(kind)
+    )
+    embeddings = np.random.default_rng(0).random((10, 3))
+    wanted = evaluate_embeddings(embeddings, labels)
+    assert evaluate_embeddings(embeddings, named) == evaluate_embeddings(embeddings, named.tolist()) == wanted

@@ -119,3 +119,9 @@ def test_an_image_without_a_good_row_is_listed(tmp_path):
     captions.write_text('{"image_id": "1", "split": "dev"}\n{"image_id": "8", "split": "dev"}\n')
     with pytest.raises(SystemExit, match=r"1 left out.* image 8: named in .*captions\.jsonl"):
         convert(tmp_path, [good], captions=captions)
+
+
+def test_empty_lines_at_the_end_are_no_damage(tmp_path):
+    (tmp_path / "train.tsv").write_bytes(row("2", 4)[0] + b"\r\n\n")
+    main(Config(input=(tmp_path / "train.tsv",), output=tmp_path / "train.h5"))
+    assert RegionStore(tmp_path / "train.h5").image_id == ["2"]

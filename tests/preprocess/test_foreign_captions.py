@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from preprocess.captions import Flickr, Images, Karpathy, Table, main
+from preprocess.captions import Coco, Flickr, Images, Karpathy, Table, main
 from preprocess.image_ids import image_stem, read_image_names
 from xmodal.data import Caption, RegionStore, RegionStoreWriter, load_captions
 
@@ -252,3 +252,38 @@ def test_a_captions_file_is_repaired_in_place(tmp_path, convert):
     main(Table(path, path, only_images_of=(store(tmp_path / "train.h5", "7"),)))
     assert load_captions(path) == whole[:1]
     assert RegionStore(tmp_path / "train.h5").image_id == ["7"]
+
+
+def test_a_spreadsheet_says_what_separates_its_cells(convert):
+    assert [caption.caption for caption in convert(Table, "sep=;\r\nimage;caption\r\n7.jpg;A dog, running.\r\n")] == [
+        "A dog, running."
+    ]
+
+
+def test_tables_one_after_the_other(convert):
+    """The heading of the second one is no caption of an image called image."""
+    captions = convert(Table, "image,caption\n7.jpg,A dog.\nimage,caption\n8.jpg,A cat.\n")
+    assert [(caption.image_id, caption.caption) for caption in captions] == [("7", "A dog."), ("8", "A cat.")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "options"),
+    [
+        (Images, '{"image": "7.jpg", "split": "Valid", "captions": ["A dog."]}', {}),
+        (Coco, {"annotations": [{"id": 1, "image_id": 7, "caption": "A dog."}]}, {"split": "val"}),
+        (Table, "image,caption\n7.jpg,A dog.\n", {"split": "validation"}),
+    ],
+)
+def test_splits_go_by_our_names_in_every_kind(convert, kind, content, options):
+    assert [caption.split for caption in convert(kind, content, **options)] == ["dev"]
+
+
+def test_lists_of_splits_go_by_our_names(tmp_path, convert):
+    (tmp_path / "val.txt").write_text("7.jpg\n")
+    captions = convert(Flickr, "7.jpg#0\tA dog.\n", split_lists={"val": tmp_path / "val.txt"})
+    assert [caption.split for caption in captions] == ["dev"]
+
+
+def test_images_are_chosen_by_any_name_of_a_split(tmp_path):
+    (tmp_path / "images.jsonl").write_text('{"image": "7.jpg", "split": "valid"}\n')
+    assert read_image_names(tmp_path / "images.jsonl", "dev") == read_image_names(tmp_path / "images.jsonl", "val")

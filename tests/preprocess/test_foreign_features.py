@@ -174,6 +174,21 @@ def test_visdial(tmp_path, kind):
     check(convert(tmp_path, tmp_path / "features_faster_rcnn_x101_val.h5"))
 
 
+@pytest.mark.parametrize("counted", [False, True])
+def test_nocaps(tmp_path, counted):
+    """Rows of a length of their own are flat in HDF5; the number of boxes need not be there."""
+    with h5py.File(tmp_path / "nocaps_val_vg_detector_features_adaptive.h5", "w") as file:
+        file["image_id"] = [int(name) for name in COUNTS]
+        for key, column in (("features", 0), ("boxes", 1)):
+            file.create_dataset(key, (len(COUNTS),), h5py.vlen_dtype(np.float32))
+            for row, name in enumerate(COUNTS):
+                file[key][row] = arrays(name)[column].reshape(-1)
+        file["width"], file["height"] = np.float32([640, 640]), np.float32([480, 480])
+        if counted:
+            file["num_boxes"] = list(COUNTS.values())
+    check(convert(tmp_path, tmp_path / "nocaps_val_vg_detector_features_adaptive.h5"))
+
+
 def test_m2(tmp_path):
     with h5py.File(tmp_path / "coco_detections.hdf5", "w") as file:
         for name in COUNTS:

@@ -93,7 +93,10 @@ def _admitted(caption: Caption, known: set[str]) -> Caption:
     if not caption.caption.strip():
         raise ValueError(f"caption {caption.caption_id!r} of image {caption.image_id!r} is empty; remove it")
     if caption.caption_id in known:
-        raise ValueError(f"caption_id {caption.caption_id!r} was used before; caption ids must be unique")
+        raise ValueError(
+            f"caption_id {caption.caption_id!r} was used before (here of image {caption.image_id!r}); caption ids must "
+            "be unique"
+        )
     known.add(caption.caption_id)
     return caption
 

@@ -236,8 +236,11 @@ class RegionStoreWriter:
             return
         if not self._image_id:
             raise ValueError(f"no image was written to {self.path}")
+        import h5py
+
         # A file name need not be UTF-8: Python keeps what is not as surrogates, the file as the bytes that they were.
-        self._file["image_id"] = [image_id.encode("utf-8", "surrogateescape") for image_id in self._image_id]
+        image_ids = [image_id.encode("utf-8", "surrogateescape") for image_id in self._image_id]
+        self._file.create_dataset("image_id", data=image_ids, dtype=h5py.string_dtype())
         self._file["num_regions"] = np.array(self._num_regions, np.int32)
         self._file[CHECKSUM] = np.array(self._checksum, np.uint32)
         for name, rows in self._columns.items():

@@ -228,4 +228,5 @@ def _find_boxes(file: Any, path: Path) -> tuple[np.ndarray | None, np.ndarray | 
 
 
 def _image_ids(file: Any) -> list[str]:
-    return file["image_id"].asstr(errors="surrogateescape")[:].tolist()
+    # Said to be UTF-8, for the file may say that they are ASCII.
+    return file["image_id"].asstr("utf-8", errors="surrogateescape")[:].tolist()

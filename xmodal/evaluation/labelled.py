@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from xmodal.evaluation.neighbors import as_points, center, nearest_neighbors
@@ -35,7 +37,7 @@ def evaluate_embeddings(
 
     Args:
         embeddings: one row an image, of any real type; like labels and queries, a tensor or an array.
-        labels: its class.
+        labels: its class, a whole number or a text.
         query: True for the queries, which are then looked up among the other images only, the gallery; None to look up
             every image among all others.
         ks: the levels K of R@K.
@@ -121,17 +123,14 @@ def _checked(
 ) -> tuple[Float[Tensor, "image dim"], Int[Tensor, "image"], Bool[Tensor, "image"] | None]:
     """Embeddings, labels from 0 on and queries, as tensors on one device."""
     embeddings = torch.as_tensor(embeddings)
-    labels = torch.as_tensor(labels, device=embeddings.device)
-    query = None if query is None else torch.as_tensor(query, device=embeddings.device)
     if embeddings.ndim != 2 or len(embeddings) < 2 or not embeddings.shape[1]:
         raise ValueError(
             f"embeddings have shape {tuple(embeddings.shape)}; wanted (image, dim), at least two images and one dim"
         )
-    if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; wanted an integer for each of the "
-            f"{len(embeddings)} images"
-        )
+    if embeddings.is_complex():
+        raise ValueError(f"embeddings are {embeddings.dtype}; wanted real numbers")
+    labels = _numbered(labels, len(embeddings)).to(embeddings.device)
+    query = None if query is None else torch.as_tensor(query, device=embeddings.device)
     if query is not None and (query.shape != labels.shape or query.dtype != torch.bool):
         raise ValueError(
             f"query is {query.dtype} of shape {tuple(query.shape)}; wanted a boolean for each of the {len(labels)} "
@@ -141,7 +140,22 @@ def _checked(
     if not finite.all():
         raise ValueError(f"the embedding of image {int((~finite).nonzero()[0])} is not finite; look at its features")
     check_evaluable(labels, query, ks)
-    return embeddings, labels.unique(return_inverse=True)[1], query
+    return embeddings, labels, query
+
+
+def _numbered(labels: Any, images: int) -> Int[Tensor, "image"]:
+    """Classes, whatever whole numbers or texts they are, by numbers from 0 on.
+
+    Raises:
+        ValueError: they are something else, or not as many as the images.
+    """
+    values = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if values.shape != (images,) or values.dtype.kind not in "iubUS":
+        raise ValueError(
+            f"labels are {getattr(labels, 'dtype', values.dtype)} of shape {values.shape}; wanted an integer for each "
+            f"of the {images} images, or a text"
+        )
+    return torch.from_numpy(np.unique(values, return_inverse=True)[1])
 
 
 def check_evaluable(
@@ -167,6 +181,8 @@ def check_evaluable(
     ...
     ValueError: recall_at are (1, 3); wanted levels from 1 to 2, the number of images looked among
     """
+    if not all(isinstance(k, Integral) for k in ks):
+        raise ValueError(f"{ks_name} are {tuple(ks)}; wanted whole numbers")
     in_gallery = labels if query is None else labels[~query]
     gallery = len(in_gallery) - int(query is None)
     if not ks or min(ks) < 1 or max(ks) > gallery:

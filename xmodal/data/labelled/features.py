@@ -173,12 +173,13 @@ def _read_classes(file: Any) -> list[str]:
     labels = _read_column(file, "label")
     if labels.dtype.kind == "O":
         return labels.tolist()
-    if "class_name" in file:
-        names = _read_texts(file, "class_name")
-    else:  # with leading zeros names sort as numbers do
-        names = [f"{label:06}" for label in range(labels.max(initial=-1) + 1)]
-    if not ((labels >= 0) & (labels < len(names))).all():
-        raise ValueError(f"labels are {labels.min()} to {labels.max()}; wanted 0 to {len(names) - 1}")
+    names = _read_texts(file, "class_name") if "class_name" in file else None
+    if (labels < 0).any() or (names is not None and (labels >= len(names)).any()):
+        wanted = "0 or more" if names is None else f"0 to {len(names) - 1}"
+        raise ValueError(f"labels are {labels.min()} to {labels.max()}; wanted {wanted}")
+    if names is None:  # with leading zeros names sort as numbers do
+        width = max(6, len(str(labels.max(initial=0))))
+        return [f"{label:0{width}}" for label in labels.tolist()]
     return [names[label] for label in labels]
 
 
