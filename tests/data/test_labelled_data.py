@@ -281,7 +281,7 @@ def test_features_of_others_that_cannot_be_read_are_refused_by_name(tmp_path):
         ({"label": [np.nan, 1, 1]}, "label has nan"),
         ({"label": [[0], [1], [1]]}, "label is no column but .*wanted one text or number an image"),
         ({"label": [True, False, True]}, "label is bool; wanted texts or whole numbers"),
-        ({"label": [0, -1, 1]}, "labels are -1 to 1; wanted 0 to 1"),
+        ({"label": [0, -1, 1]}, "labels are -1 to 1; wanted 0 or more"),
         ({"image_id": [0.5, 1, 1]}, "image_id has 0.5"),
         (
             {"features": np.zeros((3, 2, 2))},
