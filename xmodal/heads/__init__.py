@@ -8,6 +8,7 @@ from xmodal.heads.base import Attention, Head
 from xmodal.heads.bfan import BFAN, bfan_attention, bfan_pair_scores, bfan_scores
 from xmodal.heads.chan import CHAN, chan_pair_scores, chan_scores
 from xmodal.heads.cosine import Cosine, cosine_scores
+from xmodal.heads.mtfn import MTFN
 from xmodal.heads.naaf import NAAF, naaf_pair_scores, naaf_scores
 from xmodal.heads.scan import SCAN, SCAN_PUBLISHED, scan_attention, scan_pair_scores, scan_scores
 from xmodal.heads.sgraf import SGRAF
@@ -21,6 +22,7 @@ HEADS: dict[str, type[Head]] = {
     "chan": CHAN,
     "sgraf": SGRAF,
     "naaf": NAAF,
+    "mtfn": MTFN,
 }
 """Heads by the name that a configuration uses."""
 
@@ -28,6 +30,7 @@ __all__ = [
     "BFAN",
     "CHAN",
     "HEADS",
+    "MTFN",
     "NAAF",
     "SCAN",
     "SCAN_PUBLISHED",
