@@ -4,6 +4,7 @@ This folder imports torch and nothing else, and knows nothing of files, trainers
 `scan_scores` into any project.
 """
 
+from xmodal.heads.adapt import ADAPT
 from xmodal.heads.base import Attention, Head
 from xmodal.heads.bfan import BFAN, bfan_attention, bfan_pair_scores, bfan_scores
 from xmodal.heads.chan import CHAN, chan_pair_scores, chan_scores
@@ -23,10 +24,12 @@ HEADS: dict[str, type[Head]] = {
     "sgraf": SGRAF,
     "naaf": NAAF,
     "mtfn": MTFN,
+    "adapt": ADAPT,
 }
 """Heads by the name that a configuration uses."""
 
 __all__ = [
+    "ADAPT",
     "BFAN",
     "CHAN",
     "HEADS",

@@ -111,9 +111,16 @@ class MTFN(Head):
     def embed_images(self, regions, region_mask=None):
         """What every image asks of captions: `(image, hidden_dim + 1)`, see `fused_queries`."""
         hidden = self._hidden(self.image_pooler(regions, region_mask), self.image_hidden)
-        layers = (self.image_factors, self.caption_factors)
-        factors = [t.unflatten(0, (self.rank, -1)) for layer in layers for t in (layer.weight, layer.bias)]
-        return fused_queries(hidden, *factors, self.score.weight[0], self.score.bias[0])
+        image, caption, shape = self.image_factors, self.caption_factors, (self.rank, self.score.in_features)
+        return fused_queries(
+            hidden,
+            image.weight.unflatten(0, shape),
+            image.bias.unflatten(0, shape),
+            caption.weight.unflatten(0, shape),
+            caption.bias.unflatten(0, shape),
+            self.score.weight[0],
+            self.score.bias[0],
+        )
 
     def embed_captions(self, words, word_mask=None):
         """The hidden vector of every caption and a 1: `(caption, hidden_dim + 1)`."""
