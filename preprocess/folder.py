@@ -251,7 +251,7 @@ def _settings(config: FolderConfig, captions: Sequence[Caption]) -> dict[str, An
     stats = [(image_id, found[image_id].stat()) for image_id in dict.fromkeys(caption.image_id for caption in captions)]
     return {
         "images": _digest((image_id, stat.st_size, stat.st_mtime_ns) for image_id, stat in stats),
-        "captions": _digest(map(asdict, captions)),
+        "captions": _digest(asdict(caption) for caption in captions),
         **{field.name: getattr(config, field.name) for field in fields(Extraction) if field.name not in harmless},
     }
 

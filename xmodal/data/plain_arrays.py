@@ -102,9 +102,10 @@ class PlainArray(np.ndarray):
         if kind.of_objects:
             if not isinstance(data, list) or len(data) * kind.dtype.itemsize != size_of(shape, kind.dtype):
                 raise ValueError(f"it has an array of objects of shape {shape} without a list of as many")
-            super().__setstate__((1, shape, kind.dtype, bool(by_column), data))
+            super().__setstate__((1, shape, kind.dtype, bool(by_column), data))  # type: ignore[arg-type]
         else:
-            super().__setstate__((1, shape, kind.dtype, bool(by_column), _whole(data, shape, kind.dtype)))
+            numbers = _whole(data, shape, kind.dtype)
+            super().__setstate__((1, shape, kind.dtype, bool(by_column), numbers))  # type: ignore[arg-type]
 
 
 def empty_array(*_: Any) -> PlainArray:

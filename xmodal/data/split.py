@@ -76,10 +76,10 @@ class SomeImages(ImageSource):
         self.source, self.positions = source, torch.as_tensor(positions, dtype=torch.long)
 
     @property
-    def image_id(self) -> list[str]:
+    def image_id(self) -> Sequence[str]:
         """Their names."""
         names = self.source.image_id
-        return [names[position] for position in self.positions.tolist()]
+        return [names[int(position)] for position in self.positions]
 
     def __len__(self) -> int:
         return len(self.positions)

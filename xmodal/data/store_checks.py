@@ -101,7 +101,7 @@ def checksum(image_id: str, features: np.ndarray, columns: Mapping[str, np.ndarr
     """
     value = zlib.crc32(image_id.encode("utf-8", "surrogateescape"))
     for array in (features, *(columns[name] for name in COLUMNS if name in columns)):
-        value = zlib.crc32(np.ascontiguousarray(array), value)
+        value = zlib.crc32(np.ascontiguousarray(array).data, value)
     return value
 
 
@@ -241,7 +241,7 @@ def check_counts(num_regions: np.ndarray, image_id: Sequence[str], max_regions: 
     """
     bad = (num_regions < 1) | (num_regions > max_regions)
     if bad.any():
-        names = some([image_id[index] for index in np.flatnonzero(bad)])
+        names = some([image_id[int(index)] for index in np.flatnonzero(bad)])
         raise ValueError(f"it has {names} with a count outside 1..{max_regions}")
 
 

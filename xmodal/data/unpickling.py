@@ -145,6 +145,7 @@ class PlainUnpickler(pickle._Unpickler):  # the one in Python: the one in C cann
     """
 
     dispatch: ClassVar[dict[int, Any]]
+    stack: list[Any]
 
     def __init__(
         self, file: IO[bytes] | Any, *, arrays: bool = False, classes: Collection[str] = (), encoding: str = "latin1"

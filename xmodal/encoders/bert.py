@@ -77,7 +77,8 @@ class BERTEncoder(TextEncoder):
         self.dim = dim
         self.normalize = normalize
         self.dropout = dropout
-        self.tokenizer = SubwordTokenizer(model, most_subwords(self.transformer))
+        # More than a Tokenizer: it can be saved.
+        self.tokenizer = SubwordTokenizer(model, most_subwords(self.transformer))  # type: ignore[assignment]
 
     def forward(
         self, tokens: Int[Tensor, "caption word"], word_mask: Bool[Tensor, "caption word"]

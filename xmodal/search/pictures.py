@@ -39,7 +39,7 @@ class Retrieved(NamedTuple):
     """The images that a sentence retrieves, best first; `correct` is None where the right image is unknown."""
 
     sentence: str
-    image_ids: list[str]
+    image_ids: Sequence[str]
     scores: list[float]
     correct: str | None = None
 

@@ -39,9 +39,7 @@ def retrieve(matcher: Matcher, store: ImageSource, sentences: Sequence[str], *, 
     scores = matcher.score_all(store, sentences)
     best = scores.topk(min(top, len(store)), dim=0)
     return [
-        Retrieved(
-            sentence, [store.image_id[i] for i in best.indices[:, column].tolist()], best.values[:, column].tolist()
-        )
+        Retrieved(sentence, [store.image_id[int(i)] for i in best.indices[:, column]], best.values[:, column].tolist())
         for column, sentence in enumerate(sentences)
     ]
 
