@@ -87,7 +87,9 @@ def is_blue(pixel):
     return pixel[2] > 150 > 100 > pixel[0]
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "jfif", "png", "webp", "avif", "tif", "bmp", "gif", "ppm"])
+@pytest.mark.parametrize(
+    "suffix", ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "tif", "tiff", "bmp", "gif", "ppm", "pnm", "pbm"]
+)
 def test_formats(tmp_path, suffix):
     if suffix == "avif" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
