@@ -194,7 +194,10 @@ def main(source: Source) -> None:
     if source.captions_per_image is not None:
         kept, reason = first_captions(kept, source.captions_per_image, exact=source.exact)
         left_out.append(reason)
-    save_captions(source.output, kept)
+    try:
+        save_captions(source.output, kept)
+    except ValueError as error:
+        raise ValueError(f"{source.input}: {error}") from error
     print(f"{source.output}: {len(kept)} captions; left out: {', '.join(left_out)}")
     images = {split: {c.image_id for c in kept if c.split == split} for split in sorted({c.split for c in kept})}
     counts = Counter(caption.split for caption in kept)

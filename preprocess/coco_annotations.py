@@ -92,7 +92,14 @@ class AnnotatedImage:
 
 def main(config: Source) -> None:
     """Read the annotations and write stores, captions and vocabulary."""
-    images, num_classes = _read_official(config) if isinstance(config, Official) else _read_compact(config.input)
+    if isinstance(config, Official):
+        try:
+            images, num_classes = _read_official(config)
+        except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+            files = ", ".join(map(str, (*config.instances, *config.captions)))
+            raise ValueError(f"{files}: what is said of an image is not as COCO says it ({error!r})") from error
+    else:
+        images, num_classes = _read_compact(config.input)
     write(images, num_classes, config)
 
 
@@ -113,7 +120,7 @@ def _read_official(config: Official) -> tuple[list[AnnotatedImage], int]:
         AnnotatedImage(
             image_id=str(image),
             split=split,
-            captions=[Caption(str(image), str(a["id"]), a["caption"], split) for a in captions[image]],
+            captions=[Caption(str(image), str(a["id"]), _sentence(a), split) for a in captions[image]],
             class_id=[class_of[a["category_id"]] for a in objects.get(image, [])],
             boxes=[_relative(a["bbox"], sizes[image]) for a in objects.get(image, [])],
         )
@@ -129,8 +136,16 @@ def _by_image(annotations: Iterable[dict[str, Any]]) -> dict[int, list[dict[str,
     return grouped
 
 
+def _sentence(annotation: dict[str, Any]) -> str:
+    if not isinstance(annotation["caption"], str):
+        raise TypeError(f"the caption {annotation['caption']!r} is no text")
+    return annotation["caption"]
+
+
 def _relative(box: list[float], size: tuple[int, int]) -> list[float]:
     """COCO's x y width height in pixels as x1 y1 x2 y2 in shares of the image."""
+    if len(box) != 4:
+        raise TypeError(f"the box {box!r} is not x, y, width and height")
     (x, y, w, h), (width, height) = box, size
     return [x / width, y / height, (x + w) / width, (y + h) / height]
 

@@ -199,7 +199,8 @@ def _write_features(config: Features) -> None:
 def read_cub(folder: Path, config: Source) -> list[LabelledImage]:
     """The first 100 classes are for training."""
     root = _root_with(folder, "images.txt", "image_class_labels.txt")
-    classes = {number: int(label) for number, label in _rows(root / "image_class_labels.txt", 2, config)}
+    labels = root / "image_class_labels.txt"
+    classes = {number: _class_number(label, labels) for number, label in _rows(labels, 2, config)}
     images = []
     for number, path in _rows(root / "images.txt", 2, config):
         if number not in classes:
@@ -253,8 +254,11 @@ def read_sop(folder: Path, config: Source) -> list[LabelledImage]:
     root = _root_with(folder, "Ebay_train.txt", "Ebay_test.txt")
     images = []
     for split in ("train", "test"):
-        listed = list(_rows(root / f"Ebay_{split}.txt", 4, config, "image_id class_id super_class_id path"))
-        images += [LabelledImage(root / path, f"{int(label):05}", split) for _, label, _, path in listed]
+        source = root / f"Ebay_{split}.txt"
+        listed = _rows(source, 4, config, "image_id class_id super_class_id path")
+        images += [
+            LabelledImage(root / path, f"{_class_number(label, source):05}", split) for _, label, _, path in listed
+        ]
     return _check_counts(root, images, SOP_COUNTS)
 
 
@@ -400,6 +404,12 @@ def _rows(path: Path, columns: int, config: Source, heading: str | None = None) 
         if len(cells) != columns:
             raise ValueError(f"{path}, line {number}: wanted {columns} columns, found {line!r}; is the file cut off?")
         yield cells
+
+
+def _class_number(label: str, path: Path) -> int:
+    if not label.isdecimal():
+        raise ValueError(f"{path}: the class {label!r} is no whole number; is the file damaged?")
+    return int(label)
 
 
 def unpack(archive: Path, folder: Path) -> Path:

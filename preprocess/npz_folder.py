@@ -106,7 +106,7 @@ def _read_npy(path: Path) -> dict[str, Any]:
     found = load_array(path)
     if isinstance(found, dict):
         return found
-    beside = load_array(info) if info.exists() else {}
+    beside = _load_beside(info) if info.exists() else {}
     if not isinstance(beside, dict):
         raise ValueError(f"{info} does not hold a dict")
     return {**beside, "x": found}
@@ -118,8 +118,16 @@ def _boxes_beside(path: Path) -> dict[str, Any]:
         folder = path.absolute().parent
         boxes = folder.with_name(folder.name.replace(own, sister)) / f"{path.stem}.npy"
         if own in folder.name and boxes.exists():
-            return {"boxes": load_array(boxes)}
+            return {"boxes": _load_beside(boxes)}
     return {}
+
+
+def _load_beside(path: Path) -> Any:
+    """What a file holds that goes with another one, and is the one to name."""
+    try:
+        return load_array(path)
+    except Exception as error:  # as above
+        raise ValueError(f"{error}; in {path}") from error
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def _find_differences(stores: Mapping[str, RegionStore]) -> Iterator[Finding]:
         first, reference = next(iter(stores.items()))
         if store.dim != reference.dim:
             yield Finding(split, "ERROR", f"features have dim {store.dim}, those of {first} {reference.dim}")
-        made, wanted = ((each.extractor, each.attributes["weights_hash"]) for each in (store, reference))
+        made, wanted = ((each.extractor, each.attributes.get("weights_hash")) for each in (store, reference))
         if made != wanted:
             yield Finding(split, "note", f"features were made by {made}, those of {first} by {wanted}")
 

@@ -198,6 +198,8 @@ class RegionStoreWriter:
     def _check_features(self, image_id: str, features: ArrayLike) -> np.ndarray:
         if not isinstance(image_id, str) or not image_id:
             raise ValueError(f"image_id {image_id!r} is not a non-empty string")
+        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in image_id):
+            raise ValueError(f"image_id {image_id!r} is no text in UTF-8 without zero bytes, which HDF5 cannot hold")
         if image_id in self._image_id:
             raise ValueError(f"image {image_id!r} is in the store already. Image ids must be unique.")
         with np.errstate(over="ignore"):  # what does not fit float16 is infinite and refused below
@@ -222,6 +224,8 @@ class RegionStoreWriter:
         array = np.asarray(values)
         if array.shape != shape:
             raise ValueError(f"image {image_id!r}: {name} has shape {array.shape}, wanted {shape}")
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"image {image_id!r}: {name} is {array.dtype}, wanted numbers")
         if not np.isfinite(array).all():
             raise ValueError(f"image {image_id!r}: {name} is NaN or infinite")
         if name == "image_size":

@@ -23,6 +23,7 @@ MARKS = {
 """Byte order marks, and the codec that reads what follows them and leaves the mark out."""
 
 GZIP_MAGIC = b"\x1f\x8b"
+DAMAGED_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def read_text(path: str | Path, encoding: str | None = None) -> str:
@@ -87,7 +88,7 @@ def _pieces(path: Path, encoding: str | None) -> Iterator[str]:
                 yield line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeError as error:
         raise ValueError(_undecodable(path, encoding, error)) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED_GZIP as error:
         raise ValueError(f"{path}, after line {number}: a damaged gzip file ({error}). Copy it again.") from error
 
 
@@ -116,8 +117,11 @@ def _codec(path: Path, encoding: str | None) -> str:
 def _undecodable(path: Path, encoding: str | None, error: UnicodeError) -> str:
     """Which line of a file cannot be read; found by reading it again, for decoders report places in pieces of files."""
     codec = _codec(path, encoding)
-    with _unpacked(path) as file:
-        data = file.read()
+    try:
+        with _unpacked(path) as file:
+            data = file.read()
+    except DAMAGED_GZIP as damage:  # which is why its text cannot be read
+        return f"{path}: a damaged gzip file ({damage}). Copy it again."
     line = 1
     try:
         data.decode(codec)

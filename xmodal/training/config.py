@@ -342,7 +342,11 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    return _merged(_read_recipe(find_recipe(str(base), beside=path.parent), (*above, path.resolve())), values)
+    try:
+        found = find_recipe(str(base), beside=path.parent)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"recipe {path}, base: {error}") from error
+    return _merged(_read_recipe(found, (*above, path.resolve())), values)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

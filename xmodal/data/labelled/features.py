@@ -152,7 +152,7 @@ def _read_columns(file: Any) -> dict[str, list[str]]:
     """Names of the images, of their classes and of their splits; the last two have defaults."""
     missing = [name for name in ("features", "label", "image_id") if name not in file]
     if missing:
-        raise ValueError(f"it lacks the datasets {missing}; it has {sorted(file)}. Wanted labelled features")
+        raise ValueError(f"it lacks the datasets {missing}; it has {sorted(map(str, file))}. Wanted labelled features")
     features = file["features"]
     if getattr(features, "ndim", None) != 2 or features.dtype.kind not in "fiu":
         kind = f"{features.dtype} of shape {features.shape}" if hasattr(features, "dtype") else "a group"
