@@ -147,7 +147,10 @@ def _relative(box: list[float], size: tuple[int, int]) -> list[float]:
     if len(box) != 4:
         raise TypeError(f"the box {box!r} is not x, y, width and height")
     (x, y, w, h), (width, height) = box, size
-    return [x / width, y / height, (x + w) / width, (y + h) / height]
+    shares = [x / width, y / height, (x + w) / width, (y + h) / height]
+    if not all(abs(share) < 1e9 for share in shares):  # which NaN is not either
+        raise TypeError(f"the box {box!r} is nowhere in an image of {width} x {height}")
+    return shares
 
 
 def _read_compact(folder: Path) -> tuple[list[AnnotatedImage], int]:

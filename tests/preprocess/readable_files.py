@@ -38,6 +38,8 @@ class Readable:
     """Of `xmodal`, run in the folder; everything it writes is in `out`."""
     read: Callable[[Path], Any] | None = None
     """Or a function of the file."""
+    rarely: bool = False
+    """Whether to damage it a few times only, because a process of its own reads it."""
 
     @property
     def title(self) -> str:
@@ -105,7 +107,7 @@ READABLE = [
         Readable(f"cub/{name}.txt", "prepare labelled cub --input cub --output out/index.jsonl")
         for name in ("images", "image_class_labels", "classes")
     ),
-    Readable("cars/cars_annos.mat", "prepare labelled cars --input cars --output out/index.jsonl"),
+    Readable("cars/cars_annos.mat", "prepare labelled cars --input cars --output out/index.jsonl", rarely=True),
     Readable("sop/Ebay_train.txt", "prepare labelled sop --input sop --output out/index.jsonl"),
     Readable(
         "in_shop/Eval/list_eval_partition.txt", "prepare labelled in-shop --input in_shop --output out/index.jsonl"

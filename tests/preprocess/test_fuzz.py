@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections import Counter
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 
@@ -203,8 +204,9 @@ def test_every_file_is_right_before_it_is_damaged(at_home, readable):
 
 def test_whatever_is_damaged_ends_well_or_in_one_clear_error(at_home):
     trials = []
-    for number in range(MUTANTS):
-        readable = READABLE[number % len(READABLE)]
+    often = [readable for readable in READABLE if not readable.rarely]
+    chosen = [*islice(cycle(often), MUTANTS), *[readable for readable in READABLE if readable.rarely] * 2]
+    for number, readable in enumerate(chosen):
         content = damaged(readable.file, Path(readable.file).read_bytes(), Random(number))
         trials.append((f"{number}: {readable.title}", partial(outcome, readable, content)))
     found = list(in_children(trials, seconds=SECONDS))
@@ -212,4 +214,4 @@ def test_whatever_is_damaged_ends_well_or_in_one_clear_error(at_home):
     assert not bad, "\n".join([f"{len(bad)} of {len(found)}", *bad[:10]])
     kinds = Counter(kind for _, kind, _ in found)
     assert kinds[REFUSED] > MUTANTS / 3
-    assert kinds.total() == MUTANTS
+    assert kinds.total() == len(chosen) > MUTANTS
