@@ -33,13 +33,13 @@ def train_all(runs: Sequence[RunConfig]) -> None:
     """
     for wait in (False, True):
         for run in tqdm(runs, "waiting for other processes" if wait else "runs", unit="run"):
-            with _claimed(run.output, wait) as mine:
+            with claimed(run.output, wait) as mine:
                 if mine:
                     validation(run)
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path, wait: bool) -> Iterator[bool]:
+def claimed(folder: Path, wait: bool) -> Iterator[bool]:
     """Hold a folder for this process, which it loses with its life; says whether it got it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".claim").open("w") as file:

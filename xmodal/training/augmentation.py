@@ -28,9 +28,7 @@ def drop_at_random(mask: Bool[Tensor, "set item"], share: float) -> Kept:
         (True, True)
     """
     kept = mask & (torch.rand(mask.shape, device=mask.device) >= share)
-    kept = torch.where(kept.any(dim=1, keepdim=True), kept, mask)
-    order = (~kept).int().argsort(dim=1, stable=True)[:, : int(kept.sum(dim=1).max())]
-    return Kept(order, kept.gather(1, order))
+    return Kept.those(torch.where(kept.any(dim=1, keepdim=True), kept, mask))
 
 
 class Kept(NamedTuple):
@@ -38,6 +36,12 @@ class Kept(NamedTuple):
 
     order: Int[Tensor, "set kept"]
     mask: Bool[Tensor, "set kept"]
+
+    @classmethod
+    def those(cls, kept: Bool[Tensor, "set item"]) -> Kept:
+        """The items where a mask is True."""
+        order = (~kept).int().argsort(dim=1, stable=True)[:, : int(kept.sum(dim=1).max())]
+        return cls(order, kept.gather(1, order))
 
     def of(self, items: Shaped[Tensor, "set item *dim"]) -> Shaped[Tensor, "set kept *dim"]:
         """These items of some."""

@@ -86,9 +86,9 @@ def _seconds(arms: Arms) -> list[list[str]]:
     return [["median seconds a step", *arms], *rows]
 
 
-def log(run: TrainConfig, name: str) -> list[float]:
-    """The values of a name in a run's log, in the order of steps."""
-    lines = map(json.loads, (run.output / LOG).read_text().splitlines())
+def logged(folder: Path, name: str) -> list[float]:
+    """The values of a name in the log of a run's folder, in the order of steps."""
+    lines = map(json.loads, (folder / LOG).read_text().splitlines())
     return [line[name] for line in lines if name in line]
 
 
@@ -103,7 +103,7 @@ def draw_curves(runs: Mapping[str, TrainConfig], path: Path) -> None:
     plots = figure.subplots(1, len(names))
     for axes, (name, title) in zip(plots, names.items(), strict=True):
         for head, run in runs.items():
-            axes.plot(log(run, name), label=head, linewidth=1)
+            axes.plot(logged(run.output, name), label=head, linewidth=1)
         axes.set(title=title, xlabel="step")
     plots[0].legend()
     save_figure(figure, path)
