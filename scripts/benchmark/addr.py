@@ -12,6 +12,7 @@ import torch
 from scripts.benchmark.measure import time_in_turns
 from scripts.benchmark.sets import DIM, REGIONS, random_batch
 from xmodal.data import PairBatch, RegionBatch
+from xmodal.evaluation.alignment import Alignment, alignment
 from xmodal.model import Matcher
 from xmodal.objectives import HingeRanking
 from xmodal.training.adversary import Adversary
@@ -32,6 +33,9 @@ TOWERS = {"VSRN": {"normalize": False}}
 
 FORMS = ("fast_weights", "ridge", "amortized", "table")
 
+DECAYED = "decayed"
+"""Fast weights whose beta has decayed to zero."""
+
 
 def pairs() -> PairBatch:
     """A batch of 128 pairs of 36 regions with captions of real lengths, before its encoders."""
@@ -44,8 +48,8 @@ def pairs() -> PairBatch:
     return PairBatch(images, tokens, mask, index, index)
 
 
-def training_step(name: str, form: str | None) -> Callable[[PairBatch], None]:
-    """A whole step, encoders and optimizer included, against discriminators of a form or none."""
+def matching_step(name: str) -> MatchingStep:
+    """The forward pass of a head with its towers."""
     torch.manual_seed(0)
     towers = {"dim": DIM, **TOWERS.get(name, {})}
     matcher = Matcher(
@@ -54,12 +58,18 @@ def training_step(name: str, form: str | None) -> Callable[[PairBatch], None]:
         head=HEADS[name],
         vocabulary=["<pad>", "<start>", "<end>", "<unk>", *map(str, range(4, WORDS))],
     )
-    module = MatchingStep(matcher, HingeRanking())
+    return MatchingStep(matcher, HingeRanking())
+
+
+def training_step(name: str, form: str | None) -> Callable[[PairBatch], None]:
+    """A whole step, encoders and optimizer included, against discriminators of a form, decayed ones, or none."""
+    module = matching_step(name)
     optimizer = torch.optim.Adam(module.parameters(), 2e-4)
-    opponents = [Adversary.build({"name": "addr", "form": form}, dim=DIM, pairs=IMAGES)] if form else []
+    options = {"beta_decay_steps": 1} if form == DECAYED else {"form": form}
+    opponents = [Adversary.build({"name": "addr", **options}, dim=DIM, pairs=IMAGES)] if form else []
 
     def step(batch: PairBatch) -> None:
-        module(batch, 0, *opponents)["total"].backward()
+        module(batch, 1, *opponents)["total"].backward()
         optimizer.step()
         optimizer.zero_grad()
         for opponent in opponents:
@@ -68,14 +78,26 @@ def training_step(name: str, form: str | None) -> Callable[[PairBatch], None]:
     return step
 
 
+def statistics_of(name: str, batch: PairBatch) -> Callable[[], Alignment]:
+    """What every step measures of how words and regions lie."""
+    matcher = matching_step(name).matcher
+    with torch.no_grad():
+        regions, region_mask = matcher.image_encoder(batch.images)
+        domain = matcher.head.in_stages.image_stages(regions, region_mask).domain
+        words = matcher.encode_captions(batch.tokens, batch.word_mask)
+    return partial(alignment, words, domain, batch.word_mask, region_mask)
+
+
 def run(repetitions: int) -> None:
     """Processor time of a step with and without discriminators, taking turns."""
     torch.set_num_threads(1)  # two that wait for one another count as busy
     print(f"training step, batch {IMAGES}, dim {DIM}, {REGIONS} regions, float32; processor time of one thread")
     batch = pairs()
-    print(f"\n{'seconds':16}{'without':>10}" + "".join(f"{form:>22}" for form in FORMS))
+    print(f"\n{'seconds':16}{'without':>10}" + "".join(f"{form:>22}" for form in (*FORMS, DECAYED)))
     for name in HEADS:
-        steps = {form: partial(training_step(name, form), batch) for form in (None, *FORMS)}
+        steps = {form: partial(training_step(name, form), batch) for form in (None, *FORMS, DECAYED)}
         seconds, _ = time_in_turns(steps, repetitions, clock=process_time, title=name)
         without, *others = (median(values) for values in seconds.values())
         print(f"{name:16}{without:10.2f}" + "".join(f"{t:12.2f} ({t / without - 1:+7.1%})" for t in others))
+        measured, _ = time_in_turns({"": statistics_of(name, batch)}, 10 * repetitions, clock=process_time, title=name)
+        print(f"  of which alignment statistics: {median(measured['']) / without:.2%}")

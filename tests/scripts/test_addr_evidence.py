@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from scripts.experiments.addr import evidence as program
+from scripts.experiments.addr.alignment import Picture
+from scripts.experiments.addr.alignment import main as draw
 from scripts.experiments.addr.arms import (
     ADDED,
     ARMS,
@@ -260,3 +262,15 @@ def test_nothing_is_told_of_one_run(evidence):
     assert tables(evidence, {}) == "no two runs of one arm are recorded yet"
     assert "0.2 hours" in told(Evidence(**{**vars(evidence), "arms": (BASELINE,), "seeds": 1}), {})
     assert set(ADDED) | {BASELINE} == set(ARMS)
+
+
+def test_the_picture_of_alignment_is_drawn_from_logs(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        lines = [
+            {f"loss/alignment/{value}": 0.1 * step for value in ("mean_cosine", "positive_share", "gap")}
+            for step in range(5)
+        ]
+        (tmp_path / name / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    draw(Picture((tmp_path / "one", tmp_path / "other"), tmp_path / "picture.png"))
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

@@ -8,7 +8,7 @@ Each folder is one run's; the curves are named after the folders.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 
 from scripts.experiments.addr.page import logged
 from xmodal.entry import run_program
