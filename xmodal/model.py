@@ -15,6 +15,7 @@ from xmodal.data.vocabulary import END, PAD, SPECIAL_WORDS, START
 from xmodal.embedder import Embedder as Embedder
 from xmodal.encoders.base import EncodedSet, ImageEncoder, TextEncoder, Tokenizer
 from xmodal.encoders.bert import BERTEncoder
+from xmodal.encoders.gated_regions import GatedRegions
 from xmodal.encoders.gru import GRUEncoder
 from xmodal.encoders.pixels import PixelTower
 from xmodal.encoders.regions import RegionProjection
@@ -39,7 +40,11 @@ if TYPE_CHECKING:
     from xmodal.given import GivenImage, GivenImages
     from xmodal.heads import Head
 
-IMAGE_ENCODERS: dict[str, type[ImageEncoder]] = {"regions": RegionProjection, "pixels": PixelTower}
+IMAGE_ENCODERS: dict[str, type[ImageEncoder]] = {
+    "regions": RegionProjection,
+    "gated_regions": GatedRegions,
+    "pixels": PixelTower,
+}
 TEXT_ENCODERS: dict[str, type[TextEncoder]] = {"gru": GRUEncoder, "bert": BERTEncoder}
 CAPTIONERS: dict[str, type[nn.Module]] = {"captioner": Captioner}
 

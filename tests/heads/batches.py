@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from xmodal.heads import ADAPT, BFAN, CHAN, MTFN, NAAF, SCAN, SGRAF, Cosine, Head
+from xmodal.heads import ADAPT, BFAN, CHAN, DPRNN, MTFN, NAAF, SCAN, SGRAF, Cosine, Head
 from xmodal.heads.attention import Aggregation, Direction, Normalization
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ LEARNED_HEADS: dict[str, Head] = {
     "self_attention": learned(Cosine({"name": "self_attention", "norm": "channel"}, "self_attention", dim=DIM)),
     "adapt t2i": learned(ADAPT(DIM, temperature=2.0)),
     "adapt i2t": learned(ADAPT(DIM, "i2t", temperature=2.0)),
+    "dprnn word": learned(DPRNN(DIM)),
+    "dprnn object": learned(DPRNN(DIM, "object")),
     "mtfn": learned(MTFN(DIM, hidden_dim=5, fused_dim=4, rank=3)),
     "naaf": learned(NAAF(temperature=4.0)),
     "sgr": learned(SGRAF(DIM, "sgr", sim_dim=6)),

@@ -9,6 +9,7 @@ from xmodal.heads.base import Attention, Head
 from xmodal.heads.bfan import BFAN, bfan_attention, bfan_pair_scores, bfan_scores
 from xmodal.heads.chan import CHAN, chan_pair_scores, chan_scores
 from xmodal.heads.cosine import Cosine, cosine_scores
+from xmodal.heads.dprnn import DPRNN
 from xmodal.heads.mtfn import MTFN
 from xmodal.heads.naaf import NAAF, naaf_pair_scores, naaf_scores
 from xmodal.heads.scan import SCAN, SCAN_PUBLISHED, scan_attention, scan_pair_scores, scan_scores
@@ -25,6 +26,7 @@ HEADS: dict[str, type[Head]] = {
     "naaf": NAAF,
     "mtfn": MTFN,
     "adapt": ADAPT,
+    "dprnn": DPRNN,
 }
 """Heads by the name that a configuration uses."""
 
@@ -32,6 +34,7 @@ __all__ = [
     "ADAPT",
     "BFAN",
     "CHAN",
+    "DPRNN",
     "HEADS",
     "MTFN",
     "NAAF",
