@@ -80,7 +80,7 @@ def _tuned(experiment: Experiment) -> list[list[str]]:
 def _seconds(arms: Arms) -> list[list[str]]:
     """How long a step took."""
     rows = [
-        [arm, *(f"{median(log(pair[arm][0], 'seconds')):.2f}" for pair in arms.values())]
+        [arm, *(f"{median(logged(pair[arm][0].output, 'seconds')):.2f}" for pair in arms.values())]
         for arm in ("baseline", "ADDR")
     ]
     return [["median seconds a step", *arms], *rows]
