@@ -125,6 +125,7 @@ def parsed(monkeypatch):
     return parse
 
 
+PHASES = {"beta_warmup_steps": 0, "beta_hold_steps": 0, "beta_decay_steps": 68}
 HINGE = {"margin": 0.2, "hardest": 1.0, "reduction": "sum", "warmup_steps": 0, "mask_false_negatives": False}
 
 
@@ -159,7 +160,13 @@ HINGE = {"margin": 0.2, "hardest": 1.0, "reduction": "sum", "warmup_steps": 0, "
         (
             "--model.text.name bert --model.text.model ./x --model.text.no_normalize",
             "model.text",
-            {"name": "bert", "model": "./x", "normalize": False, "load_weights": True, "frozen": False},
+            {"name": "bert", "model": "./x", "normalize": False, "load_weights": True, "frozen": False, "dropout": 0.0},
+        ),
+        ("--adversary.beta 3", "adversary", completed(TrainConfig(adversary={"name": "addr", "beta": 3.0})).adversary),
+        (
+            "--recipe scan_t2i_lse_addr_f30k --adversary.name mean_match --adversary.beta-decay-steps 68",
+            "adversary",
+            {"name": "mean_match", "beta": 1.0, **PHASES, "reduction": "sum", "learning_rate": 1e-3},
         ),
         (
             "--recipe ie_cub --objective.name metric --objective.metric.name triplet --objective.metric.mining hard",
