@@ -336,6 +336,18 @@ def test_beta_warms_up_and_zero_leaves_no_gradient():
     assert not addr.encoder_terms(f, fitted, step=0)["total"].requires_grad
 
 
+def test_it_needs_no_step_and_learns_only_when_told():
+    addr, f, scores = (
+        ADDR(7, form="amortized", beta=2.0, beta_warmup_steps=10).double(),
+        random_features(0),
+        random_scores(0),
+    )
+    before = [parameter.clone() for parameter in addr.parameters()]
+    terms = addr(f, scores)
+    assert terms["beta"] == 2.0
+    assert all(map(torch.equal, before, addr.parameters()))
+
+
 def test_reduction_is_over_pairs():
     f = random_features(13)
     total = {how: addr_loss(*f[:4], beta=0.5, reduction=how)["total"] for how in ("sum", "mean")}

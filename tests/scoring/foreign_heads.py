@@ -134,6 +134,18 @@ class Called(SCAN):
         return self.scale * super().forward(self.project(regions), words, region_mask, word_mask)
 
 
+class Widened(MaxSim):
+    """Embeds as many more and longer vectors than it was given."""
+
+    def embed_images(self, regions, region_mask=None):
+        return regions.repeat(1, 10, 4)
+
+    embed_captions = embed_images
+
+    def compare(self, images, captions, region_mask=None, word_mask=None):
+        return torch.einsum("ird,cwd->icwr", images, captions).amax(dim=(2, 3))
+
+
 class Metric(Head):
     """Has no parameters, but a buffer."""
 

@@ -71,8 +71,8 @@ def compared_tiles(
             chosen = order[start : start + step]
             start += step
             words = sides.captions.take(chosen, plan.device, plan.exact_dtype, places=int(ends[chosen[0]]))
-            embedded, peak = measured(exact.embed_captions, words.items, words.mask)
-            captions = embedded.to(plan.dtype)
+            captions, peak = measured(exact.embed_captions, words.items, words.mask)
+            captions = captions.to(plan.dtype)
             if room is None:  # one image and one caption, the longest, tell how many may be compared at once
                 image = images.take(slice(0, 1), plan.device, plan.dtype)
                 room = room_for(head, compare, (image.items, captions, image.mask, words.mask), plan)
@@ -81,6 +81,7 @@ def compared_tiles(
                 if wanted(rows[part], chosen):
                     few = images.take(slice(int(part[0]), int(part[-1]) + 1), plan.device, plan.dtype)
                     yield Tile(rows[part], chosen, compare(few.items, captions, few.mask, words.mask))
+            del captions  # before the next ones are made
 
 
 def comparer(head: Head, dtype: torch.dtype) -> Callable[..., Float[Tensor, "image caption"]]:
@@ -120,7 +121,8 @@ def room_for(
     if stated is not None:
         return Room(limit, max(1, stated), item)
     _, needed = measured(compare, *pair)
-    if 4 * needed <= limit:  # a share of four pairs has less of what an image or a caption needs by itself
+    given = sum(side.nbytes for side in pair)
+    if 4 * needed + 2 * given <= limit:  # a share of four pairs has less of what one item needs by itself
         _, needed = measured(compare, *(side.repeat_interleave(2, dim=0) for side in pair))
         needed = -(-needed // 4)
     return Room(limit, max(1, needed), item)

@@ -84,15 +84,19 @@ class DomainObjective(nn.Module):
         self.reduction: Reduction = reduction
 
     def forward(
-        self, features: DomainFeatures, scores: Float[Tensor, "pair pair"], step: int, learn: Learn
+        self,
+        features: DomainFeatures,
+        scores: Float[Tensor, "pair pair"],
+        step: int | None = None,
+        learn: Learn | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """What the encoders minimize at an optimizer step (0-based), `total`, and terms to be logged.
 
         Args:
             features: of matched pairs; gradients flow back to words and regions.
             scores: every image against every caption of these pairs.
-            step: optimizer step.
-            learn: makes a step of the parameters of this Module.
+            step: optimizer step; None is between warm-up and decay.
+            learn: makes a step of the parameters of this Module; None leaves them as they are.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward: write what the encoders minimize")
 

@@ -129,17 +129,22 @@ class ADDR(DomainObjective):
         self.rate = rate
 
     def forward(
-        self, features: DomainFeatures, scores: Float[Tensor, "pair pair"], step: int, learn: Learn
+        self,
+        features: DomainFeatures,
+        scores: Float[Tensor, "pair pair"],
+        step: int | None = None,
+        learn: Learn | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """The discriminators take a step, then they say what the encoders are to minimize.
 
         To the `encoder_terms` this adds, from before that step, `reg` and `discriminator`, what the discriminators
-        minimize.
+        minimize. Without `learn` their parameters stay as they are.
         """
         items = self.items(features)
         discriminators = self.discriminators(items, scores)
         own = self.discriminator_terms(items, scores, discriminators)
-        learn(own["total"])
+        if learn is not None:
+            learn(own["total"])
         if not self.form.fits_anew:
             discriminators = self.discriminators(items, scores)
         terms = self.encoder_terms(features, discriminators, scores, step=step)
