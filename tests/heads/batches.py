@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from xmodal.heads import ADAPT, BFAN, CHAN, DPRNN, MTFN, NAAF, SCAN, SGRAF, Cosine, Head
+from xmodal.heads import ADAPT, BFAN, CHAN, DPRNN, MTFN, NAAF, SCAN, SGRAF, Cosine, Head, RDANStyle
 from xmodal.heads.attention import Aggregation, Direction, Normalization
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ LEARNED_HEADS: dict[str, Head] = {
     "dprnn object": learned(DPRNN(DIM, "object")),
     "mtfn": learned(MTFN(DIM, hidden_dim=5, fused_dim=4, rank=3)),
     "naaf": learned(NAAF(temperature=4.0)),
+    "rdan": learned(RDANStyle(DIM, relation_dim=4, temperature=2.0)),
     "sgr": learned(SGRAF(DIM, "sgr", sim_dim=6)),
     "saf": learned(SGRAF(DIM, "saf", sim_dim=6)),
 }

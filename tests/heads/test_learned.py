@@ -13,15 +13,17 @@ from batches import DIM, LEARNED_HEADS, Batch, batches, gradients, half_precisio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xmodal.heads import HEADS
 from xmodal.heads.comparison import InnerProduct
+from xmodal.model import Matcher
 from xmodal.scoring import score_all, score_pairs, shortlist
 
 every_head = pytest.mark.parametrize("name", LEARNED_HEADS)
 few = settings(max_examples=12)
 sized = batches(dim=DIM)
 
-READS_IN_ORDER = {"dprnn word", "dprnn object"}
-"""Heads to which the order of regions and words matters, and that say so."""
+READS_IN_ORDER = {"dprnn word", "dprnn object", "rdan"}
+"""Heads to which the order of words matters, to DP-RNN also that of regions, and that say so."""
 
 
 @every_head
@@ -151,3 +153,13 @@ def test_who_declares_inner_products_gives_vectors(name):
         batch = random_batch(dim=DIM)
         assert head.embed_images(batch.regions, batch.region_mask).ndim == 2
         assert head.embed_captions(batch.words, batch.word_mask).ndim == 2
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_name_is_a_head_of_a_matcher_that_is_saved_and_loaded(name, tmp_path):
+    image, text = {"name": "regions", "input_dim": 6, "dim": 8}, {"name": "gru", "word_dim": 4}
+    head = {"name": name, **({"pooling": {"name": "gpo"}} if name == "cosine" else {})}
+    matcher = Matcher(image, text, head, vocabulary=["<pad>", "<start>", "<end>", "<unk>", "a", "dog"])
+    inputs = [torch.randn(5, 6), torch.randn(3, 6)], ["a dog", "a"]
+    matcher.save_pretrained(tmp_path / name)
+    torch.testing.assert_close(Matcher.from_pretrained(tmp_path / name).score(*inputs), matcher.score(*inputs))

@@ -12,6 +12,7 @@ from xmodal.heads.cosine import Cosine, cosine_scores
 from xmodal.heads.dprnn import DPRNN
 from xmodal.heads.mtfn import MTFN
 from xmodal.heads.naaf import NAAF, naaf_pair_scores, naaf_scores
+from xmodal.heads.rdan import RDANStyle
 from xmodal.heads.scan import SCAN, SCAN_PUBLISHED, scan_attention, scan_pair_scores, scan_scores
 from xmodal.heads.sgraf import SGRAF
 from xmodal.heads.vsrn import VSRN, vsrn_scores
@@ -27,6 +28,7 @@ HEADS: dict[str, type[Head]] = {
     "mtfn": MTFN,
     "adapt": ADAPT,
     "dprnn": DPRNN,
+    "rdan_style": RDANStyle,
 }
 """Heads by the name that a configuration uses."""
 
@@ -45,6 +47,7 @@ __all__ = [
     "Attention",
     "Cosine",
     "Head",
+    "RDANStyle",
     "bfan_attention",
     "bfan_pair_scores",
     "bfan_scores",
