@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from xmodal.entry import DEBUG_HELP, run_program
-from xmodal.names import near_miss
+from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -242,7 +242,7 @@ def test_a_recipe_without_arguments_is_itself(parsed, recipe):
         ("--recipe ie_cub --objective.name metric", "Missing from xmodal train: --objective.metric.name"),
         ("--adversary.name None --adversary.beta 3", "unknown option --adversary.beta"),
         ("--recipe ie_cub --recipe daml_cub", "--recipe is given more than once"),
-        ("--optimizer.rates 3", "rates must be of type dict, got 3"),
+        ("--optimizer.rates 3", "optimizer.rates is 3; wanted a mapping"),
         ("--optimizer.rates {a", "'{a' is no YAML"),
         ("--recipe vsrn_f30k --optimizer.repeated.matcher 3", "(did you mean '--optimizer.repeated'?)"),
         ("--epochs many", "xmodal train: Error parsing --epochs: invalid literal for int()"),

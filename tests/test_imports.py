@@ -24,6 +24,7 @@ ORDER = [
     "given",
     "model",
     "evaluation",
+    "arguments",
     "training",
     "search",
     "entry",
@@ -35,6 +36,9 @@ ORDER = [
 """A room may import the rooms before it, and those beside; heads and objectives nothing but themselves and numerics.
 """
 
+NAMES = ["spelling", "signatures", "schema", "names"]
+"""What a name stands for and what it takes, beside the rooms; each may import those before it."""
+
 
 def importable_from(room: str) -> set[str]:
     """The rooms that a room may import."""
@@ -42,9 +46,11 @@ def importable_from(room: str) -> set[str]:
         return {room}
     if room in ("heads", "objectives"):
         return {room, "numerics"}
-    if room in ("data", "names"):
-        return {room, "names"}
-    return {*ORDER[: ORDER.index(room) + 1], "data", "names", "numerics", "inference"}
+    if room in NAMES:
+        return set(NAMES[: NAMES.index(room) + 1])
+    if room == "data":
+        return {room, *NAMES}
+    return {*ORDER[: ORDER.index(room) + 1], "data", *NAMES, "numerics", "inference"}
 
 
 def rooms_imported_by(file: Path) -> set[str]:

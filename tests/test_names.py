@@ -11,7 +11,9 @@ import pytest
 from xmodal.encoders.extractors import EXTRACTORS
 from xmodal.heads import HEADS, SCAN, VSRN, Head
 from xmodal.model import TEXT_ENCODERS
-from xmodal.names import build, fill, find, near_miss, options_of, storable
+from xmodal.names import build, fill, find, storable
+from xmodal.signatures import options_of
+from xmodal.spelling import near_miss
 
 
 def make(size: int, color: str = "red") -> tuple[int, str]:
@@ -112,9 +114,7 @@ def test_options_that_are_taken_by_position_are_given_so(home, heads):
 
 
 def test_a_value_of_a_wrong_type_is_told_with_the_part():
-    with pytest.raises(
-        ValueError, match=r"head 'scan' cannot be made with the options \{'temperature': '9'\}: '>' not"
-    ):
+    with pytest.raises(ValueError, match=r"head 'scan': temperature is '9'; wanted a finite number"):
         build("head", HEADS, {"name": "scan", "temperature": "9"})
 
 

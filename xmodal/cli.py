@@ -11,10 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import tyro
+import tyro  # noqa: TC002  # what options are annotated with is read at run time
 
+from xmodal.arguments import read_arguments
 from xmodal.entry import DEBUG, DEBUG_HELP, ends_in_one_line
-from xmodal.names import near_miss
+from xmodal.spelling import near_miss
 from xmodal.training.config import LabelledDataConfig, RunConfig, TrainConfig, load_recipe
 from xmodal.training.recipes import describe_recipe, known_recipes
 
@@ -338,7 +339,7 @@ def _run(name: str, arguments: list[str]) -> None:
     command, kind = COMMANDS[name]
     prog = f"xmodal {name}"
     if kind is not TrainConfig:
-        command(tyro.cli(kind, prog=prog, args=arguments, description=f"{_description(kind)} {DEBUG_HELP}"))
+        command(read_arguments(kind, arguments, prog=prog, description=f"{_description(kind)} {DEBUG_HELP}"))
         return
     from xmodal.training.command_line import parse
 

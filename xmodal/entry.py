@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-import tyro
+from xmodal.arguments import read_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +89,7 @@ def run_program(
     (parameter,) = inspect.signature(main).parameters
     kind = get_type_hints(main, include_extras=True)[parameter]
     with ends_in_one_line(prog, sys.argv[1:] if arguments is None else arguments) as options:
-        main(tyro.cli(kind, prog=prog, description=about, args=options))
+        main(read_arguments(kind, options, prog=prog, description=about))
 
 
 def _told(error: BaseException) -> tuple[int, str]:

@@ -22,12 +22,13 @@ from xmodal.encoders.regions import RegionProjection
 from xmodal.given import given_batches
 from xmodal.heads import HEADS, Attention
 from xmodal.inference import evaluating
-from xmodal.names import build, find, options_of, storable
+from xmodal.names import build, find, storable
 from xmodal.objectives.captioning import Captioner
 from xmodal.pretrained import Pretrained
 from xmodal.scoring import score_all
 from xmodal.scoring.blocks import bar_options, result_dtype
 from xmodal.scoring.memory import check_budget, fill_matrix
+from xmodal.signatures import options_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

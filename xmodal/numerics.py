@@ -1,8 +1,12 @@
-"""What heads, objectives and measurements share: half precision is for products only; masks; means of unit vectors."""
+"""What heads, objectives and measurements share: half precision is for products only; masks; means of unit vectors; the
+ranges of numbers that somebody gives.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+import numbers
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -54,3 +58,54 @@ def unit_means(
     lengths = torch.linalg.vector_norm(items, dim=-1).clamp_min(1e-8)
     weights = mask / (lengths * mask.sum(dim=1, keepdim=True))
     return (weights[:, None] @ items)[:, 0]
+
+
+def check_number(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> None:
+    """Make sure that an option is a finite number in its range; a tensor must hold one.
+
+    Args:
+        name: of the option.
+        value: of the option.
+        least: the smallest value that it may have.
+        above: what it must be larger than.
+
+    Raises:
+        ValueError: it is no number, NaN, infinite or out of range.
+
+    Example:
+        >>> from xmodal.numerics import check_number
+        >>> check_number("margin", 0.2, least=0)
+        >>> check_number("temperature", float("nan"), above=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: temperature must be positive, got nan
+    """
+    # Strings of digits compare with nothing, and a truth value is a number to Python.
+    if not isinstance(value, (float, int, torch.Tensor)) and not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not value > above and above != -math.inf:
+        raise ValueError(f"{name} must be {'positive' if above == 0 else f'above {above}'}, got {value}")
+    if not value >= least and least != -math.inf:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_count(name: str, value: Any, *, least: int = 1) -> None:
+    """Make sure that an option is a whole number that is large enough.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> from xmodal.numerics import check_count
+        >>> check_count("layers", 4)
+        >>> check_count("layers", 1.5)
+        Traceback (most recent call last):
+        ...
+        ValueError: layers must be a whole number, got 1.5
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -153,7 +153,7 @@ def test_a_recipe_says_what_is_trained(settings, tmp_path, capsys):
     recipe.write_text("task: retrival\n")
     with pytest.raises(SystemExit):
         main(["train", "--recipe", str(recipe)])
-    assert "unknown task 'retrival' (did you mean 'retrieval'?)" in capsys.readouterr().err
+    assert "task is 'retrival' (did you mean 'retrieval'?); wanted matching or retrieval" in capsys.readouterr().err
 
 
 def test_a_configuration_survives_yaml(settings):
@@ -190,7 +190,7 @@ def test_validation_without_two_images_of_a_class_is_refused_before_training(set
 
 
 def test_a_criterion_that_is_no_result_is_refused():
-    with pytest.raises(ValueError, match=r"criterion 'mAP@r': 'mAP@r' is no result \(did you mean 'mAP@R'\?\)"):
+    with pytest.raises(ValueError, match=r"criterion is 'mAP@r': 'mAP@r' is no result \(did you mean 'mAP@R'\?\)"):
         RetrievalConfig(criterion="mAP@r")
 
 

@@ -13,7 +13,9 @@ from xmodal.data.image_source import ImageSource
 from xmodal.data.pixels import PixelFolder
 from xmodal.data.region_store import RegionStore
 from xmodal.data.relevance import Relevance
-from xmodal.names import build, find, options_of
+from xmodal.data.vocabulary import Vocabulary
+from xmodal.names import build, find
+from xmodal.signatures import options_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 CAPTIONS = "captions.jsonl"
 """The file of a data folder that has the captions of all splits."""
+
+VOCABULARY = "vocabulary.json"
+"""The file of a data folder that has the words which models that count words know."""
 
 KIND = "image source"
 
@@ -150,6 +155,16 @@ def split_captions(folder: str | Path, split: str) -> list[Caption]:
     ['8']
     """
     return load_captions(Path(folder) / CAPTIONS, split)
+
+
+def open_vocabulary(folder: str | Path) -> Vocabulary:
+    """The vocabulary of a data folder; errors are those of `Vocabulary.load`.
+
+    >>> Vocabulary(["a", "dog"]).save("vocabulary.json")
+    >>> open_vocabulary(".").words[-1]
+    'dog'
+    """
+    return Vocabulary.load(Path(folder) / VOCABULARY)
 
 
 def open_source(folder: str | Path, split: str, source: Mapping[str, Any] | None = None) -> ImageSource:

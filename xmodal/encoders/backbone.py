@@ -22,7 +22,8 @@ from torch import nn
 
 from xmodal.encoders.weights import torchvision_weights
 from xmodal.inference import evaluating
-from xmodal.names import build, near_miss
+from xmodal.names import build
+from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

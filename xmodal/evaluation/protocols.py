@@ -15,7 +15,7 @@ import torch
 
 from xmodal.data.relevance import Relevance
 from xmodal.evaluation.ranks import check_answers, check_relevance, evaluate_retrieval
-from xmodal.names import near_miss
+from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args
 
 from xmodal.heads.attention import Aggregation, Direction, Focal, Normalization
+from xmodal.numerics import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ class CrossAttention:
         both: add the scores of both directions.
 
     Raises:
-        ValueError: for an unknown option, with the ones that exist, or a number that is not positive.
+        ValueError: for an unknown option, with the ones that exist, or a number that is not positive and finite.
 
     Example:
         >>> from xmodal.heads import BFAN
@@ -66,8 +67,7 @@ class CrossAttention:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, known))}; got {getattr(self, name)!r}")
         for name in ("temperature", "lse_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), above=0)
 
 
 @dataclass(frozen=True)

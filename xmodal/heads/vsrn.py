@@ -9,7 +9,7 @@ from torch import nn
 
 from xmodal.heads.base import Attention, Head, ImageStages, check_inputs, check_items, unit_length
 from xmodal.heads.comparison import InnerProduct
-from xmodal.numerics import at_least_float32, full_mask
+from xmodal.numerics import at_least_float32, check_count, full_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -149,8 +149,8 @@ class VSRN(Head):
         for name, value, known in (("norm", norm, get_args(Norm)), ("region_norm", region_norm, get_args(RegionNorm))):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1, got {layers}")
+        check_count("dim", dim)
+        check_count("layers", layers)
         self.dim = dim
         self.norm: Norm = norm
         self.region_norm: RegionNorm = region_norm

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32, full_mask
+from xmodal.numerics import at_least_float32, check_count, check_number, full_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -160,6 +160,10 @@ class Captioner(nn.Module):
         pad: int = 0,
     ) -> None:
         super().__init__()
+        sizes = {"dim": dim, "vocabulary_size": vocabulary_size, "hidden_dim": hidden_dim, "word_dim": word_dim}
+        for name, size in sizes.items():
+            check_count(name, size)
+        check_number("dropout", dropout, least=0)
         self.projection = nn.Linear(dim, hidden_dim)
         self.encoder = nn.GRU(hidden_dim, hidden_dim, batch_first=True)
         self.embedding = nn.Embedding(vocabulary_size, word_dim)
@@ -231,8 +235,7 @@ class Captioner(nn.Module):
             ValueError: if `beam_size` or `max_length` is below 1, or the mask does not fit.
         """
         for name, value in (("beam_size", beam_size), ("max_length", max_length)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check_count(name, value)
         memory, hidden = self._encode(states, region_mask)
         count, beams = len(states), beam_size
         memory = Memory(*(field.repeat_interleave(beams, dim=0) for field in memory))

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.numerics import check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.metric import AS_GIVEN, METRIC_LOSSES, check_labels, metric_loss
 from xmodal.objectives.warmup import warmth
@@ -39,6 +40,7 @@ def reverse_gradient(x: Float[Tensor, "*shape"], scale: float) -> Float[Tensor, 
         >>> x.grad
         tensor([-0.5000, -0.5000])
     """
+    check_number("scale", scale)
     return _ReverseGradient.apply(x, scale)  # type: ignore[return-value]
 
 
@@ -57,7 +59,7 @@ def reversal_ramp(progress: float, gamma: float = 10.0) -> float:
         >>> [round(reversal_ramp(progress), 4) for progress in (0.0, 0.1, 1.0)]
         [0.0, 0.4621, 0.9999]
     """
-    if progress < 0 or not gamma > 0:
+    if not (0 <= progress < math.inf and 0 < gamma < math.inf):
         raise ValueError(f"progress must be at least 0 and gamma positive, got {progress} and {gamma}")
     return 2 / (1 + math.exp(-gamma * min(1.0, progress))) - 1
 
@@ -110,8 +112,16 @@ class ClassAdversary(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("on", on, AdversaryInput)
-        if ramp_steps < 0:
-            raise ValueError(f"ramp_steps must be at least 0, got {ramp_steps}")
+        for name, value in {
+            "feature_dim": feature_dim,
+            "dim": dim,
+            "classes": classes,
+            "hidden_dim": hidden_dim,
+        }.items():
+            check_count(name, value)
+        check_count("ramp_steps", ramp_steps, least=0)
+        check_number("weight", weight, least=0)
+        check_number("gamma", gamma, above=0)
         self.metric = metric_loss(metric, dim, classes)
         self.weight = weight
         self.on: AdversaryInput = on

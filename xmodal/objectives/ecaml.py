@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from xmodal.numerics import at_least_float32
+from xmodal.numerics import at_least_float32, check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.metric import AS_GIVEN, METRIC_LOSSES, check_labels, metric_loss
 
@@ -135,6 +135,10 @@ class EnergyConfusion(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("form", form, EnergyForm)
+        check_number("weight", weight, least=0)
+        check_number("row_weight", row_weight, least=0)
+        if negatives is not None:
+            check_count("negatives", negatives)
         self.metric = metric_loss(metric, dim, classes)
         self.weight = weight
         self.form: EnergyForm = form

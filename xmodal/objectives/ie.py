@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.numerics import check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.metric import AS_GIVEN, check_labels
 
@@ -65,8 +66,9 @@ def include_exclude_loss(
     check_choice("form", form, IEForm)
     if len(centers) < 2:
         raise ValueError(f"centers must be of at least two classes, got {len(centers)}")
-    if variance is not None and not variance > 0:
-        raise ValueError(f"variance must be positive, or None for the batch's own; got {variance}")
+    check_number("margin", margin, least=0)
+    if variance is not None:
+        check_number("variance", variance, above=0)
     distances, own = _distances_to_centers(embeddings, labels, centers)
     included, excluded = distances[own], distances[~own].view(len(labels), -1)
     if form == "mean-distance":
@@ -119,6 +121,8 @@ def moved_centers(
         tensor([[0.],
                 [1.]])
     """
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate must be in (0, 1], got {rate}")
     counts = torch.bincount(labels, minlength=len(centers))[:, None]
     sums = torch.zeros_like(centers).index_add_(0, labels, embeddings.to(centers.dtype))
     return torch.where(counts > 0, centers.lerp(sums / counts.clamp_min(1), rate), centers)
@@ -163,8 +167,12 @@ class IncludeExclude(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("form", form, [*get_args(IEForm), "center"])
-        if classes < 2:
-            raise ValueError(f"classes must be at least 2, got {classes}")
+        check_count("dim", dim)
+        check_count("classes", classes, least=2)
+        check_number("weight", weight, least=0)
+        check_number("margin", margin, least=0)
+        if variance is not None:
+            check_number("variance", variance, above=0)
         if center_rate is not None and not 0 < center_rate <= 1:
             raise ValueError(f"center_rate must be in (0, 1], or None to learn the centers; got {center_rate}")
         self.form: IEForm | Literal["center"] = form

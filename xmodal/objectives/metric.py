@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32
+from xmodal.numerics import at_least_float32, check_number
 from xmodal.objectives.choices import check_choice
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def binomial_deviance_loss(
         >>> binomial_deviance_loss(embeddings, torch.tensor([0, 1, 0, 1])) > 10
         tensor(True)
     """
+    _check_options({"scale": scale, "threshold": threshold, "negative_cost": negative_cost})
     check_labels(embeddings, labels)
     check_pairs(labels)
     directions = F.normalize(at_least_float32(embeddings), dim=1)
@@ -132,6 +133,7 @@ class MetricLoss(nn.Module):
         if mining != "all" and name in ("binomial", *PROXY_LOSSES):
             raise ValueError(f"metric loss {name!r} takes every image of a batch: mining must be 'all', got {mining!r}")
         options = {**known, **options}
+        _check_options(options)
         self.name = name
         self.classes = classes if name in PROXY_LOSSES or options.get("learn_beta") else None
         self.options = options
@@ -165,6 +167,17 @@ class MetricLoss(nn.Module):
 
 AS_GIVEN = nn.Identity()
 """The embedding layer of objectives that are given embeddings instead of features."""
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Distances, weights and margins are not negative, what multiplies or divides is positive, similarities are any."""
+    for name, value in options.items():
+        if name in ("threshold", "base"):
+            check_number(name, value)
+        elif name in ("scale", "softmax_scale", "alpha", "beta", "temperature"):
+            check_number(name, value, above=0)
+        elif not isinstance(value, bool):
+            check_number(name, value, least=0)
 
 
 def _defaults(name: str) -> dict[str, Any]:

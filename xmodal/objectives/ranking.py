@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32
+from xmodal.numerics import at_least_float32, check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.warmup import warmth
 
@@ -44,7 +44,7 @@ def hinge_ranking_loss(
     Args:
         scores: every image (row) of a batch against every caption (column). Where they are square and `positives` is
             not given, row i and column i are a matched pair.
-        margin: alpha, by which a match must beat a mismatch.
+        margin: alpha, by which a match must beat a mismatch, >= 0.
         hardest: True keeps only the hardest negative of each image and caption, False sums over all negatives; a
             number in [0, 1] mixes the two, `(1 - hardest) * all + hardest * hardest`, for a gradual warm-up.
         reduction: `sum` over the right pairs, as published, or `mean` (divided by their number).
@@ -70,8 +70,8 @@ def hinge_ranking_loss(
         torch.Size([])
     """
     pairs = _right_pairs(scores, caption_image, positives)
-    if not 0 <= hardest <= 1:
-        raise ValueError(f"hardest must be a boolean or a number in [0, 1], got {hardest}")
+    check_number("margin", margin, least=0)
+    _check_share("hardest", hardest)
     check_choice("reduction", reduction, Reduction)
     matched = pairs.scores
     caption_cost = (margin + pairs.captions - matched[:, None]).clamp_min(0).masked_fill(~pairs.wrong_captions, 0)
@@ -115,8 +115,8 @@ def info_nce_loss(
         >>> info_nce_loss(torch.zeros(2, 4), caption_image=torch.tensor([0, 0, 1, 1]))  # log 3 and log 2
         tensor(0.8959)
     """
-    if not isinstance(temperature, torch.Tensor) and not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not isinstance(temperature, torch.Tensor):  # of a learned one, looking would wait for the device
+        check_number("temperature", temperature, above=0)
     pairs = _right_pairs(at_least_float32(scores) / temperature, caption_image, positives)
 
     captions, images = (torch.arange(count, device=scores.device) for count in scores.T.shape)
@@ -125,6 +125,11 @@ def info_nce_loss(
     rivals = pairs.wrong_images | (images[:, None] == pairs.image)
     image_logits = pairs.images.masked_fill(~rivals, float("-inf"))
     return (F.cross_entropy(caption_logits, pairs.caption) + F.cross_entropy(image_logits.T, pairs.image)) / 2
+
+
+def _check_share(name: str, value: float | bool) -> None:
+    if isinstance(value, str) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a boolean or a number in [0, 1], got {value}")
 
 
 class HingeRanking(nn.Module):
@@ -153,12 +158,16 @@ class HingeRanking(nn.Module):
     def __init__(
         self,
         margin: float = 0.2,
-        hardest: float = 1.0,
+        hardest: float | bool = 1.0,
         reduction: Reduction = "sum",
         warmup_steps: int = 0,
         mask_false_negatives: bool = True,
     ) -> None:
         super().__init__()
+        check_number("margin", margin, least=0)
+        _check_share("hardest", hardest)
+        check_choice("reduction", reduction, Reduction)
+        check_count("warmup_steps", warmup_steps, least=0)
         self.margin = margin
         self.hardest = float(hardest)
         self.reduction: Reduction = reduction
@@ -210,8 +219,7 @@ class InfoNCE(nn.Module):
         self, temperature: float = 0.05, learn_temperature: bool = False, mask_false_negatives: bool = True
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        check_number("temperature", temperature, above=0)
         log_temperature = torch.tensor(temperature).log()
         if learn_temperature:
             self.log_temperature = nn.Parameter(log_temperature)

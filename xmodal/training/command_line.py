@@ -7,11 +7,8 @@ dataclass made of the signature of the part that is chosen, which tyro turns int
 from __future__ import annotations
 
 import collections.abc
-import contextlib
 import dataclasses
 import inspect
-import io
-import itertools
 import keyword
 import re
 import sys
@@ -19,16 +16,24 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
 import yaml
 from tyro.constructors import PrimitiveConstructorSpec
 
-from xmodal.names import Option, annotation_of, find, near_miss
-from xmodal.training.config import RunConfig, read_yaml
-from xmodal.training.parts import PARTS, Part, options_of_part
+from xmodal.arguments import read_arguments
+from xmodal.signatures import Option, annotation_of
+from xmodal.spelling import near_miss
+from xmodal.training.config import to_dict
+from xmodal.training.part import at, left_over, options_of_part
+from xmodal.training.parts import PARTS
+from xmodal.training.read_yaml import read_yaml
+
+if TYPE_CHECKING:
+    from xmodal.training.config import RunConfig
+    from xmodal.training.part import Part
 
 SIMPLE = (bool, int, float, str, Path, type(None))
 """Types that tyro reads as they are; every other value is written as YAML."""
@@ -60,8 +65,30 @@ def parse(config: RunConfig, arguments: Sequence[str], *, prog: str, description
     kind = type(default)
     if not {"-h", "--help"} & set(arguments):
         _check_flags(default, arguments, prog)
-    parsed = _quietly(lambda: tyro.cli(kind, prog=prog, description=description, args=arguments, default=default))
-    return _without_groups(config, parsed, groups)
+        _check_paths(config, given)
+    parsed = read_arguments(kind, arguments, prog=prog, description=description, default=default)
+    return _without_left_over(config, _without_groups(config, parsed, groups), given, prog)
+
+
+def _check_paths(config: Any, given: Mapping[str, str], above: str = "") -> None:
+    """Refuse an empty path, which would be the folder where the program runs."""
+    for name, kind in get_type_hints(type(config)).items():
+        path = f"{above}{name}"
+        if kind in (Path, Path | None) and given.get(path) == "":
+            raise ValueError(f"{path} is ''; wanted a path")
+        if dataclasses.is_dataclass(kind):
+            _check_paths(getattr(config, name), given, f"{path}.")
+
+
+def _without_left_over(old: RunConfig, new: RunConfig, given: Mapping[str, str], prog: str) -> Any:
+    """A configuration without the parts that the old one has for a part that was replaced, which is told."""
+    for path in left_over(PARTS[type(new)], to_dict(old), to_dict(new)):
+        if not any(flag.startswith(f"{path}.") for flag in given):
+            outer, _, last = path.rpartition(".")
+            new = dataclasses.replace(new, **{outer: dataclasses.replace(getattr(new, outer), **{last: {}})})
+            chosen = at(to_dict(new), "model.head.name")
+            print(f"{prog}: {path} is left out, which is of no use to the head {chosen}", file=sys.stderr)
+    return new
 
 
 def _given(arguments: Sequence[str]) -> dict[str, str]:
@@ -122,8 +149,8 @@ def _group(part: Part, values: Any, given: Mapping[str, str], path: str) -> _Gro
         default = None if part.optional else tyro.MISSING
         return _Group(_only_name(part, default), {}, frozenset(), absent=part.optional, nameless=False)
     options = part.options(name)
-    if "name" in asked and not _is_same(part, values, name):
-        values = {key: value for key, value in values.items() if key in part.kept and key in options.named}
+    if "name" in asked:
+        values = part.left(values, name)
     named = {key: option for key, option in options.named.items() if _is_shown(part, key, option, values, asked)}
     beyond = [*values, *(asked if options.more else ())]
     named |= {key: _ANYTHING for key in map(_outermost, beyond) if key not in named and _can_be_field(key)}
@@ -161,14 +188,6 @@ def _outermost(path: str) -> str:
 
 def _can_be_field(name: Any) -> bool:
     return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
-
-
-def _is_same(part: Part, values: Mapping[str, Any], name: Any) -> bool:
-    """Whether a name stands for the part that the configuration has, whatever it calls it."""
-    old = part.name(values)
-    with contextlib.suppress(ValueError):
-        return find(part.kind, part.registry, old) is find(part.kind, part.registry, name)
-    return False
 
 
 def _is_shown(part: Part, key: str, option: Option, values: Mapping[str, Any], asked: Mapping[str, str]) -> bool:
@@ -381,26 +400,3 @@ def _flags(config: Any, above: str = "--") -> list[str]:
             flags += _flags(value, f"{flag}.")
         flags += [flag, f"{above}no-{name.replace('_', '-')}"] if isinstance(value, bool) else [flag]
     return flags
-
-
-def _quietly(run: Any) -> Any:
-    """Run tyro; what it refuses is told in one line instead of in a box."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return run()
-    except SystemExit as error:
-        if error.code in (0, None):
-            raise
-        raise ValueError(_first_section(printed.getvalue())) from None
-
-
-def _first_section(box: str) -> str:
-    """The text of a box between its title and its next rule; where there is no UTF-8, its frame is of minus signs."""
-
-    def is_rule(line: str) -> bool:
-        return not line.strip("─-")
-
-    lines = [line.strip("│╰╯ ") for line in box.splitlines()[1:]]
-    text = itertools.dropwhile(is_rule, lines)
-    return " ".join(itertools.takewhile(lambda line: not is_rule(line), text))

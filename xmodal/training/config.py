@@ -1,21 +1,31 @@
-"""What a training run is: frozen dataclasses, read from a YAML recipe and from the command line."""
+"""What a training run is: frozen dataclasses, read from a YAML recipe and from the command line.
+
+Whoever makes one, each field takes what it is annotated with, ranges included, and each part options that it has.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
+from annotated_types import Interval, Len
 
-from xmodal.names import near_miss
-from xmodal.training.recipes import find_recipe
+from xmodal.schema import LARGEST, Count, CountOrNone, Name, NotNegative, Share, check_fields
+from xmodal.spelling import near_miss
+from xmodal.training.part import PARTS_OF_MATCHING, PARTS_OF_RETRIEVAL
+from xmodal.training.recipes import find_recipe, read_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from xmodal.training.part import Part
+
+Workers = Annotated[int, Interval(ge=0, le=1024)]
+Pixels = Annotated[int, Interval(ge=1, le=100_000)]
+Size = Annotated[int, Interval(ge=1, le=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -24,24 +34,24 @@ class DataConfig:
 
     folder: Path = Path("data/f30k")
     """Folder with the region stores, the captions and the vocabulary."""
-    train: str = "train"
+    train: Name = "train"
     """Split to train on."""
-    validation: str = "dev"
+    validation: Name = "dev"
     """Split that picks the best checkpoint."""
     source: dict[str, Any] = field(default_factory=dict)
     """Where the images come from, by name with its options: `{name: pixels, folder: ..., size: 224}` for photographs;
     empty for the region stores of the folder."""
-    validation_images: int = 0
+    validation_images: CountOrNone = 0
     """Use only so many images of the validation split, the first ones (1000 for COCO, as published); 0 uses all."""
-    drop_regions: float = 0.0
+    drop_regions: Share = 0.0
     """Share of the regions left out at random in training (size augmentation; 0.2 in vse_infty)."""
-    drop_words: float = 0.0
+    drop_words: Share = 0.0
     """Share of the words left out at random in training."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that load batches; 0 loads in the training process."""
 
     def __post_init__(self) -> None:
-        _check(self, workers=0, validation_images=0, drop_regions=0, drop_words=0)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -65,10 +75,13 @@ class ModelConfig:
     """Matching head."""
     captioner: dict[str, Any] = field(default_factory=dict)
     """Options of a captioner trained jointly, for heads with region states (VSRN); empty for none."""
-    captioning_weight: float = 1.0
+    captioning_weight: NotNegative = 1.0
     """Weight of the captioner's loss beside the ranking loss."""
     word_vectors: Path | None = None
     """Text file of pretrained word vectors (GloVe format: a word and its numbers a line) to start a GRU from."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -77,47 +90,30 @@ class OptimizerConfig:
 
     name: Literal["adam", "adamw"] = "adam"
     """Optimizer, with torch's defaults."""
-    learning_rate: float = 2e-4
+    learning_rate: NotNegative = 2e-4
     """Peak learning rate."""
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, NotNegative] = field(default_factory=dict)
     """Factors on the learning rate by the beginning of a parameter's name: {matcher.text_encoder.transformer: 0.1}."""
-    rates_from_epoch: int = 0
+    rates_from_epoch: CountOrNone = 0
     """Epochs before the factors hold; until then every part learns at the full rate (DAML's schedule)."""
-    repeated: dict[str, int] = field(default_factory=dict)
+    repeated: dict[str, Count] = field(default_factory=dict)
     """How many steps along each gradient parameters take, by the beginning of their name, and how often they count in
     clipping, as if the optimizer listed them so often: {matcher.captioner: 2} in the released VSRN."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Weight decay."""
-    clip_norm: float = 2.0
+    clip_norm: NotNegative = 2.0
     """Largest norm of the whole gradient; 0 does not clip."""
     schedule: Literal["step", "cosine", "constant"] = "step"
     """After the warm-up: multiply by `decay` every `decay_epochs` epochs, fall to 0 along a cosine, or stay."""
-    decay_epochs: int = 15
+    decay_epochs: Count = 15
     """Epochs between two decays of the step schedule."""
-    decay: float = 0.1
+    decay: Annotated[float, Interval(ge=0, le=1)] = 0.1
     """Factor of the step schedule."""
-    warmup_steps: int = 0
+    warmup_steps: CountOrNone = 0
     """Steps over which the learning rate grows linearly to its peak."""
 
     def __post_init__(self) -> None:
-        _check(
-            self,
-            learning_rate=0,
-            rates_from_epoch=0,
-            weight_decay=0,
-            clip_norm=0,
-            decay_epochs=1,
-            decay=0,
-            warmup_steps=0,
-        )
-        for name, rate in self.rates.items():
-            if not isinstance(rate, (int, float)) or rate < 0:
-                raise ValueError(f"rates: the factor of {name!r} must be a number of at least 0, got {rate!r}")
-        for name, times in self.repeated.items():
-            if type(times) is not int or times < 1:
-                raise ValueError(
-                    f"repeated: {name!r} must be listed a whole number of times, at least 1, got {times!r}"
-                )
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -127,13 +123,13 @@ class RunConfig:
     output: Path = Path("runs/unnamed")
     """Run folder: configuration, log, checkpoints."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    epochs: int = 30
+    epochs: Count = 30
     """Passes over the training data."""
-    batch_size: int = 128
+    batch_size: Annotated[int, Interval(ge=2, le=LARGEST)] = 128
     """Items in one batch, over all processes together."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Batches whose gradients are averaged into one step."""
-    validate_every: int = 0
+    validate_every: CountOrNone = 0
     """Steps between validations; 0 validates at the end of every epoch only."""
     criterion: str = "rsum"
     """Which result of the validation picks the best checkpoint: the largest. Several results are added: i2t.R@1 +
@@ -142,19 +138,19 @@ class RunConfig:
     """Which validations may pick the best checkpoint; the others are only logged."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass; parameters stay in float32."""
-    seed: int = 0
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0
     """Seed of the initialization, the order of the data and everything else."""
     resume: bool = False
     """Go on from the run folder's last checkpoint."""
     resume_if_present: bool = False
     """Go on from the last checkpoint if there is one, else start: for supervisors that start a run again and again."""
-    keep: int = 2
+    keep: Annotated[int, Interval(ge=1, le=1000)] = 2
     """How many of the last checkpoints to keep: should the last one get damaged, there is another."""
     progress: bool = True
     """Show progress bars and the results of every validation."""
 
     def __post_init__(self) -> None:
-        _check(self, epochs=1, batch_size=2, accumulate=1, validate_every=0, seed=0, keep=1)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -187,6 +183,7 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_parts(self, PARTS_OF_MATCHING)
         _check_criterion(self.criterion, ["rsum", *(f"{way}.R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))])
 
 
@@ -196,25 +193,25 @@ class LabelledDataConfig:
 
     path: Path = Path("data/cub.jsonl")
     """An index, a folder with one folder a class, or a file of features."""
-    train: str = "train"
+    train: Name = "train"
     """Split to train on."""
-    validation: tuple[str, ...] = ("dev",)
+    validation: Annotated[tuple[Name, ...], Len(1)] = ("dev",)
     """Splits, with other classes, that pick the best checkpoint; [query, gallery] where a data set has them."""
-    images_per_class: int = 4
+    images_per_class: Count = 4
     """Images of each class in a batch."""
-    batches_per_epoch: int = 0
+    batches_per_epoch: CountOrNone = 0
     """Batches in an epoch; 0 draws about as many images as there are."""
-    resize: int = 256
+    resize: Pixels = 256
     """Pixels of the shorter side of an image before it is cropped."""
-    crop: int = 224
+    crop: Pixels = 224
     """Side of the square that is cut out: at random for training, from the center for testing."""
     square: bool = False
     """Stretch an image to a square before it is cropped, instead of keeping its shape."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that read images; 0 reads in the training process."""
 
     def __post_init__(self) -> None:
-        _check(self, images_per_class=1, batches_per_epoch=0, workers=0)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -223,7 +220,7 @@ class EmbedderConfig:
 
     backbone: dict[str, Any] = field(default_factory=lambda: {"name": "torchvision", "network": "resnet50"})
     """The backbone, by name with its options; an MLP's `input_dim` is read from the file of features."""
-    dim: int = 512
+    dim: Size = 512
     """Length of the embeddings."""
     head: Literal["linear", "metric"] = "linear"
     """One linear layer, or DAML's two."""
@@ -231,7 +228,7 @@ class EmbedderConfig:
     """Whether embeddings are compared by cosine."""
 
     def __post_init__(self) -> None:
-        _check(self, dim=1)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -246,7 +243,7 @@ class RetrievalConfig(RunConfig):
         default_factory=lambda: {"name": "metric", "metric": {"name": "triplet", "mining": "semihard"}}
     )
     """Objective: `metric`, `daml`, `ecaml`, `ie` or `class_adversarial`, with its options."""
-    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    recall_at: Annotated[tuple[Count, ...], Len(1)] = (1, 2, 4, 8)
     """Levels K of R@K."""
     criterion: str = "R@1"
     """Which result of the validation picks the best checkpoint: R@1, mAP@R, ..., or a sum: R@1 + mAP@R."""
@@ -255,6 +252,7 @@ class RetrievalConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_parts(self, PARTS_OF_RETRIEVAL)
         _check_criterion(self.criterion, [*(f"R@{k}" for k in self.recall_at), "R-precision", "mAP@R"])
 
 
@@ -279,29 +277,39 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "configuration") 
     """The inverse of `to_dict`; what is left out takes its default.
 
     Raises:
-        ValueError: for a key that does not exist, naming the nearest one that does, or a value that cannot be.
+        ValueError: for a key that does not exist, naming the nearest one that does, or a value that cannot be, with the
+            path of the key.
 
     >>> from_dict(DataConfig, {"folder": "data/coco"}).folder.name
     'coco'
+    >>> from_dict(TrainConfig, {"data": {"drop_regions": 1.5}})
+    Traceback (most recent call last):
+    ...
+    ValueError: configuration: data.drop_regions is 1.5; wanted a share below 1, 0 for nothing
     """
+    try:
+        return _from_dict(kind, values, "")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _from_dict(kind: type, values: Any, path: str) -> Any:
+    """What stands at a path of a configuration, which ends in a dot unless it is empty."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where} must be a mapping of options, got {values!r}")
+        raise ValueError(f"{path.removesuffix('.') or 'it'} must be a mapping of options, got {str(values)[:80]!r}")
     types = typing.get_type_hints(kind)
     arguments = {}
     for key, value in values.items():
         if key not in types:
-            raise ValueError(f"{where} has no option {key!r}{near_miss(str(key), types)}; known: {', '.join(types)}")
-        if dataclasses.is_dataclass(types[key]):
-            value = from_dict(typing.cast("type", types[key]), value, f"{where}: {key}")
-        elif isinstance(value, str) and types[key] in (Path, Path | None):
-            value = Path(value)
-        elif isinstance(value, list) and get_origin(types[key]) is tuple:
-            value = tuple(value)
-        arguments[key] = value
+            near = near_miss(str(key), types)
+            place = path.removesuffix(".") or "it"
+            raise ValueError(f"{place} has no option {str(key)[:80]!r}{near}; known: {', '.join(types)}")
+        nested = dataclasses.is_dataclass(types[key])
+        arguments[key] = _from_dict(typing.cast("type", types[key]), value, f"{path}{key}.") if nested else value
     try:
         return kind(**arguments)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{path}{error}") from error
 
 
 def load_recipe(path: str | Path) -> Any:
@@ -319,74 +327,13 @@ def load_recipe(path: str | Path) -> Any:
     >>> type(recipe).__name__, recipe.epochs, recipe.model.dim, recipe.batch_size
     ('RetrievalConfig', 5, 64, 128)
     """
-    values = _read_recipe(find_recipe(path))
+    values = read_recipe(find_recipe(path))
     task = values.get("task", "matching")
-    if task not in CONFIGS:
+    if not isinstance(task, str) or task not in CONFIGS:
         raise ValueError(
-            f"recipe {path}: unknown task {task!r}{near_miss(str(task), CONFIGS)}; known: {', '.join(CONFIGS)}"
+            f"recipe {path}: task is {task!r}{near_miss(str(task), CONFIGS)}; wanted {' or '.join(CONFIGS)}"
         )
     return from_dict(CONFIGS[task], values, f"recipe {path}")
-
-
-def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a recipe on top of those of its base."""
-    if path.resolve() in above:
-        raise ValueError(f"recipe {path} is a base of itself")
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path} is no YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe {path} must be a mapping of options, got {values!r}")
-    _check_names(values, path)
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    try:
-        found = find_recipe(str(base), beside=path.parent)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"recipe {path}, base: {error}") from error
-    return _merged(_read_recipe(found, (*above, path.resolve())), values)
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A mapping with some values changed; mappings inside it are merged alike."""
-    both = base.keys() & changes.keys()
-    inner = {key for key in both if isinstance(base[key], dict) and isinstance(changes[key], dict)}
-    return {**base, **changes, **{key: _merged(base[key], changes[key]) for key in inner}}
-
-
-def read_yaml(text: str) -> Any:
-    """What a text in YAML says, with numbers as people write them.
-
-    Raises:
-        yaml.YAMLError: it is no YAML.
-
-    >>> read_yaml("{rate: 2e-4, levels: [layer3]}")
-    {'rate': 0.0002, 'levels': ['layer3']}
-    """
-    return yaml.load(text, _Loader)
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML takes 2e-4 for text, as YAML 1.1 asks for; here it is the number that whoever writes it means."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _check_names(values: dict[Any, Any], path: Path) -> None:
-    """Refuse option names that YAML 1.1 does not take for text."""
-    for name, value in values.items():
-        if not isinstance(name, str):
-            raise ValueError(
-                f"recipe {path}: the option name {name!r} is no text; YAML takes a bare on, off, yes or no for a truth "
-                'value, so put it in quotes: "on"'
-            )
-        if isinstance(value, dict):
-            _check_names(value, path)
 
 
 def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
@@ -417,25 +364,20 @@ def _added(criterion: str) -> list[str]:
     return [name.strip() for name in criterion.split("+")]
 
 
+def _check_parts(config: RunConfig, parts: Mapping[str, Part]) -> None:
+    """Make sure that the options of every part exist and are of the types that it takes; keep them as plain data."""
+    for path, part in parts.items():
+        outer, _, last = path.rpartition(".")
+        holder = getattr(config, outer) if outer else config
+        values = getattr(holder, last)
+        if isinstance(values, dict):  # while the command line is read, a dataclass stands here
+            object.__setattr__(holder, last, part.check(values, path))
+
+
 def _check_criterion(criterion: str, known: list[str]) -> None:
     for name in _added(criterion):
         if name not in known:
             raise ValueError(
-                f"criterion {criterion!r}: {name!r} is no result{near_miss(name, known)}; known: {', '.join(known)}, "
-                "and their sums"
+                f"criterion is {criterion!r}: {name!r} is no result{near_miss(name, known)}; wanted one of "
+                f"{', '.join(known)}, or a sum of some"
             )
-
-
-def _check(config: Any, **least: float) -> None:
-    """Refuse values of the wrong type, names that do not exist, and numbers below their least value."""
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value, names = getattr(config, name), get_args(kind)
-        if get_origin(kind) is Literal and value not in names:
-            raise ValueError(
-                f"{name} {value!r} does not exist{near_miss(str(value), names)}; known: {', '.join(names)}"
-            )
-        types = {int: (int,), float: (int, float), bool: (bool,), dict: (dict,)}.get(get_origin(kind) or kind)
-        if types and type(value) not in types:
-            raise ValueError(f"{name} must be of type {types[-1].__name__}, got {value!r}")
-        if name in least and not value >= least[name]:
-            raise ValueError(f"{name} must be at least {least[name]}, got {value}")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xmodal.data import PairDataset, Vocabulary
-from xmodal.data.split import Split, open_source, split_captions
+from xmodal.data import PairDataset
+from xmodal.data.split import Split, open_source, open_vocabulary, split_captions
 from xmodal.data.word_vectors import load_word_vectors
 from xmodal.evaluation.matchers import evaluate_matchers
 from xmodal.evaluation.protocols import protocol_folds
@@ -38,7 +38,7 @@ class MatchingTask:
         ValueError: for a configuration or data that cannot work.
 
     >>> from pathlib import Path
-    >>> from xmodal.data import Caption, RegionStoreWriter, save_captions
+    >>> from xmodal.data import Caption, RegionStoreWriter, Vocabulary, save_captions
     >>> from xmodal.training.config import DataConfig, ModelConfig, TrainConfig
     >>> captions = []
     >>> for split in ("train", "dev"):
@@ -141,7 +141,7 @@ def _said(sizes: Mapping[str, int]) -> str:
 
 def _build_matcher(config: ModelConfig, source: ImageSource, data: DataConfig) -> Matcher:
     """The matcher of a configuration; what the data decides (dim, vocabulary, extractor) is read from the data."""
-    vocabulary = Vocabulary.load(data.folder / "vocabulary.json") if needs_vocabulary(config.text) else None
+    vocabulary = open_vocabulary(data.folder) if needs_vocabulary(config.text) else None
     matcher = Matcher(
         image=fill("image encoder", IMAGE_ENCODERS, config.image, source.sizes),
         text=config.text,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from xmodal.names import near_miss
+from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -91,9 +91,9 @@ def train(config: RunConfig) -> dict[str, Any]:
 
 def _train(config: RunConfig, accelerator: Accelerator, saved: dict[str, Any] | None) -> dict[str, Any]:
     set_seed(config.seed)
-    if accelerator.is_main_process:
-        checkpoints.write_config(config.output, to_dict(config))
     task = TASKS[type(config)](config, accelerator.device)
+    if accelerator.is_main_process:  # after what cannot be trained was refused, which leaves nothing behind
+        checkpoints.write_config(config.output, to_dict(config))
     batches = task.batches(accelerator.process_index, accelerator.num_processes)
     steps_per_epoch = math.ceil(len(batches) / config.accumulate)
     step_module = task.step_module
@@ -306,6 +306,11 @@ def _accelerated(config: RunConfig) -> Iterator[Accelerator]:
     """An Accelerator for one run: what accelerate keeps in the process is cleared, so that another run may differ."""
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     try:
+        if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+            raise ValueError(
+                "mixed_precision is 'fp16', but this runs on a CPU, where nothing scales float16's gradients and "
+                "accelerate leaves the setting out; wanted no or bf16, or a GPU"
+            )
         yield accelerator
     finally:
         # What still holds the process group must go before it, or the process may abort when it exits.

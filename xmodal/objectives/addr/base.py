@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from xmodal.numerics import check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.warmup import rise_and_fall
 
@@ -125,5 +126,4 @@ def check_not_negative(**values: float) -> None:
         ValueError: beta must be at least 0, got -1.0
     """
     for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")
+        check_number(name, value, least=0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.nn import functional as F
 
+from xmodal.numerics import check_number
 from xmodal.objectives.choices import check_choice
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def distinctness_loss(
         form: `symmetric`, or `literal` with m(q, p) in place of m(r, p), as the poster prints the second line.
 
     Raises:
-        ValueError: for an unknown form.
+        ValueError: for an unknown form or a negative margin.
 
     Example:
         >>> import torch
@@ -161,6 +162,7 @@ def distinctness_loss(
         >>> distinctness_loss(torch.tensor([[0.5, 0.7], [0.55, 0.5]]), other, other)  # 0.05 short in m(1, 0)
         tensor(0.1000)
     """
+    check_number("margin", margin, least=0)
     check_choice("form", form, RegForm)
     pair, q, r = torch.arange(len(errors), device=errors.device), hard_caption, hard_image
 

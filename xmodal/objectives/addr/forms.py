@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.numerics import check_count, check_number
 from xmodal.objectives.addr.batch import Discriminators, Items
 from xmodal.objectives.choices import check_choice
 
@@ -43,8 +44,8 @@ class FastWeights(nn.Module):
 
     def __init__(self, dim: int, steps: int = 5, rate: float = 10.0) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        check_count("steps", steps)
+        check_number("rate", rate, least=0)
         self.steps = steps
         self.rate = rate
         self.start = nn.Parameter(torch.zeros(dim))
@@ -83,8 +84,7 @@ class Ridge(nn.Module):
 
     def __init__(self, dim: int, ridge: float = 0.1) -> None:
         super().__init__()
-        if not ridge > 0:
-            raise ValueError(f"ridge must be positive, got {ridge}")
+        check_number("ridge", ridge, above=0)
         self.ridge = ridge
 
     def forward(self, items: Items) -> Discriminators:
@@ -121,8 +121,7 @@ class Amortized(nn.Module):
 
     def __init__(self, dim: int, hidden: int = 128) -> None:
         super().__init__()
-        if hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {hidden}")
+        check_count("hidden", hidden)
         generator = torch.Generator().manual_seed(0)
         self.read = nn.Parameter(torch.randn(hidden, 2 * dim, generator=generator))  # means have norms of at most 1
         self.read_bias = nn.Parameter(torch.zeros(hidden))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32, full_mask
+from xmodal.numerics import at_least_float32, check_count, full_mask
 from xmodal.objectives.addr.base import DomainObjective, Learn, Reduction, check_not_negative
 from xmodal.objectives.addr.batch import Discriminators, DomainFeatures, Items
 from xmodal.objectives.addr.errors import (
@@ -116,6 +116,7 @@ class ADDR(DomainObjective):
         check_choice("encoder_loss", encoder_loss, EncoderLoss)
         check_choice("through", through, Through)
         check_not_negative(alpha=alpha, lambda_reg=lambda_reg, encoder_reg=encoder_reg, rate=rate)
+        check_count("dim", dim)
         self.form = build_form(form, dim, steps=steps, rate=rate, ridge=ridge, hidden=hidden, pairs=pairs)
         self.sparse = bool(self.form.sparse)
         self.alpha = alpha

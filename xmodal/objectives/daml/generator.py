@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from xmodal.numerics import check_count, check_number
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
@@ -37,8 +39,9 @@ class HardNegativeGenerator(nn.Module):
         self, dim: int, layers: int = 2, batch_norm: bool = False, final_relu: bool = True, std: float = 0.02
     ) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1, got {layers}")
+        check_count("dim", dim)
+        check_count("layers", layers)
+        check_number("std", std, least=0)
         self.layers = nn.Sequential()
         for number in range(layers):
             linear = nn.Linear(dim if number else 3 * dim, dim)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32
+from xmodal.numerics import at_least_float32, check_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,7 @@ def triplet_on_synthetic(
         >>> triplet_on_synthetic(anchor, positive, negative)
         tensor(0.)
     """
+    check_number("margin", margin, least=0)
     return (_squared(anchor, positive)[:, None] - _squared(anchor[:, None], negative) + margin).clamp_min(0).mean()
 
 
@@ -52,6 +53,7 @@ def contrastive_on_synthetic(
         >>> contrastive_on_synthetic(anchor, positive, negative)
         tensor(1.7500)
     """
+    check_number("margin", margin, least=0)
     return _squared(anchor, positive).mean() + (margin - _squared(anchor[:, None], negative)).clamp_min(0).mean()
 
 
@@ -71,6 +73,7 @@ def n_pair_on_synthetic(
         >>> n_pair_on_synthetic(anchor, positive, negative)
         tensor(0.6931)
     """
+    check_number("l2_weight", l2_weight, least=0)
     excess = torch.einsum("pd,pnd->pn", anchor, negative) - (anchor * positive).sum(dim=1, keepdim=True)
     length = (anchor.square() + positive.square()).sum(dim=1).mean() / 2
     return F.softplus(excess.logsumexp(dim=1)).mean() + l2_weight * length
@@ -92,6 +95,7 @@ def lifted_on_synthetic(
         >>> lifted_on_synthetic(anchor, positive, negative)
         tensor(0.2402)
     """
+    check_number("margin", margin, least=0)
     both = torch.stack([anchor, positive], dim=1)
     distances = torch.linalg.vector_norm(both[:, :, None] - negative[:, None], dim=-1)
     pulled = torch.linalg.vector_norm(anchor - positive, dim=-1)
@@ -117,6 +121,8 @@ def angular_on_synthetic(
         >>> angular_on_synthetic(anchor, positive, easy), angular_on_synthetic(anchor, positive, hard)
         (tensor(0.0181), tensor(4.0181))
     """
+    if not 0 < alpha < 90:
+        raise ValueError(f"alpha must be an angle between 0 and 90 degrees, got {alpha}")
     anchor, positive, negative = (F.normalize(x, dim=-1) for x in (anchor, positive, negative))
     squared_tangent = math.tan(math.radians(alpha)) ** 2
     repelled = 4 * squared_tangent * torch.einsum("pd,pnd->pn", anchor + positive, negative)
@@ -166,6 +172,7 @@ def generator_losses(
         >>> generator_losses(a, n, g, a, a, g, margin=0.25)
         {'hard': tensor(0.5000), 'regularization': tensor(0.5000), 'adversarial': tensor(0.2500)}
     """
+    check_number("margin", margin, least=0)
     to_synthetic = _squared(embedded_anchor[:, None], embedded_synthetic)
     to_positive = _squared(embedded_anchor, embedded_positive)[:, None]
     return {

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32
+from xmodal.numerics import at_least_float32, check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.daml.generator import HardNegativeGenerator
 from xmodal.objectives.daml.losses import SYNTHETIC_LOSSES, generator_losses
@@ -91,9 +91,14 @@ class DAML(nn.Module):
         super().__init__()
         check_choice("triplets", triplets, TripletLayout)
         check_choice("gradients", gradients, Gradients)
+        check_number("margin", margin, least=0)
+        check_count("warmup_steps", warmup_steps, least=0)
+        check_count("negatives", negatives, least=0)
         self.metric_name, self.metric = _synthetic_loss(metric)
         self.margin = margin
         self.weights = {"regularization": reg_weight, "adversarial": adv_weight, "metric": metric_weight}
+        for name, weight in self.weights.items():
+            check_number(f"weight of {name}", weight, least=0)
         self.warmup_steps = warmup_steps
         self.triplets: TripletLayout = triplets
         self.negatives = negatives or (1 if self.metric_name in ("triplet", "contrastive") else None)
@@ -183,4 +188,5 @@ def _synthetic_loss(metric: Mapping[str, Any]) -> tuple[str, Callable[..., Tenso
     for option in options:
         if option not in known:
             raise ValueError(f"DAML's metric loss {name!r} has no option {option!r}; known: {', '.join(known)}")
+        check_number(option, options[option], least=0)
     return name, partial(SYNTHETIC_LOSSES[name], **options)
