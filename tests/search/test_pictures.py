@@ -3,9 +3,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager
 from PIL import Image
 
-from xmodal.search.pictures import Retrieved, certainty, draw_attention, draw_retrieved, find_image
+from xmodal.search.pictures import (
+    Retrieved,
+    certainty,
+    draw_attention,
+    draw_retrieved,
+    find_fonts,
+    find_image,
+    new_figure,
+    save_figure,
+)
 
 
 @pytest.fixture
@@ -96,3 +106,17 @@ def test_missing_image_is_named(images, tmp_path):
     with pytest.raises(FileNotFoundError, match="no image 'zebra'"):
         draw_retrieved([Retrieved("a zebra", ["zebra"], [1.0])], images, tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_letters_come_from_any_font_that_has_them(tmp_path, caplog, monkeypatch):
+    """DejaVu Sans has no ᶁ, STIX, which matplotlib brings, has; where no font has a letter, one line says so."""
+    families, missing = find_fonts({"a", "ᶁ"})
+    assert families
+    assert not missing
+    for installed, told in ((font_manager.fontManager.ttflist, []), ([], ["no installed font has ᶁ: they are boxes"])):
+        monkeypatch.setattr(font_manager.fontManager, "ttflist", installed)
+        caplog.clear()
+        figure = new_figure(1, 1)
+        figure.suptitle("ᶁ")
+        save_figure(figure, tmp_path / "letter.png")
+        assert [record.getMessage().split(" in ")[0] for record in caplog.records] == told

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import TYPE_CHECKING, NamedTuple
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.encoders.region_extractor import Regions
+
+logger = logging.getLogger("xmodal")
 
 WORTH_NAMING = 0.3
 """How sure a detector must be of a region for its picture to say what it is."""
@@ -239,7 +243,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, output: Path) -> None:
-    """Write a figure; the suffix of the file says in which format.
+    """Write a figure; the suffix of the file says in which format. Letters are drawn in any installed font with them.
 
     >>> from pathlib import Path
     >>> from PIL import Image
@@ -248,5 +252,43 @@ def save_figure(figure: Figure, output: Path) -> None:
     ...     picture.size
     (120, 120)
     """
-    with written_whole(output) as temporary:
+    from matplotlib.text import Text
+
+    texts: Any = figure.findobj(Text)
+    families, missing = find_fonts({letter for text in texts for letter in text.get_text()})
+    for text in texts if families else ():
+        text.set_fontfamily([*text.get_fontfamily(), *families])
+    if missing:
+        logger.warning(
+            "no installed font has %s: they are boxes in %s. Install one, Noto Sans CJK for Chinese and Japanese "
+            "say (fonts-noto-cjk).",
+            "".join(sorted(missing)[:20]),
+            output,
+        )
+    with written_whole(output) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(temporary, format=output.suffix.lstrip(".") or "png", dpi=120)
+
+
+def find_fonts(letters: set[str]) -> tuple[list[str], set[str]]:
+    """Families of installed fonts for the letters that the usual font lacks, and the letters that none has.
+
+    >>> find_fonts(set("a dog"))
+    ([], set())
+    """
+    from matplotlib import font_manager
+
+    def lacking(path: str, letters: set[str]) -> set[str]:
+        font = font_manager.get_font(path)
+        return {letter for letter in letters if not font.get_char_index(ord(letter))}
+
+    missing = lacking(font_manager.findfont("DejaVu Sans"), {letter for letter in letters if letter.isprintable()})
+    families: list[str] = []
+    for entry in font_manager.fontManager.ttflist:
+        if not missing:
+            break
+        # The last resort has a box for every letter.
+        if not entry.name.startswith("Last Resort") and len(left := lacking(entry.fname, missing)) < len(missing):
+            families.append(entry.name)
+            missing = left
+    return families, missing
