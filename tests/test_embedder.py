@@ -97,3 +97,14 @@ def test_image_files_are_embedded(tmp_path):
     embedder = Embedder(backbone=RESNET, dim=3)
     embeddings = embedder.embed_all(images, batch_size=2)
     torch.testing.assert_close(embeddings, embedder.eval()(images.__getitems__([0, 1, 2]).images))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("hidden", [[], [6]])
+def test_an_embedder_of_any_type_takes_features_of_any_type(dtype, hidden):
+    embedder = Embedder(backbone={"name": "mlp", "input_dim": 8, "hidden": hidden}, dim=4).eval()
+    features = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    wanted = embedder(features)
+    embeddings = embedder.to(dtype)(features)
+    assert embeddings.dtype == dtype
+    torch.testing.assert_close(embeddings.float(), wanted, atol=0.02, rtol=0)

@@ -63,7 +63,12 @@ class Embedder(Pretrained, library_name="xmodal", license="apache-2.0"):
         self.dim, self.normalize = dim, normalize
 
     def forward(self, images: Num[Tensor, "image ..."]) -> Float[Tensor, "image dim"]:
-        """Embeddings for retrieval, of pixels or of precomputed features, as the backbone wants them."""
+        """Embeddings for retrieval, of pixels or of precomputed features, as the backbone wants them.
+
+        Pixels of 8 bits are for the backbone to scale; all other numbers are cast to the embedder's type.
+        """
+        if images.is_floating_point():
+            images = images.to(next(self.parameters()).dtype)
         embeddings = self.embed(self.backbone(images))
         return nn.functional.normalize(embeddings) if self.normalize else embeddings
 
