@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import struct
 import tarfile
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,7 +210,7 @@ def test_options_come_in_any_plain_form(tmp_path):
     options = {**vars(record()["opt"]), "margin": np.float64(0.2), "data_path": Path("/data/f30k"), "flags": {"a"}}
     wrapped = [OrderedDict((f"module.{name}", value) for name, value in part.items()) for part in (images, texts)]
     expected = load_checkpoint(GOLDEN / "s1_scan_basic.pth.tar")
-    for number, opt in enumerate((options, argparse.Namespace(**options))):
+    for number, opt in enumerate((options, argparse.Namespace(**options), SimpleNamespace(**options))):
         for zipped in (True, False):
             path = tmp_path / f"{number}{zipped}.pth.tar"
             saved = {"model": wrapped, "opt": opt, "best_rsum": np.float32(400), "epoch": np.int64(3)}
@@ -245,6 +247,9 @@ def test_what_is_not_understood_is_not_called_dangerous(tmp_path):
     with pytest.raises(ValueError, match=r"asks for \S*EasyDict, a class that is not understood here") as caught:
         load_checkpoint(path)
     assert "could run code" not in str(caught.value)
+    torch.save({**record(), "opt": {"date": datetime.date(2018, 9, 8)}}, path)
+    with pytest.raises(ValueError, match=r"asks for datetime\.date, a class that is not understood here"):
+        load_checkpoint(path)
     torch.save({"model": torch.nn.Linear(2, 2)}, path)
     with pytest.raises(ValueError, match=r"asks for torch\.nn\.modules\.linear\.Linear, a class that is not under"):
         load_checkpoint(path)

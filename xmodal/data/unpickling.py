@@ -54,6 +54,10 @@ RUNS_CODE = {
 """Modules of which a class, too, does things when it is called."""
 
 
+VALUES = {"datetime", "decimal", "fractions", "uuid"}
+"""Modules of nothing but kinds of values, whose names are small letters in part."""
+
+
 def why_refused(name: str) -> str:
     """Whether unpickling a name could run code, or is only not understood.
 
@@ -65,7 +69,8 @@ def why_refused(name: str) -> str:
     'and unpickling that could run code'
     """
     module, _, last = name.rpartition(".")
-    is_class = last.lstrip("_")[:1].isupper() and module.partition(".")[0] not in RUNS_CODE
+    package = module.partition(".")[0]
+    is_class = package in VALUES or (last.lstrip("_")[:1].isupper() and package not in RUNS_CODE)
     return "a class that is not understood here" if is_class else "and unpickling that could run code"
 
 
@@ -353,6 +358,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "collections.Counter": collections.Counter,
     "copyreg._reconstructor": _new_object,
     "argparse.Namespace": argparse.Namespace,
+    "types.SimpleNamespace": argparse.Namespace,
     **{f"pathlib.{name}": path_as_text for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath")},
     "pathlib.PureWindowsPath": path_as_text,
     "numpy._core.multiarray.scalar": numpy_scalar,
