@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def adapted_vectors(
-    values: Float[Tensor, "*pair item dim"],
-    mask: Bool[Tensor, "*pair item"],
-    gains: Float[Tensor, "*pair dim"],
-    shifts: Float[Tensor, "*pair dim"],
+    values: Float[Tensor, "*#pair item dim"],
+    mask: Bool[Tensor, "*#pair item"],
+    gains: Float[Tensor, "*#pair dim"],
+    shifts: Float[Tensor, "*#pair dim"],
     *,
     temperature: float = 10.0,
     direction: Direction = "t2i",
-) -> Float[Tensor, "*pair dim"]:
+) -> Float[Tensor, "*pairs dim"]:
     """One unit vector of a set, adapted to a query: modulated, foveated and pooled (ADAPT eq. 2-8).
 
     The items become x_i = v_i o (1 + gain) + shift; every channel of them is multiplied with its softmax over the

@@ -56,11 +56,11 @@ def attended_contexts(
 
 
 def similarity_vectors(
-    first: Float[Tensor, "*sets dim"],
-    second: Float[Tensor, "*sets dim"],
+    first: Float[Tensor, "*#sets dim"],
+    second: Float[Tensor, "*#sets dim"],
     weight: Float[Tensor, "sim dim"],
     bias: Float[Tensor, " sim"],
-) -> Float[Tensor, "*sets sim"]:
+) -> Float[Tensor, "*pairs sim"]:
     """Unit vectors W |x - y|^2 + b, which say how two vectors are similar (SGRAF eq. 2).
 
     The square is elementwise; the bias is that of the released code (SGRAF, model.py: EncoderSimilarity).
@@ -91,7 +91,7 @@ class GraphReasoning(nn.Module):
         self.query, self.key, self.output = (xavier(nn.Linear(dim, dim)) for _ in range(3))
 
     def forward(
-        self, nodes: Float[Tensor, "*pair node dim"], mask: Bool[Tensor, "*pair node"], read: int | None = None
+        self, nodes: Float[Tensor, "*pair node dim"], mask: Bool[Tensor, "*#pair node"], read: int | None = None
     ) -> Float[Tensor, "*pair read dim"]:
         """The nodes after a step, or the first `read` of them; padding gives some value and is not listened to."""
         affinity = self.query(nodes[..., :read, :]) @ self.key(nodes).transpose(-1, -2)
@@ -240,14 +240,14 @@ class SGRAF(Head):
 
     def _with_global(
         self, items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"], pooler: nn.Module
-    ) -> Float[Tensor, "set all dim"]:
+    ) -> Float[Tensor, "set item_and_one dim"]:
         items = items.to(self.score.weight.dtype).masked_fill(~mask[..., None], 0.0)
         return torch.cat([unit_length(pooler(items, mask))[:, None].to(items.dtype), items], dim=1)
 
     def _compare_block(
         self,
-        images: Float[Tensor, "image all dim"],
-        captions: Float[Tensor, "caption all dim"],
+        images: Float[Tensor, "image region_and_one dim"],
+        captions: Float[Tensor, "caption word_and_one dim"],
         region_mask: Bool[Tensor, "image region"],
         word_mask: Bool[Tensor, "caption word"],
     ) -> Float[Tensor, "image caption"]:
@@ -269,8 +269,8 @@ class SGRAF(Head):
 
     def _nodes(
         self,
-        images: Float[Tensor, "image all dim"],
-        captions: Float[Tensor, "caption all dim"],
+        images: Float[Tensor, "image region_and_one dim"],
+        captions: Float[Tensor, "caption word_and_one dim"],
         region_mask: Bool[Tensor, "image region"],
         word_mask: Bool[Tensor, "caption word"],
     ) -> Float[Tensor, "image caption node sim"]:
