@@ -6,13 +6,56 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from jaxtyping import Bool, Float
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Range:
+    """What an option may be, beside its type: `Annotated[float, Range(least=0)]`.
+
+    Whoever builds a part from a configuration reads it, as pydantic does with the classes of annotated-types, which
+    this one speaks for; nothing else needs that package.
+
+    Example:
+        >>> from xmodal.numerics import Range
+        >>> list(Range(above=0, most=1))
+        [Gt(gt=0), Le(le=1)]
+    """
+
+    least: float | None = None
+    """The smallest value."""
+    above: float | None = None
+    """What the value must be larger than."""
+    most: float | None = None
+    """The largest value."""
+    below: float | None = None
+    """What the value must be smaller than."""
+
+    __is_annotated_types_grouped_metadata__: ClassVar = True
+
+    def __iter__(self) -> Iterator[Any]:
+        from annotated_types import Interval
+
+        return iter(Interval(ge=self.least, gt=self.above, le=self.most, lt=self.below))
+
+
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(least=0)]
+DropShare = Annotated[float, Range(least=0, below=1)]
+"""A share of values that is dropped in training."""
+Size = Annotated[int, Range(least=1, most=1_000_000)]
+"""How many numbers, layers or steps something has."""
+Steps = Annotated[int, Range(least=0, most=10**9)]
+"""Steps of the optimizer, 0 for none."""
 
 
 def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

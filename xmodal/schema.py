@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Interval, Le, Len, Lt
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Len, Lt, MinLen
 from pydantic import BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
 
 from xmodal.signatures import annotation_of
@@ -44,7 +44,6 @@ class Wanted:
 Count = Annotated[int, Interval(ge=1, le=LARGEST)]
 CountOrNone = Annotated[int, Interval(ge=0, le=LARGEST)]
 """A count, or 0 where that has a meaning of its own."""
-Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(ge=0, lt=1), Wanted("a share below 1, 0 for nothing")]
 Name = Annotated[str, Len(1)]
@@ -212,18 +211,21 @@ _WORDS = {
 
 
 def _described_range(kind: Any, metadata: tuple[Any, ...]) -> str:
-    words = describe(kind)
-    for limit in metadata:
-        if isinstance(limit, Wanted):
-            return limit.text
-        if isinstance(limit, Len):
-            words = f"{words} that is not empty"
-        elif isinstance(limit, Interval) and None not in (limit.ge, limit.le):
-            words = f"{words} from {limit.ge} to {limit.le}"
-        elif isinstance(limit, (Interval, Ge, Gt, Le, Lt)):
-            limits = [(phrase, getattr(limit, name, None)) for name, phrase in _LIMITS.items()]
-            words = f"{words} {' and '.join(f'{phrase} {limit}' for phrase, limit in limits if limit is not None)}"
-    return words
+    words, limits = describe(kind), {}
+    for one in metadata:
+        for limit in one if isinstance(one, GroupedMetadata) else [one]:
+            if isinstance(limit, Wanted):
+                return limit.text
+            if isinstance(limit, MinLen):
+                words = f"{words} that is not empty"
+            limits |= {
+                name: getattr(limit, name)
+                for name in _LIMITS
+                if isinstance(limit, (Ge, Gt, Le, Lt)) and hasattr(limit, name)
+            }
+    if {"ge", "le"} <= limits.keys():
+        return f"{words} from {limits['ge']} to {limits['le']}"
+    return " ".join([words, " and ".join(f"{_LIMITS[name]} {limit}" for name, limit in limits.items())]).strip()
 
 
 _LIMITS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}

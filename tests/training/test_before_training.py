@@ -52,7 +52,7 @@ def test_half_precision_on_a_cpu_is_refused(config, change):
     [
         ({"data": DataConfig("nowhere")}, FileNotFoundError, "nowhere/train.h5"),
         ({"protocol": "coco-5k"}, ValueError, "coco-5k"),
-        ({"objective": {"name": "hinge", "margin": -1}}, ValueError, "margin must be"),
+        ({"objective": {"name": "hinge", "hardest": 1.5}}, ValueError, "hardest must be"),
         ({"model": ModelConfig(head={"name": "scna"})}, ValueError, "unknown head 'scna' .*did you mean 'scan'"),
     ],
 )

@@ -23,6 +23,7 @@ from torch import nn
 from xmodal.encoders.weights import torchvision_weights
 from xmodal.inference import evaluating
 from xmodal.names import build
+from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
 from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class MLP(nn.Module):
     torch.Size([2, 512])
     """
 
-    def __init__(self, input_dim: int, hidden: Sequence[int] = (), dropout: float = 0.0) -> None:
+    def __init__(self, input_dim: Size, hidden: Sequence[int] = (), dropout: DropShare = 0.0) -> None:
         super().__init__()
         self.input_dim = input_dim
         widths = [input_dim, *hidden]
@@ -205,7 +206,7 @@ class AttentionPool(nn.Module):
     ([[1.5, 5.5]], [[[0.25, 0.25], [0.25, 0.25]]])
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: Size) -> None:
         super().__init__()
         self.score = nn.Conv2d(dim, 1, kernel_size=1, bias=False)
         nn.init.zeros_(self.score.weight)
@@ -274,7 +275,7 @@ class ProjectedBackbone(nn.Module):
     parts: ClassVar[dict[str, Any]] = {"backbone": BACKBONES}
     """The options that are options of something else."""
 
-    def __init__(self, backbone: dict[str, Any], dim: int = 512) -> None:
+    def __init__(self, backbone: dict[str, Any], dim: Size = 512) -> None:
         super().__init__()
         self.backbone = build("backbone", BACKBONES, backbone)
         self.norm = nn.BatchNorm1d(self.backbone.feature_dim)

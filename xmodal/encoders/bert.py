@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from xmodal.data.vocabulary import TokenBatch
 from xmodal.encoders.base import TextEncoder, check_dropout
+from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,11 +53,11 @@ class BERTEncoder(TextEncoder):
     def __init__(
         self,
         model: str,
-        dim: int,
+        dim: Size,
         normalize: bool = True,
         load_weights: bool = True,
         frozen: bool = False,
-        dropout: float = 0.0,
+        dropout: DropShare = 0.0,
     ) -> None:
         super().__init__()
         check_dropout(dropout=dropout)

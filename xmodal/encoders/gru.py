@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from xmodal.encoders.base import TextEncoder, check_dropout
+from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -44,14 +45,14 @@ class GRUEncoder(TextEncoder):
 
     def __init__(
         self,
-        vocabulary_size: int,
-        dim: int,
-        word_dim: int = 300,
+        vocabulary_size: Size,
+        dim: Size,
+        word_dim: Size = 300,
         bidirectional: bool = True,
-        layers: int = 1,
+        layers: Size = 1,
         normalize: bool = True,
-        word_dropout: float = 0.0,
-        dropout: float = 0.0,
+        word_dropout: DropShare = 0.0,
+        dropout: DropShare = 0.0,
     ) -> None:
         super().__init__()
         check_dropout(word_dropout=word_dropout, dropout=dropout)

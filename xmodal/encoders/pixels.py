@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from xmodal.data.pixels import PixelBatch
 from xmodal.encoders.backbone import MapNetwork, imagenet_pixels
 from xmodal.encoders.base import EncodedSet, ImageEncoder, check_dropout
+from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Num
@@ -63,15 +64,15 @@ class PixelTower(ImageEncoder):
 
     def __init__(
         self,
-        dim: int,
+        dim: Size,
         network: str = "resnet50",
         weights: str | None = "DEFAULT",
         level: str | None = None,
-        grid: int | None = None,
+        grid: Size | None = None,
         normalize: bool = True,
         frozen: bool = False,
-        input_dropout: float = 0.0,
-        dropout: float = 0.0,
+        input_dropout: DropShare = 0.0,
+        dropout: DropShare = 0.0,
     ) -> None:
         super().__init__()
         check_dropout(input_dropout=input_dropout, dropout=dropout)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from xmodal.encoders.base import EncodedSet, ImageEncoder, check_dropout
+from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -44,12 +45,12 @@ class RegionProjection(ImageEncoder):
 
     def __init__(
         self,
-        input_dim: int,
-        dim: int,
+        input_dim: Size,
+        dim: Size,
         normalize: bool = True,
         weight_norm: bool = False,
-        input_dropout: float = 0.0,
-        dropout: float = 0.0,
+        input_dropout: DropShare = 0.0,
+        dropout: DropShare = 0.0,
     ) -> None:
         super().__init__()
         check_dropout(input_dropout=input_dropout, dropout=dropout)

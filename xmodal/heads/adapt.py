@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from xmodal.heads.attention import Direction, real_lengths, tile_bytes
 from xmodal.heads.base import Head, check_inputs, check_items, unit_length
 from xmodal.heads.pooling import POOLERS, make_pooler
-from xmodal.numerics import at_least_float32, full_mask
+from xmodal.numerics import Positive, Size, at_least_float32, full_mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,9 +91,9 @@ class ADAPT(Head):
 
     def __init__(
         self,
-        dim: int,
+        dim: Size,
         direction: Direction = "t2i",
-        temperature: float = 10.0,
+        temperature: Positive = 10.0,
         pooling: str | Mapping[str, Any] = "mean",
     ) -> None:
         super().__init__()

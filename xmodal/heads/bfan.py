@@ -18,6 +18,7 @@ from xmodal.heads.attention import (
 )
 from xmodal.heads.base import Attention, Head, check_inputs
 from xmodal.heads.comparison import CrossAttention
+from xmodal.numerics import Positive  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,7 +151,7 @@ class BFAN(Head):
         torch.Size([4, 6])
     """
 
-    def __init__(self, focal: Focal = "prob", temperature: float = 20.0) -> None:
+    def __init__(self, focal: Focal = "prob", temperature: Positive = 20.0) -> None:
         super().__init__()
         _comparison(focal, temperature)
         self.options: dict[str, Any] = {"focal": focal, "temperature": temperature}

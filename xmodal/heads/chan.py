@@ -9,6 +9,7 @@ import torch
 
 from xmodal.heads.attention import Side, aggregate, aligned_pairs, aligned_products, all_pairs, prepare_side
 from xmodal.heads.base import Attention, Head, check_inputs
+from xmodal.numerics import Positive  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +97,7 @@ class CHAN(Head):
         torch.Size([4, 6])
     """
 
-    def __init__(self, aggregation: WordAggregation = "logsumexp", temperature: float = 0.1) -> None:
+    def __init__(self, aggregation: WordAggregation = "logsumexp", temperature: Positive = 0.1) -> None:
         super().__init__()
         _alignment(aggregation, temperature)  # refuses options that do not exist
         self.options: dict[str, Any] = {"aggregation": aggregation, "temperature": temperature}

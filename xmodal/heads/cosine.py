@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from xmodal.heads.base import Attention, Head, check_inputs, unit_length
 from xmodal.heads.comparison import InnerProduct
 from xmodal.heads.pooling import POOLERS, make_pooler
-from xmodal.numerics import full_mask
+from xmodal.numerics import Size, full_mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,7 +101,7 @@ class Cosine(Head):
         self,
         pooling: str | Mapping[str, Any] = "mean",
         caption_pooling: str | Mapping[str, Any] | None = None,
-        dim: int | None = None,
+        dim: Size | None = None,
     ) -> None:
         super().__init__()
         self.image_pooler = make_pooler(pooling, dim)

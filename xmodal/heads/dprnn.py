@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xmodal.heads.attention import tile_bytes
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length
-from xmodal.numerics import at_least_float32, full_mask
+from xmodal.numerics import Size, at_least_float32, full_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -130,7 +130,7 @@ class DPRNN(Head):
 
     def __init__(
         self,
-        dim: int,
+        dim: Size,
         score: Side = "word",
         weighting: float = 0.3,
         object_temperature: float = 9.0,

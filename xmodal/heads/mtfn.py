@@ -9,7 +9,7 @@ from torch import nn
 
 from xmodal.heads.base import Head, check_inputs
 from xmodal.heads.pooling import POOLERS, make_pooler
-from xmodal.numerics import at_least_float32
+from xmodal.numerics import DropShare, Size, at_least_float32
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,11 +88,11 @@ class MTFN(Head):
 
     def __init__(
         self,
-        dim: int,
-        hidden_dim: int = 1024,
+        dim: Size,
+        hidden_dim: Size = 1024,
         fused_dim: int = 1024,
         rank: int = 20,
-        dropout: float = 0.25,
+        dropout: DropShare = 0.25,
         pooling: str | Mapping[str, Any] = "mean",
         caption_pooling: str | Mapping[str, Any] = "mean",
     ) -> None:

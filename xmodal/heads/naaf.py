@@ -19,7 +19,7 @@ from xmodal.heads.attention import (
 )
 from xmodal.heads.base import Head, check_inputs
 from xmodal.heads.scan import scan_attention
-from xmodal.numerics import full_mask
+from xmodal.numerics import Positive, full_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,8 +179,8 @@ class NAAF(Head):
 
     def __init__(
         self,
-        temperature: float = 20.0,
-        intra_temperature: float = 5.0,
+        temperature: Positive = 20.0,
+        intra_temperature: Positive = 5.0,
         penalty: float = 2.0,
         learn_threshold: bool = True,
     ) -> None:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xmodal.heads.attention import real_lengths, tile_bytes
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length, xavier
-from xmodal.numerics import at_least_float32, full_mask
+from xmodal.numerics import Positive, Size, at_least_float32, full_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -95,7 +95,7 @@ class RDANStyle(Head):
         torch.Size([4, 6])
     """
 
-    def __init__(self, dim: int, relation_dim: int = 128, temperature: float = 9.0) -> None:
+    def __init__(self, dim: Size, relation_dim: int = 128, temperature: Positive = 9.0) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")

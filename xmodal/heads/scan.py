@@ -19,6 +19,7 @@ from xmodal.heads.attention import (
 )
 from xmodal.heads.base import Attention, Head, check_inputs
 from xmodal.heads.comparison import CrossAttention
+from xmodal.numerics import Positive  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,8 +173,8 @@ class SCAN(Head):
         direction: Direction = "t2i",
         normalization: Normalization = "clipped_l2",
         aggregation: Aggregation = "logsumexp",
-        temperature: float = 9.0,
-        lse_scale: float = 6.0,
+        temperature: Positive = 9.0,
+        lse_scale: Positive = 6.0,
     ) -> None:
         super().__init__()
         self.options: dict[str, Any] = {

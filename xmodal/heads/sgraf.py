@@ -12,7 +12,7 @@ from xmodal.heads.attention import attention_weights, real_lengths, tile_bytes
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length, xavier
 from xmodal.heads.pooling import POOLERS, make_pooler
 from xmodal.heads.scan import scan_attention
-from xmodal.numerics import at_least_float32, full_mask
+from xmodal.numerics import Positive, Size, at_least_float32, full_mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +86,7 @@ class GraphReasoning(nn.Module):
         torch.Size([5, 4, 8])
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: Size) -> None:
         super().__init__()
         self.query, self.key, self.output = (xavier(nn.Linear(dim, dim)) for _ in range(3))
 
@@ -113,7 +113,7 @@ class AttentionFiltration(nn.Module):
         torch.Size([5, 2, 8])
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: Size) -> None:
         super().__init__()
         self.gate = xavier(nn.Linear(dim, 1))
         self.norm = nn.BatchNorm1d(1)
@@ -179,11 +179,11 @@ class SGRAF(Head):
 
     def __init__(
         self,
-        dim: int,
+        dim: Size,
         module: Module = "sgr",
-        sim_dim: int = 256,
-        steps: int = 3,
-        temperature: float = 9.0,
+        sim_dim: Size = 256,
+        steps: Size = 3,
+        temperature: Positive = 9.0,
         pooling: str | Mapping[str, Any] = IMAGE_POOLING,
         caption_pooling: str | Mapping[str, Any] = "self_attention",
     ) -> None:

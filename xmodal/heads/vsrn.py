@@ -9,7 +9,7 @@ from torch import nn
 
 from xmodal.heads.base import Attention, Head, ImageStages, check_inputs, check_items, unit_length
 from xmodal.heads.comparison import InnerProduct
-from xmodal.numerics import at_least_float32, check_count, full_mask
+from xmodal.numerics import Size, at_least_float32, check_count, full_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -99,7 +99,7 @@ class RegionGraph(nn.Module):
         True
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: Size) -> None:
         super().__init__()
         self.subject = nn.Linear(dim, dim)
         self.object = nn.Linear(dim, dim)
@@ -144,7 +144,7 @@ class VSRN(Head):
     comparison = InnerProduct()
     has_region_states = True
 
-    def __init__(self, dim: int, layers: int = 4, norm: Norm = "l2", region_norm: RegionNorm = "region") -> None:
+    def __init__(self, dim: Size, layers: Size = 4, norm: Norm = "l2", region_norm: RegionNorm = "region") -> None:
         super().__init__()
         for name, value, known in (("norm", norm, get_args(Norm)), ("region_norm", region_norm, get_args(RegionNorm))):
             if value not in known:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32, check_count, check_number, full_mask
+from xmodal.numerics import DropShare, Size, at_least_float32, check_count, check_number, full_mask
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -150,11 +150,11 @@ class Captioner(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        vocabulary_size: int,
-        hidden_dim: int = 512,
-        word_dim: int = 300,
-        dropout: float = 0.2,
+        dim: Size,
+        vocabulary_size: Size,
+        hidden_dim: Size = 512,
+        word_dim: Size = 300,
+        dropout: DropShare = 0.2,
         start: int = 1,
         end: int = 2,
         pad: int = 0,

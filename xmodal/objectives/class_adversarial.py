@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import check_count, check_number
+from xmodal.numerics import NotNegative, Positive, Size, Steps, check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.metric import AS_GIVEN, METRIC_LOSSES, check_labels, metric_loss
 from xmodal.objectives.warmup import warmth
@@ -100,15 +100,15 @@ class ClassAdversary(nn.Module):
 
     def __init__(
         self,
-        feature_dim: int,
-        dim: int,
-        classes: int,
+        feature_dim: Size,
+        dim: Size,
+        classes: Size,
         metric: Mapping[str, Any],
-        weight: float = 0.1,
+        weight: NotNegative = 0.1,
         on: AdversaryInput = "features",
-        hidden_dim: int = 512,
-        gamma: float = 10.0,
-        ramp_steps: int = 10_000,
+        hidden_dim: Size = 512,
+        gamma: Positive = 10.0,
+        ramp_steps: Steps = 10_000,
     ) -> None:
         super().__init__()
         check_choice("on", on, AdversaryInput)

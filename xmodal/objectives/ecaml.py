@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from xmodal.numerics import at_least_float32, check_count, check_number
+from xmodal.numerics import NotNegative, Size, at_least_float32, check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.metric import AS_GIVEN, METRIC_LOSSES, check_labels, metric_loss
 
@@ -125,12 +125,12 @@ class EnergyConfusion(nn.Module):
     def __init__(
         self,
         metric: Mapping[str, Any],
-        dim: int | None = None,
-        classes: int | None = None,
-        weight: float = 0.13,
+        dim: Size | None = None,
+        classes: Size | None = None,
+        weight: NotNegative = 0.13,
         form: EnergyForm = "log",
         negatives: int | None = None,
-        row_weight: float = 0.5,
+        row_weight: NotNegative = 0.5,
         same_class: bool = False,
     ) -> None:
         super().__init__()

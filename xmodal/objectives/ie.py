@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import check_count, check_number
+from xmodal.numerics import NotNegative, Positive, Size, check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.metric import AS_GIVEN, check_labels
 
@@ -157,12 +157,12 @@ class IncludeExclude(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        classes: int,
+        dim: Size,
+        classes: Size,
         form: IEForm | Literal["center"] = "magnet",
-        weight: float = 1.0,
-        margin: float = 1.0,
-        variance: float | None = None,
+        weight: NotNegative = 1.0,
+        margin: NotNegative = 1.0,
+        variance: Positive | None = None,
         center_rate: float | None = None,
     ) -> None:
         super().__init__()

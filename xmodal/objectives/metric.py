@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32, check_number
+from xmodal.numerics import NotNegative, Positive, Size, at_least_float32, check_number
 from xmodal.objectives.choices import check_choice
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def binomial_deviance_loss(
         >>> binomial_deviance_loss(embeddings, torch.tensor([0, 1, 0, 1])) > 10
         tensor(True)
     """
-    _check_options({"scale": scale, "threshold": threshold, "negative_cost": negative_cost})
+    options = {"scale": scale, "threshold": threshold, "negative_cost": negative_cost}
+    _check_options(options, BINOMIAL_OPTIONS)
     check_labels(embeddings, labels)
     check_pairs(labels)
     directions = F.normalize(at_least_float32(embeddings), dim=1)
@@ -122,7 +123,7 @@ class MetricLoss(nn.Module):
     """
 
     def __init__(
-        self, name: str, *, dim: int | None = None, classes: int | None = None, mining: Mining = "all", **options: Any
+        self, name: str, *, dim: Size | None = None, classes: Size | None = None, mining: Mining = "all", **options: Any
     ) -> None:
         super().__init__()
         known = _defaults(name)
@@ -133,7 +134,7 @@ class MetricLoss(nn.Module):
         if mining != "all" and name in ("binomial", *PROXY_LOSSES):
             raise ValueError(f"metric loss {name!r} takes every image of a batch: mining must be 'all', got {mining!r}")
         options = {**known, **options}
-        _check_options(options)
+        _check_options(options, known)
         self.name = name
         self.classes = classes if name in PROXY_LOSSES or options.get("learn_beta") else None
         self.options = options
@@ -169,15 +170,22 @@ AS_GIVEN = nn.Identity()
 """The embedding layer of objectives that are given embeddings instead of features."""
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Distances, weights and margins are not negative, what multiplies or divides is positive, similarities are any."""
+def _type_of(option: str, default: Any) -> Any:
+    """Similarities are any, what multiplies or divides is positive; distances, weights and margins are not negative."""
+    if isinstance(default, bool) or option in ("threshold", "base"):
+        return type(default)
+    return Positive if option in ("scale", "softmax_scale", "alpha", "beta", "temperature") else NotNegative
+
+
+def _check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     for name, value in options.items():
-        if name in ("threshold", "base"):
-            check_number(name, value)
-        elif name in ("scale", "softmax_scale", "alpha", "beta", "temperature"):
+        kind = _type_of(name, defaults[name])
+        if kind is Positive:
             check_number(name, value, above=0)
-        elif not isinstance(value, bool):
+        elif kind is NotNegative:
             check_number(name, value, least=0)
+        elif kind is float:
+            check_number(name, value)
 
 
 def _defaults(name: str) -> dict[str, Any]:
@@ -214,7 +222,10 @@ def _named(name: str, defaults: Mapping[str, Any]) -> Callable[..., MetricLoss]:
         """
         return MetricLoss(name, **options)
 
-    options = [("mining", Mining, "all"), *((option, type(value), value) for option, value in defaults.items())]
+    options = [
+        ("mining", Mining, "all"),
+        *((option, _type_of(option, value), value) for option, value in defaults.items()),
+    ]
     only = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(option, only, default=value, annotation=kind) for option, kind, value in options]
     vars(make)["__signature__"] = inspect.Signature(parameters)
@@ -247,7 +258,7 @@ class MetricObjective(nn.Module):
     parts: ClassVar[dict[str, Any]] = {"metric": METRIC_LOSSES}
     """The options that are options of something else."""
 
-    def __init__(self, metric: Mapping[str, Any], dim: int | None = None, classes: int | None = None) -> None:
+    def __init__(self, metric: Mapping[str, Any], dim: Size | None = None, classes: Size | None = None) -> None:
         super().__init__()
         self.metric = metric_loss(metric, dim, classes)
 

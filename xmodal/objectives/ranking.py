@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32, check_count, check_number
+from xmodal.numerics import NotNegative, Positive, Steps, at_least_float32, check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.warmup import warmth
 
@@ -157,10 +157,10 @@ class HingeRanking(nn.Module):
 
     def __init__(
         self,
-        margin: float = 0.2,
+        margin: NotNegative = 0.2,
         hardest: float | bool = 1.0,
         reduction: Reduction = "sum",
-        warmup_steps: int = 0,
+        warmup_steps: Steps = 0,
         mask_false_negatives: bool = True,
     ) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class InfoNCE(nn.Module):
     """
 
     def __init__(
-        self, temperature: float = 0.05, learn_temperature: bool = False, mask_false_negatives: bool = True
+        self, temperature: Positive = 0.05, learn_temperature: bool = False, mask_false_negatives: bool = True
     ) -> None:
         super().__init__()
         check_number("temperature", temperature, above=0)

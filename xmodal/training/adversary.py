@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from xmodal.names import build
+from xmodal.numerics import NotNegative  # noqa: TC001  # ranges are read at run time
 from xmodal.objectives.addr import ADDR, MeanMatch
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Adversary:
         ['addr/accuracy', 'addr/adv', 'addr/beta', 'addr/discriminator', 'addr/reg', 'total']
     """
 
-    def __init__(self, objective: DomainObjective, learning_rate: float = 1e-3) -> None:
+    def __init__(self, objective: DomainObjective, learning_rate: NotNegative = 1e-3) -> None:
         if not learning_rate >= 0:
             raise ValueError(f"learning_rate must be at least 0, got {learning_rate}")
         self.objective = objective

@@ -8,6 +8,7 @@ from torch import nn
 
 from xmodal.heads.base import xavier
 from xmodal.heads.pooling.base import Pooler
+from xmodal.numerics import Size  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -52,7 +53,7 @@ class ESA(Pooler):
         torch.Size([4, 256])
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: Size) -> None:
         super().__init__()
         self.linear = xavier(nn.Linear(dim, dim))
 

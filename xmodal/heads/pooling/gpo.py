@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from xmodal.heads.pooling.base import Pooler
-from xmodal.numerics import at_least_float32
+from xmodal.numerics import Positive, Size, at_least_float32
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -74,7 +74,7 @@ class GPO(Pooler):
         torch.Size([4, 256])
     """
 
-    def __init__(self, code_dim: int = 32, hidden_dim: int = 32, temperature: float = 0.1) -> None:
+    def __init__(self, code_dim: Size = 32, hidden_dim: Size = 32, temperature: Positive = 0.1) -> None:
         super().__init__()
         if code_dim < 2 or code_dim % 2:
             raise ValueError(f"code_dim must be even and at least 2, got {code_dim}")

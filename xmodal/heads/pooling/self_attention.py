@@ -8,6 +8,7 @@ from torch import nn
 
 from xmodal.heads.base import xavier
 from xmodal.heads.pooling.base import Pooler, mean_pool
+from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -56,7 +57,7 @@ class SelfAttention(Pooler):
         torch.Size([4, 256])
     """
 
-    def __init__(self, dim: int, dropout: float = 0.4, norm: Norm = "none", slots: int = 36) -> None:
+    def __init__(self, dim: Size, dropout: DropShare = 0.4, norm: Norm = "none", slots: Size = 36) -> None:
         super().__init__()
         if norm not in get_args(Norm):
             raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}; got {norm!r}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from xmodal.numerics import check_number
+from xmodal.numerics import NotNegative, Steps, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.warmup import rise_and_fall
 
@@ -64,10 +64,10 @@ class DomainObjective(nn.Module):
 
     def __init__(
         self,
-        beta: float = 1.0,
-        beta_warmup_steps: int = 0,
-        beta_hold_steps: int = 0,
-        beta_decay_steps: int = 0,
+        beta: NotNegative = 1.0,
+        beta_warmup_steps: Steps = 0,
+        beta_hold_steps: Steps = 0,
+        beta_decay_steps: Steps = 0,
         reduction: Reduction = "sum",
     ) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import check_count, check_number
+from xmodal.numerics import NotNegative, Positive, Size, check_count, check_number
 from xmodal.objectives.addr.batch import Discriminators, Items
 from xmodal.objectives.choices import check_choice
 
@@ -42,7 +42,7 @@ class FastWeights(nn.Module):
 
     fits_anew, sparse = True, False
 
-    def __init__(self, dim: int, steps: int = 5, rate: float = 10.0) -> None:
+    def __init__(self, dim: Size, steps: Size = 5, rate: NotNegative = 10.0) -> None:
         super().__init__()
         check_count("steps", steps)
         check_number("rate", rate, least=0)
@@ -82,7 +82,7 @@ class Ridge(nn.Module):
 
     fits_anew, sparse = True, False
 
-    def __init__(self, dim: int, ridge: float = 0.1) -> None:
+    def __init__(self, dim: Size, ridge: Positive = 0.1) -> None:
         super().__init__()
         check_number("ridge", ridge, above=0)
         self.ridge = ridge
@@ -119,7 +119,7 @@ class Amortized(nn.Module):
 
     fits_anew, sparse = False, False
 
-    def __init__(self, dim: int, hidden: int = 128) -> None:
+    def __init__(self, dim: Size, hidden: Size = 128) -> None:
         super().__init__()
         check_count("hidden", hidden)
         generator = torch.Generator().manual_seed(0)
@@ -158,7 +158,7 @@ class Table(nn.Module):
 
     fits_anew, sparse = False, True
 
-    def __init__(self, dim: int, pairs: int) -> None:
+    def __init__(self, dim: Size, pairs: int) -> None:
         super().__init__()
         self.rows = nn.Embedding.from_pretrained(torch.zeros(pairs, dim + 1), freeze=False, sparse=True)
 
@@ -191,7 +191,7 @@ class Shared(nn.Module):
 
     fits_anew, sparse = False, False
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: Size) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(dim))
         self.bias = nn.Parameter(torch.zeros(()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32, check_count, full_mask
+from xmodal.numerics import NotNegative, Positive, Size, Steps, at_least_float32, check_count, full_mask
 from xmodal.objectives.addr.base import DomainObjective, Learn, Reduction, check_not_negative
 from xmodal.objectives.addr.batch import Discriminators, DomainFeatures, Items
 from xmodal.objectives.addr.errors import (
@@ -89,25 +89,25 @@ class ADDR(DomainObjective):
 
     def __init__(
         self,
-        dim: int,
+        dim: Size,
         form: str = "fast_weights",
-        alpha: float = 0.1,
-        beta: float = 1.0,
-        beta_warmup_steps: int = 0,
-        beta_hold_steps: int = 0,
-        beta_decay_steps: int = 0,
-        lambda_reg: float = 0.3,
+        alpha: NotNegative = 0.1,
+        beta: NotNegative = 1.0,
+        beta_warmup_steps: Steps = 0,
+        beta_hold_steps: Steps = 0,
+        beta_decay_steps: Steps = 0,
+        lambda_reg: NotNegative = 0.3,
         reg_form: RegForm = "symmetric",
         balance: Balance = "class",
         center: bool = True,
         encoder_loss: EncoderLoss = "saturating",
-        encoder_reg: float = 0.0,
+        encoder_reg: NotNegative = 0.0,
         through: Through = "both",
         reduction: Reduction = "sum",
-        steps: int = 5,
-        rate: float = 10.0,
-        ridge: float = 0.1,
-        hidden: int = 128,
+        steps: Size = 5,
+        rate: NotNegative = 10.0,
+        ridge: Positive = 0.1,
+        hidden: Size = 128,
         pairs: int | None = None,
     ) -> None:
         super().__init__(beta, beta_warmup_steps, beta_hold_steps, beta_decay_steps, reduction)

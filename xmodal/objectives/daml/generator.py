@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from xmodal.numerics import check_count, check_number
+from xmodal.numerics import NotNegative, Size, check_count, check_number
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -36,7 +36,7 @@ class HardNegativeGenerator(nn.Module):
     """
 
     def __init__(
-        self, dim: int, layers: int = 2, batch_norm: bool = False, final_relu: bool = True, std: float = 0.02
+        self, dim: Size, layers: Size = 2, batch_norm: bool = False, final_relu: bool = True, std: NotNegative = 0.02
     ) -> None:
         super().__init__()
         check_count("dim", dim)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32, check_number
+from xmodal.numerics import NotNegative, at_least_float32, check_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ def triplet_on_synthetic(
     positive: Float[Tensor, "pair dim"],
     negative: Float[Tensor, "pair negative dim"],
     *,
-    margin: float = 1.0,
+    margin: NotNegative = 1.0,
 ) -> Float[Tensor, ""]:
     """Mean of [|a - p|^2 - |a - n|^2 + margin]_+; the released code halves it.
 
@@ -42,7 +42,7 @@ def contrastive_on_synthetic(
     positive: Float[Tensor, "pair dim"],
     negative: Float[Tensor, "pair negative dim"],
     *,
-    margin: float = 1.0,
+    margin: NotNegative = 1.0,
 ) -> Float[Tensor, ""]:
     """Mean of |a - p|^2 plus mean of [margin - |a - n|^2]_+.
 
@@ -62,7 +62,7 @@ def n_pair_on_synthetic(
     positive: Float[Tensor, "pair dim"],
     negative: Float[Tensor, "pair negative dim"],
     *,
-    l2_weight: float = 0.0,
+    l2_weight: NotNegative = 0.0,
 ) -> Float[Tensor, ""]:
     """Mean of log(1 + sum_n exp(a.n - a.p)) (Sohn 2016), plus l2_weight times half the mean of |a|^2 + |p|^2.
 
@@ -84,7 +84,7 @@ def lifted_on_synthetic(
     positive: Float[Tensor, "pair dim"],
     negative: Float[Tensor, "pair negative dim"],
     *,
-    margin: float = 1.0,
+    margin: NotNegative = 1.0,
 ) -> Float[Tensor, ""]:
     """Half the mean of [log sum_n (exp(margin - |a - n|) + exp(margin - |p - n|)) + |a - p|]_+^2 (Song et al. 2016).
 
@@ -148,7 +148,7 @@ def generator_losses(
     embedded_positive: Float[Tensor, "pair dim"],
     embedded_synthetic: Float[Tensor, "pair negative dim"],
     *,
-    margin: float = 1.0,
+    margin: NotNegative = 1.0,
 ) -> dict[str, Float[Tensor, ""]]:
     """J_hard, J_reg and J_adv (DAML, CVPR 2018), each a mean over the synthetic negatives g.
 

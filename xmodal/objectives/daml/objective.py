@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from xmodal.numerics import at_least_float32, check_count, check_number
+from xmodal.numerics import NotNegative, Size, Steps, at_least_float32, check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.daml.generator import HardNegativeGenerator
 from xmodal.objectives.daml.losses import SYNTHETIC_LOSSES, generator_losses
@@ -75,13 +75,13 @@ class DAML(nn.Module):
 
     def __init__(
         self,
-        feature_dim: int,
+        feature_dim: Size,
         metric: Mapping[str, Any],
-        margin: float = 1.0,
-        reg_weight: float = 1.0,
-        adv_weight: float = 1.0,
-        metric_weight: float = 1.0,
-        warmup_steps: int = 0,
+        margin: NotNegative = 1.0,
+        reg_weight: NotNegative = 1.0,
+        adv_weight: NotNegative = 1.0,
+        metric_weight: NotNegative = 1.0,
+        warmup_steps: Steps = 0,
         triplets: TripletLayout = "cyclic",
         negatives: int = 0,
         normalize: bool = False,
