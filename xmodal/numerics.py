@@ -123,14 +123,14 @@ def check_number(name: str, value: Any, *, least: float = -math.inf, above: floa
         ...
         ValueError: temperature must be positive, got nan
     """
-    # Strings of digits compare with nothing, and a truth value is a number to Python.
     if not isinstance(value, (float, int, torch.Tensor)) and not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if not value > above and above != -math.inf:
+    number: Any = value  # a NaN compares with nothing
+    if above != -math.inf and not number > above:
         raise ValueError(f"{name} must be {'positive' if above == 0 else f'above {above}'}, got {value}")
-    if not value >= least and least != -math.inf:
+    if least != -math.inf and not number >= least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    if not -math.inf < value < math.inf:
+    if not -math.inf < number < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
 
 

@@ -120,7 +120,7 @@ def check_option(option: Option, value: Any, path: str) -> None:
         >>> check_option(options_of(SCAN).named["temperature"], "hot", "model.head.temperature")
         Traceback (most recent call last):
         ...
-        ValueError: model.head.temperature is 'hot'; wanted a finite number
+        ValueError: model.head.temperature is 'hot'; wanted a finite number above 0
     """
     kind = annotation_of(option)
     if kind in (inspect.Parameter.empty, Any) or value is option.default or (value is None and option.default is None):
