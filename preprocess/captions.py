@@ -31,6 +31,7 @@ from xmodal.entry import run_program
 
 from .caption_tables import rows_of_table
 from .image_ids import ImageIds, image_stem, karpathy_images, our_split
+from .manifest import note_written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -198,6 +199,7 @@ def main(source: Source) -> None:
         save_captions(source.output, kept)
     except ValueError as error:
         raise ValueError(f"{source.input}: {error}") from error
+    note_written(source.output)
     print(f"{source.output}: {len(kept)} captions; left out: {', '.join(left_out)}")
     images = {split: {c.image_id for c in kept if c.split == split} for split in sorted({c.split for c in kept})}
     counts = Counter(caption.split for caption in kept)

@@ -30,6 +30,7 @@ from xmodal.data import Caption, RegionStoreWriter, Vocabulary, save_captions
 from xmodal.data.text import parse_json, read_lines, read_text
 from xmodal.entry import run_program
 
+from .manifest import note_written
 from .splits import draw_splits
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ def write(images: list[AnnotatedImage], num_classes: int, config: Output) -> Non
     save_captions(output / "captions.jsonl", captions)
     vocabulary = Vocabulary.build(caption.caption for caption in captions if caption.split != "test")
     vocabulary.save(output / "vocabulary.json")
+    note_written(output / "captions.jsonl", output / "vocabulary.json")
     print(f"{output / 'captions.jsonl'}: {len(captions)} captions")
     print(f"{output / 'vocabulary.json'}: {len(vocabulary)} words")
 

@@ -32,6 +32,7 @@ from xmodal.entry import run_program
 
 from . import verify, vocabulary
 from .captions import Table, read_captions
+from .manifest import note_written
 from .parts import is_put_together
 from .regions import Extraction, RegionsConfig, extract
 from .skipped import write_skipped
@@ -187,6 +188,7 @@ def _write_captions(config: FolderConfig, captions: Sequence[Caption]) -> None:
     """Write the captions and the vocabulary of those that are not for testing."""
     path = config.output / CAPTIONS
     save_captions(path, captions)
+    note_written(path)
     counted = tuple(split for split in ("train", "dev") if any(caption.split == split for caption in captions))
     vocabulary.main(vocabulary.Config(path, config.output / VOCABULARY, counted, config.min_count, config.segmenter))
 

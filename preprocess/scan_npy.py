@@ -32,6 +32,7 @@ from xmodal.data.text import read_text
 from xmodal.entry import run_program
 
 from .image_ids import karpathy_images
+from .manifest import note_written
 from .parts import PartFiles, folder_of_parts, refuse_made, remove_parts
 from .precomputed import RECORDS_A_PART, num_real, stamps
 
@@ -82,6 +83,7 @@ def main(config: Config) -> None:
     if not captions:
         raise next(iter(failed.values()))
     save_captions(config.output / CAPTIONS, captions)
+    note_written(config.output / CAPTIONS)
     print(f"{config.output / CAPTIONS}: {len(captions)} captions")
     if failed:
         told = "; ".join(f"{split}: {error}" for split, error in failed.items())

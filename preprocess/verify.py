@@ -1,9 +1,10 @@
 """Check region stores and captions against each other before training on them.
 
 Reads every FOLDER/*.h5 (a split each) and FOLDER/captions.jsonl, prints a table and ends with status 1 if anything is
-wrong: a damaged file, NaN or all-zero features, boxes outside the image, an id twice, slow chunks, captions about
-images that are not there, images without captions (in train only a note), an image in two splits, splits whose features
-differ in dim (or, a note, in what made them).
+wrong: a damaged file, captions or a vocabulary that are not what a program wrote, NaN or all-zero features, boxes
+outside the image, an id twice, slow chunks, captions about images that are not there, images without captions (in train
+only a note), an image in two splits, splits whose features differ in dim (or, a note, in what made them). After an edit
+of captions or vocabulary, --accept says that they are as they should be.
 
     python -m preprocess.verify FOLDER
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import tyro  # noqa: TC002 (and itself, at run time)
@@ -20,6 +21,8 @@ import tyro  # noqa: TC002 (and itself, at run time)
 from xmodal.data import RegionStore, load_captions
 from xmodal.data.split import CAPTIONS, store_file
 from xmodal.entry import run_program
+
+from .manifest import accept, find_changed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,12 +49,16 @@ class Config:
     """Folder of SPLIT.h5 and captions.jsonl."""
     captions: Path | None = None
     """The captions, if they are elsewhere."""
+    accept: bool = False
+    """Take captions and vocabulary, which somebody edited, for what they should be from now on."""
     splits: tuple[str, ...] = ()
     """Check only these splits; by default all that have a store or captions."""
 
 
 def main(config: Config) -> None:
     """Check, print the table, and fail if anything is wrong."""
+    if config.accept:
+        print(f"accepted as they are: {', '.join(accept(config.folder)) or 'nothing'}")
     findings = list(verify(config))
     width = max(len(finding.split) for finding in findings)
     for split, level, message in findings:
@@ -94,6 +101,7 @@ def verify(config: Config) -> Iterator[Finding]:
         yield Finding(split, "ok", f"{store!r}; {len(captions[split])} captions")
         yield from (Finding(split, "ERROR", problem) for problem in store.validate())
         yield from _compare(split, store.image_id, captions[split])
+    yield from (Finding(Path(name).stem, "ERROR", problem) for name, problem in find_changed(config.folder).items())
     yield from _find_differences(stores)
     yield from _find_leaks({split: set(store.image_id) for split, store in stores.items()}, "the stores")
     yield from _find_leaks({s: {caption.image_id for caption in captions[s]} for s in splits}, "the captions")

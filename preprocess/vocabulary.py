@@ -19,6 +19,8 @@ from xmodal.data import Vocabulary, load_captions
 from xmodal.data.segmenters import SEGMENTERS, is_unspaced
 from xmodal.entry import run_program
 
+from .manifest import note_written
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -69,6 +71,7 @@ def main(config: Config) -> None:
     except ValueError as error:
         raise ValueError(f"{config.captions}: {error}{_advice(captions, config.segmenter)}") from error
     vocabulary.save(config.output)
+    note_written(config.output)
     shares = measure(vocabulary, captions)
     print(
         f"{config.output}: {len(vocabulary)} words of {len(captions)} captions; {shares.one_word:.1%} of the captions "

@@ -112,6 +112,11 @@ def test_a_damaged_split_is_told_and_the_others_are_kept(tmp_path, small_parts, 
     scan_npy.main(config)
     assert (tmp_path / "out" / "train.h5").stat().st_mtime_ns == made
     assert {caption.split for caption in load_captions(tmp_path / "out" / "captions.jsonl")} == {"train", "dev"}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["captions.jsonl", "dev.h5", "train.h5"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "captions.jsonl",
+        "dev.h5",
+        "manifest.json",
+        "train.h5",
+    ]
     with pytest.raises(FileExistsError, match=r"train\.h5 exists"):
         scan_npy.main(config)

@@ -247,7 +247,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(read_lines(path), start=1):
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is no JSON ({error}): {line[:80]!r}; remove the line") from error
         if not isinstance(entry, dict) or "step" not in entry:
             raise ValueError(f"{path}, line {number} is no JSON object with a step: {line[:80]!r}; remove the line")
