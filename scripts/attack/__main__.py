@@ -43,7 +43,7 @@ class Dose(NamedTuple):
 
 DOSES = {
     "small": Dose(2, 2, 2, 11, 1, ("save_pretrained", "score_all(out=)", "prepare npz-folder", "prepare scan-npy")),
-    "usual": Dose(24, 6, 40, 1, 3),
+    "usual": Dose(12, 4, 30, 1, 2),
     "whole": Dose(None, 20, 400, 1, 20),
 }
 COLUMNS = (RIGHT, REFUSED, UNNOTICED, WRONG, RAW, HANG, DEATH)
@@ -51,12 +51,15 @@ COLUMNS = (RIGHT, REFUSED, UNNOTICED, WRONG, RAW, HANG, DEATH)
 
 def attack(dose: Dose, seed: int, folder: Path) -> Iterator[Tally]:
     """Everything, kind by kind."""
-    for name in dose.programs:
-        yield _tally(f"kills: {name}", kills.attack(PROGRAMS[name], folder / "kills" / name, dose.kills))
-    for name in dose.programs:
-        yield _tally(f"full disk: {name}", disks.attack(PROGRAMS[name], folder / "disks" / name, dose.levels))
-    for name in dose.programs:
-        yield _tally(f"two at once: {name}", pairs.attack(PROGRAMS[name], folder / "pairs" / name, dose.pairs))
+    for program in map(PROGRAMS.__getitem__, dose.programs):
+        times = [None if each is None else -(-each // program.cost) for each in (dose.kills, dose.levels, dose.pairs)]
+        yield _tally(f"kills: {program.name}", kills.attack(program, folder / "kills" / program.name, times[0]))
+        yield _tally(
+            f"full disk: {program.name}", disks.attack(program, folder / "disks" / program.name, times[1] or 1)
+        )
+        yield _tally(
+            f"two at once: {program.name}", pairs.attack(program, folder / "pairs" / program.name, times[2] or 1)
+        )
     for number, format in enumerate(FORMATS):
         yield _tally(
             f"mutants: {format.name}",

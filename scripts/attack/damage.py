@@ -7,6 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from scripts.attack.mutants import mutant
+from scripts.attack.programs import quiet
 from scripts.attack.trials import RAW, in_children, outcome_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def attack(format: Format, folder: Path, mutants: int, seed: int) -> Iterator[tu
     good = folder / "good"
     good.mkdir(parents=True)
     format.make(good / format.file)
-    wanted = format.read(good / format.file)
+    with quiet():
+        wanted = format.read(good / format.file)
     whole = (good / format.file).read_bytes()
     random = Random(f"{format.name} {seed}")
     trials = [(f"mutant {number}", _trial(format, good, wanted, mutant(whole, random))) for number in range(mutants)]
@@ -74,7 +76,8 @@ def attack_hostile(files: list[Hostile], folder: Path) -> Iterator[tuple[str, st
             good = folder / f"reader {len(made)}" / "good"
             good.mkdir(parents=True)
             format.make(good / format.file)
-            made[format.name] = good, format.read(good / format.file)
+            with quiet():
+                made[format.name] = good, format.read(good / format.file)
     trials = [
         (f"{each.format.name}: {each.name}", _hostile_trial(each, *made[each.format.name], folder)) for each in files
     ]

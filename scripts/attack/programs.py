@@ -42,6 +42,8 @@ class Program:
     """Reads from a folder and writes into another; a second run goes on where the first was killed."""
     replaces: bool = False
     """Whether the output is there before, and at every moment must be the old or the new one."""
+    cost: int = 1
+    """By how much less often it is done than others, for it takes longer."""
 
 
 def contents(output: Path) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def _train(folder: Path, output: Path) -> None:
         progress=False,
         resume_if_present=True,
     )
-    with _quiet():
+    with quiet():
         train(config)
 
 
@@ -186,7 +188,7 @@ def _evaluate(folder: Path, output: Path) -> None:
         "--scores",
         str(output / "scores" / "scores.npy"),
     ]
-    with _quiet():
+    with quiet():
         main(["evaluate", str(folder / "model"), *data, *options])
 
 
@@ -302,14 +304,19 @@ def _in_small_parts(run: Callable[[], None]) -> None:
     usual = precomputed.RECORDS_A_PART
     precomputed.RECORDS_A_PART = scan_npy.RECORDS_A_PART = 2
     try:
-        with _quiet(), contextlib.suppress(SystemExit):
+        with quiet(), contextlib.suppress(SystemExit):
             run()
     finally:
         precomputed.RECORDS_A_PART = scan_npy.RECORDS_A_PART = usual
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def quiet() -> Any:
+    """What is printed meanwhile is not.
+
+    >>> with quiet():
+    ...     print("hello")
+    """
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
@@ -317,10 +324,10 @@ def _quiet() -> Any:
 PROGRAMS = {
     program.name: program
     for program in (
-        Program("train", make_data, _train),
+        Program("train", make_data, _train, cost=4),
         Program("save_pretrained", _make_models, _save, replaces=True),
         Program("score_all(out=)", lambda folder: None, _score, replaces=True),
-        Program("evaluate", _make_evaluation, _evaluate),
+        Program("evaluate", _make_evaluation, _evaluate, cost=2),
         Program("prepare regions", _make_photographs, _extract("copy")),
         Program("prepare regions, virtual", _make_photographs, _extract("virtual")),
         Program("prepare bottom-up-tsv", make_tsv, _convert_tsv),

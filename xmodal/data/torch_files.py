@@ -99,6 +99,9 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
     pickles = [member for member in members if member.filename.endswith("data.pkl")]
     if len(pickles) != 1:
         raise ValueError("it is a zip archive without torch's record data.pkl")
+    damaged = archive.testzip()  # torch writes checksums and does not look at them
+    if damaged is not None:
+        raise ValueError(f"the checksum of its record {damaged} is wrong")
     folder = pickles[0].filename.removesuffix("data.pkl")
     sizes = {member.filename: member.file_size for member in members}
     with archive.open(pickles[0]) as file:

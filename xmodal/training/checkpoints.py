@@ -9,7 +9,6 @@ import platform
 import random
 import subprocess
 import sys
-import zipfile
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -89,10 +88,6 @@ def _read(path: Path) -> dict[str, Any]:
     """A checkpoint, if all of it is as it was written."""
     try:
         state = load_torch(path)
-        with zipfile.ZipFile(path) as records:
-            damaged = records.testzip()  # torch writes checksums and does not look at them
-        if damaged is not None:
-            raise ValueError(f"the checksum of its record {damaged} is wrong")
     except Exception as error:  # what is damaged can fail in any way
         raise ValueError(f"{path} is damaged or no checkpoint of xmodal ({error})") from error
     if not isinstance(state, dict) or "step" not in state:
