@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -9,15 +10,18 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from xmodal.data.atomic import folder_written_whole
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Mapping, Sequence
+
     from typing_extensions import Self
 
 WEIGHTS = "model.safetensors"
@@ -118,7 +122,8 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         if noted is not None and noted != _hash(weights):
             raise ValueError(f"{weights} is damaged, or not of this {CONFIG}: its hash differs. {ADVICE}")
         try:
-            model = cls(**cls._options_to_load(folder, options))
+            with _ParametersNotDrawn() if strict else contextlib.nullcontext():
+                model = cls(**cls._options_to_load(folder, options))
         except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:  # of values of a wrong kind
             raise ValueError(f"{config} does not describe a {cls.__name__} ({error}). {ADVICE}") from error
         try:
@@ -131,6 +136,31 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         """The arguments with which to build a model whose weights are then read from a folder."""
         return options
+
+
+class _ParametersNotDrawn(TorchFunctionMode):
+    """Parameters are left as they are where random values would be drawn for them: all of them are read from a file.
+
+    Drawing takes longer than reading and checking do.
+    """
+
+    _DRAWS = frozenset(
+        [
+            *(torch.Tensor.uniform_, torch.Tensor.normal_),
+            *(nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, nn.init.kaiming_normal_),
+        ]
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch, unless it draws a parameter."""
+        kwargs = kwargs or {}
+        if func in self._DRAWS:
+            drawn = args[0] if args else kwargs["tensor"]
+            if isinstance(drawn, nn.Parameter):
+                return drawn
+        return func(*args, **kwargs)
 
 
 def _refuse_other_kind(kind: type[Pretrained], folder: Path, config: dict[str, Any]) -> None:

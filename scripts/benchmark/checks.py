@@ -57,7 +57,7 @@ read()
 print(json.dumps({{
     "opening a store": best(lambda: len(RegionStore(sys.argv[1])), 20),
     "reading a store": best(read, 5),
-    "loading a model": best(lambda: Matcher.from_pretrained(sys.argv[2]), 5),
+    "loading a model": best(lambda: Matcher.from_pretrained(sys.argv[2]), 15),
 }}))
 """
 
