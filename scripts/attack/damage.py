@@ -92,7 +92,7 @@ def _hostile_trial(hostile: Hostile, good: Path, wanted: Any, folder: Path) -> C
             lambda: hostile.format.read(path),
             lambda found: repr(found) == repr(wanted),
             hostile.format.named or hostile.format.file,
-            checked=True,  # what comes of a hostile file is an error, or what comes of a good one
+            checked=hostile.checked,
         )
         if (folder / "trace").exists():
             (folder / "trace").unlink()

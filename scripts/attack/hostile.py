@@ -36,6 +36,8 @@ class Hostile:
     format: Format
     make: Callable[[Path, Path], None]
     """Given the path, where a good file of the format is, and that of a file which must never appear or be read."""
+    checked: bool = True
+    """Whether another result than that of the good file is wrong: text that is still well-formed is believed."""
 
 
 class Calls:
@@ -353,9 +355,7 @@ def of_text() -> Iterator[Hostile]:
         "a large number": f"epochs: {'9' * 100_000}",
     }
     for name, text in recipes.items():
-        yield Hostile(
-            "hostile recipes", name, READERS["recipe"], lambda path, _, text=text: path.write_text(text) and None
-        )
+        yield Hostile("hostile recipes", name, READERS["recipe"], _written(text))
     texts = {
         "deep": '{"a":' * deep + "1" + "}" * deep,
         "a number of a million digits": '{"image_id": ' + "9" * 1_000_000 + "}",
@@ -366,9 +366,14 @@ def of_text() -> Iterator[Hostile]:
     readers += ("judgements", "labelled index", "names of images")
     for reader in readers:
         for name, text in texts.items():
-            yield Hostile(
-                "hostile text", name, READERS[reader], lambda path, _, text=text: path.write_text(text) and None
-            )
+            yield Hostile("hostile text", name, READERS[reader], _written(text), checked=READERS[reader].checked)
+
+
+def _written(text: str) -> Callable[[Path, Path], None]:
+    def make(path: Path, _: Path) -> None:
+        path.write_text(text)
+
+    return make
 
 
 def everything(folder: Path) -> Iterator[Hostile]:

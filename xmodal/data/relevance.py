@@ -209,7 +209,7 @@ def _parse_judgement(line: bytes, where: str) -> tuple[str, str, float]:
     """Image id, caption id and grade of one line."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:  # bytes that are no UTF-8, or no JSON
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, or no JSON
         raise ValueError(f"{where}: not JSON ({error}): {line.rstrip()[:80]!r}") from error
     if not isinstance(record, dict) or set(record) | {"grade"} != {"image_id", "caption_id", "grade"}:
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
