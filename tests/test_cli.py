@@ -373,3 +373,42 @@ def test_options_of_any_type_are_read(parsed, tmp_path, monkeypatch):
     }
     built = build("head", HEADS, head)
     assert (built.filter.depth, built.filter.widths, built.options) == (9, [4], {"beyond": 1e-4})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("evaluate x --data.folder y --protcol z", "unknown option --protcol (did you mean '--protocol'?); see xmodal"),
+        ("evaluate x --data.foldr y", "unknown option --data.foldr (did you mean '--data.folder'?)"),
+        ("evaluate x", "Missing from xmodal evaluate: --data.folder PATH"),
+        ("evaluate-embedder x --path y --queries many", "Error parsing --queries: invalid literal for int()"),
+        ("search x --images=a --to 3", "unknown option --to (did you mean '--top'?)"),
+        ("recipes --all", "xmodal recipes: unknown option --all"),
+        ("prepare vocabulary --captons x", "unknown option --captons (did you mean '--captions'?)"),
+        ("train --data.drop-regions 1.5", "xmodal train: data.drop_regions is 1.5; wanted a share below 1"),
+        (f"train --epochs {10**30}", f"xmodal train: epochs is {10**30}; wanted a whole number from 1 to 1000000000"),
+        ("train --optimizer.decay inf", "xmodal train: optimizer.decay is inf; wanted"),
+        ("train --objective.margin -1", "xmodal train: objective.margin is -1.0; wanted a finite number of at least 0"),
+        ("train --model.image.dim 0", "xmodal train: model.image.dim is 0; wanted a whole number from 1"),
+        ("train --output= --epochs 3", "xmodal train: output is ''; wanted a path"),
+        ("train --model.word-vectors=", "xmodal train: model.word_vectors is ''; wanted a path"),
+    ],
+)
+def test_every_command_tells_a_wrong_option_in_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.split())
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_a_captioner_is_left_out_where_the_head_cannot_use_it(parsed, capsys):
+    assert parsed("--recipe", "vsrn_f30k", "--model.head.name", "bfan").model.captioner == {}
+    assert capsys.readouterr().err == (
+        "xmodal train: model.captioner is left out, which is of no use to the head bfan\n"
+    )
+    assert parsed("--recipe", "vsrn_f30k", "--model.head.name", "xmodal.heads:VSRN").model.captioner
+    asked = ("--model.head.name", "bfan", "--model.captioner.hidden-dim", "8")
+    assert parsed("--recipe", "vsrn_f30k", *asked).model.captioner["hidden_dim"] == 8
+    assert capsys.readouterr().err == ""
