@@ -203,7 +203,8 @@ def _make_npz(path: Path) -> None:
 
 def _make_pythia(path: Path) -> None:
     np.save(path.with_name("7.npy"), arrays()[0])
-    np.save(path, {"bbox": np.ones((3, 4), "f4"), "image_width": 9, "image_height": 9}, allow_pickle=True)
+    info: Any = {"bbox": np.ones((3, 4), "f4"), "image_width": 9, "image_height": 9}
+    np.save(path, info, allow_pickle=True)
 
 
 def _make_ban(path: Path) -> None:

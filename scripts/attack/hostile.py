@@ -126,8 +126,11 @@ def of_pickles(trace: Path) -> Iterator[Hostile]:
     True
     """
 
-    def vocabulary(data: bytes) -> Callable[[Path, Path], None]:
-        return lambda path, _: path.write_bytes(data) and None
+    def alone(data: bytes) -> Callable[[Path, Path], None]:
+        def make(path: Path, _: Path) -> None:
+            path.write_bytes(data)
+
+        return make
 
     def npy(data: bytes) -> Callable[[Path, Path], None]:
         def make(path: Path, _: Path) -> None:
@@ -158,8 +161,8 @@ def of_pickles(trace: Path) -> Iterator[Hostile]:
         return make
 
     readers = {
-        "pickled vocabulary": vocabulary,
-        "ids of ban-vqa": vocabulary,
+        "pickled vocabulary": alone,
+        "ids of ban-vqa": alone,
         "npy of a dict": npy,
         "released checkpoint": archive,
         "checkpoint": archive,
