@@ -222,6 +222,7 @@ DAMAGES = {
     "a number for options": lambda folder: (folder / "config.json").write_text('{"image": 1, "text": 2, "head": 3}'),
     "null for a word": lambda folder: edit(folder / "config.json", vocabulary=[None]),
     "another size": lambda folder: edit(folder / "config.json", vocabulary=["a", "b", "c", "d", "e", "f", "g"]),
+    "a name that is none": lambda folder: edit(folder / "config.json", image={"name": "reg&ons", "dim": 8}),
 }
 
 

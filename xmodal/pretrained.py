@@ -124,6 +124,9 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         try:
             with _ParametersNotDrawn() if strict else contextlib.nullcontext():
                 model = cls(**cls._options_to_load(folder, options))
+        except ValueError as error:  # of names and values that no part has
+            named = str(folder) in str(error)
+            raise error if named else ValueError(f"{config} cannot be followed: {error}") from error
         except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:  # of values of a wrong kind
             raise ValueError(f"{config} does not describe a {cls.__name__} ({error}). {ADVICE}") from error
         try:
