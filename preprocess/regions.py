@@ -167,14 +167,7 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
     state = PartialState(cpu=not torch.accelerator.is_available())
     device = torch.device(state.device or "cpu")
     move(extractor, device)
-    writer_options = {
-        "dim": extractor.dim,
-        "max_regions": extractor.max_regions,
-        "dtype": config.dtype,
-        "extractor": extractor.name,
-        "extractor_options": options,
-        "weights_hash": extractor.weights_hash,
-    }
+    writer_options = _writer_options(config, extractor, options)
     settings = [writer_options, config.precision, config.batch_size, MAX_PARTS]
     with contextlib.ExitStack() as stack:
         if state.is_main_process:
@@ -198,6 +191,18 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
                 parts.write(number, _outcomes(batches, extractor, device, config, progress))
         state.wait_for_everyone()
         return parts.join(config.join, overwrite=config.overwrite) if state.is_main_process else {}
+
+
+def _writer_options(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a store notes of how it was made."""
+    return {
+        "dim": extractor.dim,
+        "max_regions": extractor.max_regions,
+        "dtype": config.dtype,
+        "extractor": extractor.name,
+        "extractor_options": options,
+        "weights_hash": extractor.weights_hash,
+    }
 
 
 def divide(images: Mapping[str, Any], batch_size: int) -> Plan:

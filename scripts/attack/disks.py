@@ -77,14 +77,8 @@ def attack(program: Program, folder: Path, levels: int) -> Iterator[tuple[str, s
             outcome, said = _starved(program, inputs, output, limit)
             if outcome in (RIGHT, REFUSED):
                 (output / "filler").unlink(missing_ok=True)
-                visible = contents(output)
-                lost = [
-                    file
-                    for file in before.rglob("*")
-                    if file.is_file() and str(file.relative_to(before)) not in visible
-                ]
-                if lost:
-                    outcome, said = WRONG, f"{lost[0].name} is gone"
+                if lost := _lost(before, output):
+                    outcome, said = WRONG, f"{lost[0]} is gone"
             if outcome == REFUSED:
                 if mounted:
                     subprocess.run(["mount", "-o", f"remount,size={20 * total + (1 << 22)}", str(output)], check=True)
@@ -99,6 +93,13 @@ def _fill(output: Path, room: int) -> None:
     """Leave room for so many bytes."""
     free = shutil.disk_usage(output).free
     (output / "filler").write_bytes(bytes(max(0, free - room)))
+
+
+def _lost(before: Path, output: Path) -> list[str]:
+    """Names of files that were there before and are not any more."""
+    visible = contents(output)
+    files = [file.relative_to(before) for file in before.rglob("*") if file.is_file()]
+    return [str(file) for file in files if str(file) not in visible]
 
 
 def _starved(program: Program, inputs: Path, output: Path, limit: int | None) -> tuple[str, str]:

@@ -61,16 +61,16 @@ def nested_tuples(levels: int) -> bytes:
 
 
 def pickles(trace: Path) -> dict[str, bytes]:
-    """Pickles that run code, or ask for more than there is.
+    """Pickles that run code, make pointers of bytes, or ask for more than there is.
 
     >>> "os.system" in pickles(Path("trace"))
     True
     """
-    touch = f"touch {trace}"
-    reconstruct = np.empty(0).__reduce__()[0]
-    fields = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 8, 27)
-    with_fields = Calls(np.dtype, ("V8", False, True), fields)
-    deep = 200_000
+    return {**_calls(f"touch {trace}"), **_pointers(), **_bombs()}
+
+
+def _calls(touch: str) -> dict[str, bytes]:
+    """Pickles that run a command of the shell, or change a class."""
     return {
         "os.system": pickle.dumps(Calls(os.system, (touch,)), 2),
         "eval": pickle.dumps(Calls(eval, (f"__import__('os').system({touch!r})",)), 2),
@@ -84,6 +84,15 @@ def pickles(trace: Path) -> dict[str, bytes]:
             b"\x80\x04\x8c\x02os\x8c\x06system\x93X" + struct.pack("<I", len(touch)) + touch.encode() + b"\x85R."
         ),
         "an extension": b"\x80\x02\x82\x01.",
+    }
+
+
+def _pointers() -> dict[str, bytes]:
+    """Pickles that make objects of numbers which the file chose."""
+    reconstruct = np.empty(0).__reduce__()[0]
+    fields = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 8, 27)
+    with_fields = Calls(np.dtype, ("V8", False, True), fields)
+    return {
         "fields that are objects": pickle.dumps(
             Calls(reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), with_fields, False, struct.pack("<Q", 0x4141))), 2
         ),
@@ -93,6 +102,13 @@ def pickles(trace: Path) -> dict[str, bytes]:
         "a scalar that is an object": pickle.dumps(
             Calls(np.float64(1).__reduce__()[0], (np.dtype("O"), struct.pack("<Q", 0x4141))), 2
         ),
+    }
+
+
+def _bombs() -> dict[str, bytes]:
+    """Pickles that ask for more room, time or depth than there is."""
+    deep = 200_000
+    return {
         "a subarray": pickle.dumps(Calls(np.dtype, ("(30000,30000)f8",)), 2),
         "a long text": pickle.dumps(Calls(np.float64(1).__reduce__()[0], (np.dtype("S2000000000"), b"a")), 2),
         "a memo of a billion": b"\x80\x02Nr\xff\xff\xff\x3f.",
@@ -119,59 +135,63 @@ def _shared_lists() -> bytes:
     return b"]q\x00" + b"".join(twice)
 
 
+def _plain(data: bytes) -> Callable[[Path, Path], None]:
+    def make(path: Path, _: Path) -> None:
+        path.write_bytes(data)
+
+    return make
+
+
+def _npy(data: bytes) -> Callable[[Path, Path], None]:
+    def make(path: Path, _: Path) -> None:
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+            file.write(data)
+
+    return make
+
+
+def _archive(data: bytes) -> Callable[[Path, Path], None]:
+    return lambda path, _: change_record(path, "data.pkl", data)
+
+
+def _stream(data: bytes) -> Callable[[Path, Path], None]:
+    def make(path: Path, _: Path) -> None:
+        file = io.BytesIO()
+        torch.save({}, file, _use_new_zipfile_serialization=False)
+        path.write_bytes(file.getvalue().replace(pickle.dumps({}, 2), data))
+
+    return make
+
+
+def _database(data: bytes) -> Callable[[Path, Path], None]:
+    def make(path: Path, _: Path) -> None:
+        import lmdb
+
+        with lmdb.open(str(path.parent), map_size=1 << 24) as opened, opened.begin(write=True) as transaction:
+            transaction.put(b"0", data)
+
+    return make
+
+
 def of_pickles(trace: Path) -> Iterator[Hostile]:
     """Every pickle wherever one is read.
 
     >>> len(list(of_pickles(Path("trace")))) > 100
     True
     """
-
-    def alone(data: bytes) -> Callable[[Path, Path], None]:
-        def make(path: Path, _: Path) -> None:
-            path.write_bytes(data)
-
-        return make
-
-    def npy(data: bytes) -> Callable[[Path, Path], None]:
-        def make(path: Path, _: Path) -> None:
-            with path.open("wb") as file:
-                np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
-                file.write(data)
-
-        return make
-
-    def archive(data: bytes) -> Callable[[Path, Path], None]:
-        return lambda path, _: change_record(path, "data.pkl", data)
-
-    def stream(data: bytes) -> Callable[[Path, Path], None]:
-        def make(path: Path, _: Path) -> None:
-            file = io.BytesIO()
-            torch.save({}, file, _use_new_zipfile_serialization=False)
-            path.write_bytes(file.getvalue().replace(pickle.dumps({}, 2), data))
-
-        return make
-
-    def database(data: bytes) -> Callable[[Path, Path], None]:
-        def make(path: Path, _: Path) -> None:
-            import lmdb
-
-            with lmdb.open(str(path.parent), map_size=1 << 24) as opened, opened.begin(write=True) as transaction:
-                transaction.put(b"0", data)
-
-        return make
-
     readers = {
-        "pickled vocabulary": alone,
-        "ids of ban-vqa": alone,
-        "npy of a dict": npy,
-        "released checkpoint": archive,
-        "checkpoint": archive,
-        "lmdb": database,
+        "pickled vocabulary": _plain,
+        "ids of ban-vqa": _plain,
+        "npy of a dict": _npy,
+        "released checkpoint": _archive,
+        "checkpoint": _archive,
+        "lmdb": _database,
     }
     for name, data in pickles(trace).items():
         for reader, make in readers.items():
             yield Hostile("hostile pickles", name, READERS[reader], make(data))
-        yield Hostile("hostile pickles", f"{name}, as of old", READERS["released checkpoint"], stream(data))
+        yield Hostile("hostile pickles", f"{name}, as of old", READERS["released checkpoint"], _stream(data))
 
 
 def change_record(path: Path, ending: str, data: bytes, **options: Any) -> None:
@@ -213,6 +233,19 @@ def of_torch() -> Iterator[Hostile]:
     yield Hostile("hostile tensors", "stride 0, as of old", READERS["released checkpoint"], saved(repeated, **old))
 
 
+def _long_header(path: Path, _: Path) -> None:
+    path.write_bytes(b"\x93NUMPY\x02\x00" + struct.pack("<I", 0xFFFFFFF0) + b"{")
+
+
+def _zip_bomb(path: Path, _: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 12, 1 << 14)}
+        )
+        for _block in range(256):
+            file.write(bytes(1 << 20))
+
+
 def of_arrays() -> Iterator[Hostile]:
     """Headers of arrays that claim, and archives that unpack to gigabytes.
 
@@ -244,22 +277,11 @@ def of_arrays() -> Iterator[Hostile]:
 
         return make
 
-    def long_header(path: Path, _: Path) -> None:
-        path.write_bytes(b"\x93NUMPY\x02\x00" + struct.pack("<I", 0xFFFFFFF0) + b"{")
-
-    def bomb(path: Path, _: Path) -> None:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as file:
-            np.lib.format.write_array_header_1_0(
-                file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 12, 1 << 14)}
-            )
-            for _block in range(256):
-                file.write(bytes(1 << 20))
-
     for name, header in headers.items():
         yield Hostile("hostile arrays", name, READERS["SCAN's array"], array(header))
         yield Hostile("hostile arrays", name, READERS["npz of an image"], in_archive(header))
-    yield Hostile("hostile arrays", "a header of gigabytes", READERS["SCAN's array"], long_header)
-    yield Hostile("hostile arrays", "a bomb", READERS["npz of an image"], bomb)
+    yield Hostile("hostile arrays", "a header of gigabytes", READERS["SCAN's array"], _long_header)
+    yield Hostile("hostile arrays", "a bomb", READERS["npz of an image"], _zip_bomb)
 
 
 def of_images(secret: Path) -> Iterator[Hostile]:

@@ -22,6 +22,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 
 BoxConvention = Literal["xyxy pixels", "xyxy relative"]
 FeatureType = Literal["float16", "float32"]
+
+
+_UNSTORABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+"""Letters that no file can hold. Names of files may be any bytes, which Python has as the surrogates left out here."""
 
 
 class RegionBatch(NamedTuple):
@@ -198,8 +203,8 @@ class RegionStoreWriter:
     def _check_features(self, image_id: str, features: ArrayLike) -> np.ndarray:
         if not isinstance(image_id, str) or not image_id:
             raise ValueError(f"image_id {image_id!r} is not a non-empty string")
-        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in image_id):
-            raise ValueError(f"image_id {image_id!r} is no text in UTF-8 without zero bytes, which HDF5 cannot hold")
+        if _UNSTORABLE.search(image_id):
+            raise ValueError(f"image_id {image_id!r} holds a zero byte or half a letter, which HDF5 cannot store")
         if image_id in self._image_id:
             raise ValueError(f"image {image_id!r} is in the store already. Image ids must be unique.")
         with np.errstate(over="ignore"):  # what does not fit float16 is infinite and refused below
