@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 import zlib
 
 import numpy as np
@@ -226,3 +227,12 @@ def test_a_thumbnail_is_the_same_picture_and_smaller(tmp_path):
         assert image.size == (90, 60)
         assert is_blue(image.getpixel((20, 20)))
         assert read_image(tmp_path / name, longest=2000).size == (900, 600)
+
+
+def test_no_file_is_handed_to_another_program(tmp_path, monkeypatch):
+    """Pillow gives PostScript to Ghostscript, whatever the file is called."""
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
+    path = tmp_path / "photograph.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(ValueError, match=r"photograph\.png: it is not an image"):
+        read_image(path)

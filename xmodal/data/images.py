@@ -37,6 +37,9 @@ UPRIGHT = {
 
 SIXTEEN_BITS = 65_535
 
+RUN_PROGRAMS = {"EPS"}
+"""Formats that Pillow hands to another program (Ghostscript), whatever a file is called."""
+
 BITS, SAMPLE_FORMAT = 258, 339
 """Tags of TIFF; unsigned integers have sample format 1."""
 
@@ -69,7 +72,8 @@ def read_image(path: str | Path, *, longest: int | None = None) -> Image.Image:
         # Pillow warns of odd metadata and of large pictures; what cannot be read is an error all the same.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            Image.init()
+            with Image.open(path, formats=[name for name in Image.OPEN if name not in RUN_PROGRAMS]) as image:
                 return _read(image, longest)
     except FileNotFoundError:
         raise FileNotFoundError(f"no image at {path}") from None
