@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
 
 import pytest
 
@@ -62,3 +63,10 @@ def test_bad_json_is_named():
         parse_json("{", "line 3")
     with pytest.raises(ValueError, match="line 3 is not JSON"):
         parse_json("[" * 100000, "line 3")
+
+
+def test_a_workbook_is_told(tmp_path):
+    with zipfile.ZipFile(tmp_path / "captions.xlsx", "w") as file:
+        file.writestr("xl/workbook.xml", "<workbook/>")
+    with pytest.raises(ValueError, match=r"captions\.xlsx is a zip archive, or a workbook.*save it as CSV"):
+        read_text(tmp_path / "captions.xlsx")

@@ -182,6 +182,8 @@ def test_a_list_of_two_splits_is_refused(tmp_path, convert):
     ("content", "message"),
     [
         ('{"image": "7.jpg", "caption": 5}', r"row 1: caption is 5, wanted a string"),
+        ('{"image": "7.jpg", "caption": null}', r"row 1 has no \['caption'\]; it has \['image'\]"),
+        ("image,caption,Caption\n7.jpg,A dog.,Ein Hund.\n", "has several columns called 'caption'"),
         ('{"image": ["7.jpg"], "caption": "A dog."}', r"row 1: image_id is \['7\.jpg'\], wanted a string"),
         ('{"image": "7.jpg", "caption": ["A dog."]}', r"row 1: caption is \['A dog\.'\], wanted a string"),
         ('{"image": "7.jpg", "caption": "A dog.", "split": 1}', "row 1: split is 1, wanted a string"),

@@ -23,6 +23,7 @@ MARKS = {
 """Byte order marks, and the codec that reads what follows them and leaves the mark out."""
 
 GZIP_MAGIC = b"\x1f\x8b"
+ZIP_MAGIC = b"PK\x03\x04"
 DAMAGED_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -102,10 +103,12 @@ def _codec(path: Path, encoding: str | None) -> str:
     """The codec that reads a file.
 
     Raises:
-        ValueError: there is no such encoding.
+        ValueError: there is no such encoding, or the file is a zip archive.
     """
     with _unpacked(path) as file:
         start = file.read(4)
+    if start == ZIP_MAGIC:
+        raise ValueError(f"{path} is a zip archive, or a workbook of a spreadsheet: unpack it, or save it as CSV")
     marked = next((codec for mark, codec in MARKS.items() if start.startswith(mark)), None)
     try:
         "".encode(encoding or "utf-8")
