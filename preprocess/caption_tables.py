@@ -53,7 +53,8 @@ def rows_of_table(path: Path, encoding: str | None = None) -> Iterator[tuple[str
         missing = [name for name in ("caption", "image_id") if named.get(name) is None]
         if missing:
             known = "; ".join(f"{name} is also called {', '.join(COLUMNS[name][1:])}" for name in missing)
-            raise ValueError(f"{where} has no {missing}; it has {sorted(str(name) for name in row if row[name] is not None)} ({known})")
+            found = sorted(str(name) for name, value in row.items() if value is not None)
+            raise ValueError(f"{where} has no {missing}; it has {found} ({known})")
         yield where, {name: value for name, value in named.items() if value is not None}
 
 
