@@ -48,7 +48,7 @@ def test_near_miss_is_silent_about_strangers():
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(tmp_path, monkeypatch, heads):
     """A folder of modules outside the package, on sys.path; what is imported from it is forgotten afterwards."""
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     monkeypatch.syspath_prepend(tmp_path)

@@ -216,10 +216,7 @@ def declarable(**fixed: st.SearchStrategy) -> st.SearchStrategy[CrossAttention]:
     return st.builds(CrossAttention, **{**options, **fixed})
 
 
-OLD_PAIRS: list[type[Head]] = [Halved, Negated]
-"""Heads whose `pairs` are of a parent that compares in another way; only scoring can know."""
-
 FOREIGN: list[type[Head]] = [
     *(Filtering, Projected, Inherited, Pooled, MaxSim, Reweighted, SilentlyReweighted, Called, Metric),
-    *OLD_PAIRS,
+    *(Halved, Negated),
 ]

@@ -15,7 +15,6 @@ sys.path.append(str(Path(__file__).parents[1] / "heads"))
 from batches import Batch, batches, random_batch
 from foreign_heads import (
     FOREIGN,
-    OLD_PAIRS,
     Attending,
     Called,
     Filtering,
@@ -29,7 +28,7 @@ from foreign_heads import (
 )
 
 from xmodal.evaluation import evaluate_exact, evaluate_retrieval
-from xmodal.heads import SCAN, VSRN, Cosine, Head
+from xmodal.heads import BFAN, SCAN, VSRN, Cosine, Head
 from xmodal.inference import evaluating
 from xmodal.scoring import score_all, score_pairs, shortlist
 from xmodal.scoring.allocations import Allocations
@@ -64,7 +63,7 @@ def test_every_path_gives_the_scores_of_compare(kind, batch, budget_bytes):
     torch.testing.assert_close(found.scores, expected.T.sort(dim=1, descending=True).values, **near)
     assert found.recall_of_exact_top10 == 100.0
 
-    if expected.shape[0] == expected.shape[1] and kind not in OLD_PAIRS:
+    if expected.shape[0] == expected.shape[1]:
         with evaluating(head):
             torch.testing.assert_close(head.pairs(*batch), expected.diag(), **near)
 
@@ -212,6 +211,16 @@ def test_parameters_are_cast_in_a_copy(kind, dtype):
     close = 0.2 if dtype == torch.bfloat16 else 1e-6
     torch.testing.assert_close(scores.double(), expected, atol=close, rtol=close)
     assert {parameter.dtype for parameter in head.parameters()} <= {torch.float32}
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("head", [SCAN("i2t", aggregation="mean"), BFAN(), Cosine()])
+def test_features_of_any_precision_are_compared_in_any(head, dtype, given):
+    batch = random_batch(images=5, captions=6)
+    scores = score_all(head, batch.regions.to(given), batch.words.to(given), *batch[2:], dtype=dtype)
+    close = 0.05 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(scores.double(), head(*batch), atol=close, rtol=close)
 
 
 def test_a_head_that_cannot_be_copied_says_why():

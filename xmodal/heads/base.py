@@ -42,6 +42,10 @@ class ImageStages(NamedTuple):
     """What `embed_images` gives."""
 
 
+_SCORED_BY = ("forward", "compare", "embed_images", "embed_captions")
+"""Methods of a head that decide on its scores."""
+
+
 class Head(nn.Module):
     """A head compares every image with every caption; scores are `(image, caption)`, higher is better.
 
@@ -69,6 +73,14 @@ class Head(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        order = [vars(kind) for kind in cls.__mro__]
+
+        def place(method: str) -> int:
+            return next(place for place, names in enumerate(order) if method in names)
+
+        # Faster pairs that are inherited know nothing of what has been replaced since.
+        if cls.pairs is not Head.pairs and place("pairs") > min(map(place, _SCORED_BY)):
+            cls.pairs = Head.pairs
         # From the class body, from a mixin that is no head, or put into a parent after its definition.
         holder = next(kind for kind in cls.__mro__ if "comparison" in vars(kind))
         comparison = vars(holder)["comparison"]
@@ -126,16 +138,10 @@ class Head(nn.Module):
     def compares_pairs_one_by_one(self) -> bool:
         """Whether there is nothing faster for pairs than the default, so that those of one item are compared at once.
 
-        A `pairs` that is inherited from before `compare` or an embedding was replaced no longer gives its scores.
+        Nor is there where something that decides on scores was replaced on this instance alone.
         """
-        if "pairs" not in vars(self) and type(self).pairs is Head.pairs:
-            return True
-        known = [vars(self), *map(vars, type(self).__mro__)]
-
-        def place(method: str) -> int:
-            return next(place for place, names in enumerate(known) if method in names)
-
-        return place("pairs") > min(map(place, ("compare", "embed_images", "embed_captions")))
+        is_replaced = any(method in vars(self) for method in _SCORED_BY)
+        return "pairs" not in vars(self) and (is_replaced or type(self).pairs is Head.pairs)
 
     def pairs(
         self,
@@ -146,7 +152,8 @@ class Head(nn.Module):
     ) -> Float[Tensor, " pair"]:
         """Scores of aligned pairs: image i with caption i.
 
-        The default compares pair by pair, so that it takes the memory of one; inner products it computes at once.
+        The default compares pair by pair, so that it takes the memory of one; inner products it computes at once. A
+        subclass that replaces what decides on scores has it again, unless it brings pairs of its own.
         """
         check_inputs(regions, words, region_mask, word_mask, aligned=True)
         region_mask, word_mask = full_mask(regions, region_mask), full_mask(words, word_mask)

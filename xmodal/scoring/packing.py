@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from xmodal.numerics import at_least_float32
-
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -155,7 +153,7 @@ class Collection:
         padding = (~real).nonzero().flatten()
         if len(padding):
             items.index_fill_(0, padding, 0.0)  # a copy: a slice holds no padding. Much faster than masked_fill_
-        exact = at_least_float32(items)
+        exact = items.to(torch.promote_types(self.dtype, torch.float32))  # as the products, however they were given
         norms = torch.linalg.vector_norm(exact, dim=1) if use.query else None
         packs = []
         for sets, mask, start, end in zip(parts, masks, [0, *ends], ends, strict=False):
