@@ -135,5 +135,6 @@ def test_every_recipe_records_that_it_drops_nothing():
     for recipe in matching:
         model = completed(recipe).model
         shares = {name: part[name] for part in (model.image, model.text) for name in NAMES & part.keys()}
-        assert shares["input_dropout"] == shares["dropout"] == 0
+        assert shares
+        assert not any(shares.values())
     assert len(matching) > 20
