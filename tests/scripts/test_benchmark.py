@@ -56,9 +56,13 @@ def test_cases_take_turns_and_the_first_is_not_counted():
     assert {second for each in seconds.values() for second in each} == {1}
 
 
+def peak_of_64_megabytes():
+    return peak_memory(lambda: np.ones(8 * 2**20).sum())
+
+
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
 def test_peak_memory_is_that_of_the_work():
-    megabytes, result = peak_memory(lambda: np.ones(8 * 2**20).sum())  # 64 MB of float64
+    megabytes, result = in_fresh_process(peak_of_64_megabytes)  # this one may have as much to give away
     assert result == 8 * 2**20
     assert 60 < megabytes < 100
 
