@@ -21,7 +21,7 @@ demo: $(VENV)/demo.installed
 
 test: $(VENV)/dev.installed
 	@echo "== tests"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check

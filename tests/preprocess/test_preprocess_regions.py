@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from unittest import mock
 
@@ -225,7 +227,8 @@ def test_file_names_need_not_be_utf_8(config, monkeypatch):
     (config.images / f"{name}_bad.png").touch()
     monkeypatch.setitem(EXTRACTORS, "mean-color", MeanColor)
     for join in ("copy", "virtual"):
-        with ends_in_one_line("regions", []):
+        # Whoever captures what a test prints may want UTF-8 of it.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), ends_in_one_line("regions", []):
             main(replace(config, extractor="mean-color", join=join, overwrite=True))
         assert name in RegionStore(config.output).image_id
         assert RegionStore(config.output).validate() == []
