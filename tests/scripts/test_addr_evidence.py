@@ -128,6 +128,26 @@ def test_another_machine_goes_on_and_says_what_is_left(evidence, at_once, capsys
     assert len(at_once) == first + 12
 
 
+def test_what_is_given_is_not_tuned_and_stands_beside_what_is(evidence, at_once, capsys):
+    program.main(evidence)
+    first = len(at_once)
+    given = {**vars(evidence), "setting": "as it is", "beta": 7.0, "arms": (BASELINE, PERMANENT)}
+    program.main(Evidence(**given))
+    runs = [run for run, _ in at_once[first:]]
+    assert {run.seed for run in runs} == {0, 1}
+    assert [(run.arm, run.setting, run.beta) for run in runs[::2]] == [
+        (BASELINE, "as it is", None),
+        (PERMANENT, "as it is", 7.0),
+    ]
+    table = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "SCAN" in line]
+    rows = {tuple(cell.strip() for cell in row[:3]): [cell.strip() for cell in row[3:]] for row in table[-4:]}
+    assert rows["SCAN t-i LSE + ADDR", "as it is", "7"][2] == "**+7.0 [+7.0, +7.0]**"
+    assert rows["SCAN t-i LSE + ADDR", "longer", "10"][2] == "**+10.0 [+10.0, +10.0]**"
+    assert rows["SCAN t-i LSE", "as it is", ""][0] == "2"
+    with pytest.raises(ValueError, match="setting: 'other' does not exist"):
+        Evidence(**{**given, "setting": "other"})
+
+
 def test_time_is_estimated_from_runs_alike(evidence):
     run = plan(evidence, {}).ready[0]
     assert minutes(run, {}) == pytest.approx(5 / 3)
@@ -195,7 +215,7 @@ def test_regions_of_the_whole_image_are_left_out_but_for_those_that_are_all_ther
 def test_real_runs_are_trained_tested_once_and_recorded_with_their_alignment(evidence, monkeypatch, capsys):
     for name in list(TUNED)[1:]:
         monkeypatch.delitem(TUNED, name)
-    monkeypatch.setitem(BETAS, DECAYING, (3.0,))
+    monkeypatch.setitem(BETAS, DECAYING, (1.0, 3.0))
     read = []
     monkeypatch.setattr(program, "open_split", lambda *given: read.append(given[1]) or open_split(*given))
     program.main(Evidence(**{**vars(evidence), "arms": (BASELINE, DECAYING), "regimes": ("all", "10% of the images")}))

@@ -1,6 +1,7 @@
 """ADDR against a tuned baseline and its controls, on any number of machines.
 
-    python -m preprocess.coco_annotations compact --input coco_objects --output data/coco_objects --whole-image
+    python -m preprocess.coco_annotations compact --input coco_objects --output data/coco_objects --whole-image \
+        --max-regions 12
     python -m scripts.experiments.addr.evidence --list
     OMP_NUM_THREADS=1 python -m scripts.experiments.addr.evidence --data-sets coco_objects --heads "SCAN t-i LSE"
     python -m scripts.experiments.addr.evidence --regimes all hinge "10% of the images"

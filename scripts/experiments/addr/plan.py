@@ -36,6 +36,10 @@ class Evidence:
     """Under which conditions; `all` is all of the data as it is."""
     seeds: int = 5
     """Seeds of the comparison."""
+    setting: str | None = None
+    """Setting of the baseline, which is tuned unless it is given."""
+    beta: float | None = None
+    """Weight of what each arm adds, which is tuned unless it is given."""
     dim: int = 256
     """Dim of the joint space."""
     epochs: int | None = None
@@ -50,8 +54,16 @@ class Evidence:
     """Only say what is left to do, and how long it may take."""
 
     def __post_init__(self) -> None:
-        for option, known in (("data_sets", SOURCES), ("heads", COMPARED), ("arms", ARMS), ("regimes", REGIMES)):
-            for name in getattr(self, option):
+        settings = () if self.setting is None else (self.setting,)
+        named = {
+            "data_sets": (self.data_sets, SOURCES),
+            "heads": (self.heads, COMPARED),
+            "arms": (self.arms, ARMS),
+            "regimes": (self.regimes, REGIMES),
+            "setting": (settings, TUNED),
+        }
+        for option, (names, known) in named.items():
+            for name in names:
                 if name not in known:
                     raise ValueError(f"{option}: {name!r} does not exist; known: {', '.join(map(repr, known))}")
         if self.seeds < 1 or self.dim < 1 or (self.epochs is not None and self.epochs < 1):
@@ -113,23 +125,30 @@ def _runs(evidence: Evidence, known: Known, data_set: str, head: str) -> Iterato
     def run(regime: str, arm: str, setting: str, beta: float | None, seed: int) -> Run:
         return Run(data_set, head, regime, arm, setting, beta, seed, evidence.dim, epochs)
 
-    tuning = [run(ALL, BASELINE, setting, None, TUNING_SEED) for setting in TUNED]
-    yield from ((one, True) for one in tuning)
+    settings = TUNED if evidence.setting is None else (evidence.setting,)
+    tuning = [run(ALL, BASELINE, setting, None, TUNING_SEED) for setting in settings]
+    yield from ((one, True) for one in _compared(tuning))
     best, is_tuned = _best(tuning, known)
     for arm in evidence.arms:
-        tried = [run(ALL, arm, best.setting, beta, TUNING_SEED) for beta in BETAS.get(arm, ())]
-        yield from ((one, is_tuned) for one in tried)
-        chosen, is_chosen = _best(tried, known) if tried else (best, is_tuned)
+        betas = BETAS.get(arm, (None,)) if evidence.beta is None or arm not in BETAS else (evidence.beta,)
+        tried = [run(ALL, arm, best.setting, beta, TUNING_SEED) for beta in betas]
+        yield from ((one, is_tuned) for one in _compared(tried))
+        chosen, is_chosen = _best(tried, known)
         for regime in evidence.regimes:
             for seed in range(evidence.seeds):
                 yield run(regime, arm, best.setting, chosen.beta, seed), is_tuned and is_chosen
 
 
+def _compared(tried: list[Run]) -> list[Run]:
+    """Runs among which one is to be chosen: none where there is no choice."""
+    return tried if len(tried) > 1 else []
+
+
 def _best(tried: list[Run], known: Known) -> tuple[Run, bool]:
-    """The run with the best rsum on the dev split, once all are known; until then the first."""
-    if any(run.key not in known for run in tried):
+    """The run with the best rsum on the dev split, once all are known, or the only one; until then the first."""
+    if any(run.key not in known for run in _compared(tried)):
         return tried[0], False
-    return max(tried, key=lambda run: known[run.key]["dev"]["rsum"]), True
+    return max(tried, key=lambda run: known[run.key]["dev"]["rsum"]) if len(tried) > 1 else tried[0], True
 
 
 def minutes(run: Run, known: Known) -> float:

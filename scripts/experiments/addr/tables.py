@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from scripts.experiments.addr.arms import BASELINE
+from scripts.experiments.addr.arms import BASELINE, TUNED
 from scripts.experiments.addr.plan import TUNING_SEED, Evidence, Run
 from scripts.experiments.study import gain, spread
 from xmodal.evaluation.report import markdown_table
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scripts.experiments.addr.plan import Known
     from scripts.experiments.addr.record import Results
 
-COLUMNS = ("seeds", "rsum", "over the baseline", "cosine of the means", "in the basin")
+COLUMNS = ("setting", "beta", "seeds", "rsum", "over the baseline", "cosine of the means", "in the basin")
 
 
 def tables(evidence: Evidence, known: Known) -> str:
@@ -34,25 +34,39 @@ def tables(evidence: Evidence, known: Known) -> str:
 
 
 def _rows(evidence: Evidence, compared: dict[Run, Results], like: Run) -> list[list[str]]:
-    """The arms of one head."""
-    arms: dict[str, dict[int, Results]] = {}
+    """The arms of one head, setting by setting, each with the baseline of the same setting."""
+    arms: dict[tuple[str, str, float | None], dict[int, Results]] = {}
     for run, results in compared.items():
         if (run.data_set, run.head, run.regime, run.dim) == (like.data_set, like.head, like.regime, like.dim):
-            arms.setdefault(run.arm, {})[run.seed] = results
-    rows = []
-    for arm in evidence.arms:
-        runs = arms.get(arm, {})
-        if len(runs) < 2:
-            continue
-        tests = [runs[seed]["test"] for seed in sorted(runs)]
-        shared = sorted(runs.keys() & arms.get(BASELINE, {}).keys())
-        difference = ""
-        if arm != BASELINE and len(shared) > 1:
-            before, after = ([arms[name][seed]["test"] for seed in shared] for name in (BASELINE, arm))
-            difference = gain(before, after, "rsum")
-        cosine = fmean(results["alignment"]["mean_cosine"][-1] for results in runs.values())
-        fallen = sum(results["alignment"]["basin_at_step"] is not None for results in runs.values())
-        name = like.head if arm == BASELINE else f"{like.head} {arm}"
-        cells = [str(len(runs)), spread(tests, "rsum"), difference, f"{cosine:.2f}", f"{fallen} of {len(runs)}"]
-        rows.append([name, *cells])
-    return rows
+            arms.setdefault((run.setting, run.arm, run.beta), {})[run.seed] = results
+    order = list(TUNED), list(evidence.arms)
+    named = sorted(
+        (arm for arm in arms if arm[1] in evidence.arms),
+        key=lambda arm: (order[0].index(arm[0]), order[1].index(arm[1]), arm[2] or 0.0),
+    )
+    return [
+        _row(like.head, arm, arms[arm], arms.get((arm[0], BASELINE, None), {})) for arm in named if len(arms[arm]) > 1
+    ]
+
+
+def _row(
+    head: str, arm: tuple[str, str, float | None], runs: dict[int, Results], baseline: dict[int, Results]
+) -> list[str]:
+    """What the runs of an arm gave, and what they gained over the baseline in the seeds that both have."""
+    setting, name, beta = arm
+    shared, difference = sorted(runs.keys() & baseline.keys()), ""
+    if name != BASELINE and len(shared) > 1:
+        before, after = ([of[seed]["test"] for seed in shared] for of in (baseline, runs))
+        difference = gain(before, after, "rsum")
+    cosine = fmean(results["alignment"]["mean_cosine"][-1] for results in runs.values())
+    fallen = sum(results["alignment"]["basin_at_step"] is not None for results in runs.values())
+    return [
+        head if name == BASELINE else f"{head} {name}",
+        setting,
+        "" if beta is None else f"{beta:g}",
+        str(len(runs)),
+        spread([runs[seed]["test"] for seed in sorted(runs)], "rsum"),
+        difference,
+        f"{cosine:.2f}",
+        f"{fallen} of {len(runs)}",
+    ]
