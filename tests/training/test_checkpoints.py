@@ -148,7 +148,7 @@ def test_the_environment_is_told_without_installation_or_repository(monkeypatch)
 
     monkeypatch.setattr(checkpoints.metadata, "version", absent)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("git")))
-    told = checkpoints.environment.__wrapped__()
+    told = checkpoints._surroundings.__wrapped__()
     assert told["packages"]["torch"] is None
     assert told["git_commit"] is None
     json.dumps(told)

@@ -11,6 +11,7 @@ import signal
 import pytest
 import torch
 
+from xmodal import products
 from xmodal.data import RegionStore, RegionStoreWriter, load_captions
 from xmodal.data.captions import caption_image_index
 from xmodal.data.split import open_split
@@ -72,6 +73,37 @@ def test_training_learns_and_keeps_the_best_model(config, change, data_folder, r
     environment = json.loads((config.output / "environment.json").read_text())
     assert torch.__version__.startswith(environment["packages"]["torch"])
     assert trainer.to_dict(trainer.completed(config)) == checkpoints.load_checkpoint(config.output)["config"]
+
+
+def test_a_resumed_run_multiplies_as_it_did(config, change, signal_at, monkeypatch):
+    key = torch.float32, torch.get_num_threads()
+    monkeypatch.setattr(products, "_candidates", lambda dtype, threads: ["torch", "numpy"])
+    monkeypatch.setattr(products, "_chosen", {key: "numpy"})
+    signal_at(2)
+    with pytest.raises(Interrupted):
+        train(config)
+    products._chosen[key] = "torch"
+    train(change(config, resume=True))
+    used = checkpoints.load_checkpoint(config.output)["environment"]["products"]
+    assert used[f"float32 x {key[1]}"] == "numpy"
+    assert products._chosen[key] == "torch"
+
+
+def test_a_resumed_run_that_cannot_multiply_as_it_did_says_so(config, change, signal_at, monkeypatch, capsys):
+    signal_at(2)
+    with pytest.raises(Interrupted):
+        train(config)
+    monkeypatch.setattr(checkpoints, "load_checkpoint", _with_other_products(checkpoints.load_checkpoint))
+    train(change(config, resume=True))
+    assert "goes on, but not bit for bit: float32 products on 1 threads were cublas's" in capsys.readouterr().out
+
+
+def _with_other_products(load):
+    def loaded(folder):
+        state = load(folder)
+        return {**state, "environment": {**state["environment"], "products": {"float32 x 1": "cublas"}}}
+
+    return loaded
 
 
 @pytest.mark.parametrize("stop", [2, 5, 6])

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 
 from xmodal.encoders.base import EncodedSet, ImageEncoder, check_dropout
 from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
+from xmodal.products import Linear
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -54,7 +55,7 @@ class RegionProjection(ImageEncoder):
     ) -> None:
         super().__init__()
         check_dropout(input_dropout=input_dropout, dropout=dropout)
-        self.projection = nn.Linear(input_dim, dim)
+        self.projection = Linear(input_dim, dim)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
         if weight_norm:

@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from xmodal.numerics import at_least_float32, full_mask
+from xmodal.products import inner_products
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,7 +241,7 @@ def _score_product(
     count, length, dim = contexts.items.shape
     query_count, query_length, _ = queries.items.shape
     rows = queries.items.transpose(0, 1).reshape(query_length * query_count, dim)
-    products = at_least_float32(contexts.items.reshape(count * length, dim) @ rows.T)
+    products = at_least_float32(inner_products(contexts.items.reshape(count * length, dim), rows))
     products = products.view(count, length, query_length, query_count)
     grams = (queries.gram.permute(1, 2, 0)[None],) if query_grams else ()
     scores = score_tile(products, contexts, queries.norms.T[None], queries.mask.T[None], *grams)

@@ -10,6 +10,7 @@ from torch import nn
 from xmodal.heads.base import Attention, Head, ImageStages, check_inputs, check_items, unit_length
 from xmodal.heads.comparison import InnerProduct
 from xmodal.numerics import Size, at_least_float32, check_count, full_mask
+from xmodal.products import Linear, inner_products
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -83,7 +84,7 @@ def vsrn_scores(
         tensor([[0.6000],
                 [0.8000]])
     """
-    return images @ captions.T
+    return inner_products(images, captions)
 
 
 class RegionGraph(nn.Module):
@@ -101,10 +102,10 @@ class RegionGraph(nn.Module):
 
     def __init__(self, dim: Size) -> None:
         super().__init__()
-        self.subject = nn.Linear(dim, dim)
-        self.object = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
-        self.output = nn.Linear(dim, dim)
+        self.subject = Linear(dim, dim)
+        self.object = Linear(dim, dim)
+        self.value = Linear(dim, dim)
+        self.output = Linear(dim, dim)
         self.norm = nn.BatchNorm1d(dim)
         nn.init.zeros_(self.norm.weight)
         nn.init.zeros_(self.norm.bias)

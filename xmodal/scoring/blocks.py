@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from xmodal.heads.attention import tile_bytes
 from xmodal.inference import evaluating
+from xmodal.products import chosen_product
 from xmodal.scoring.compared import compared_tiles
 from xmodal.scoring.embedding import embedded_parts, in_dtype
 from xmodal.scoring.memory import fill_matrix
@@ -161,6 +162,7 @@ def _fast_tiles(path: FastPath, sides: Sides, plan: Plan, wanted: Callable[[Tens
         path = compile_path(path)
     elif plan.device.type == "cpu":  # each has its own buffers, about four of the size of a tile
         workers = min(torch.get_num_threads(), max(1, plan.budget_bytes // (8 * tile_bytes(plan.device))))
+        chosen_product(plan.dtype, threads=1 if workers > 1 else None)  # measured before threads disturb one another
     images, captions = (Collection(side.items, side.mask, plan.dtype, plan.device) for side in sides)
     tasks = _fast_tasks(path, images, captions, plan.budget_bytes, wanted)
     yield from _side_by_side(tasks, workers) if workers > 1 else (task() for task in tasks)

@@ -22,6 +22,7 @@ import torch
 
 from xmodal.heads.attention import EPSILON, NEGATIVE_SLOPE, aggregate
 from xmodal.heads.comparison import CrossAttention
+from xmodal.products import inner_products
 from xmodal.scoring.packing import BOTH, CONTEXT, QUERY
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def multiply(
     """
     rows, columns = (images, captions) if path.images.context else (captions, images)
     shape = (len(rows.items), len(columns.items))
-    products = torch.mm(rows.items, columns.items.T, out=scratch.take("products", shape, rows.items))
+    products = inner_products(rows.items, columns.items, out=scratch.take("products", shape, rows.items))
     exact = torch.promote_types(products.dtype, torch.float32)
     return products if products.dtype == exact else scratch.take("widened", shape, products, exact).copy_(products)
 

@@ -21,6 +21,7 @@ import yaml
 from xmodal.data.atomic import link, room_named, written_whole
 from xmodal.data.torch_files import load_torch
 from xmodal.pretrained import BEST as BEST
+from xmodal.products import chosen_products
 from xmodal.training.config import flatten
 
 if TYPE_CHECKING:
@@ -163,13 +164,18 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss_next))
 
 
-@cache
 def environment() -> dict[str, Any]:
     """Versions, machine, command and git commit: what it takes to run this again.
 
     >>> sorted(environment())
-    ['command', 'device', 'git_commit', 'machine', 'packages', 'python', 'threads']
+    ['command', 'device', 'git_commit', 'machine', 'packages', 'products', 'python', 'threads']
     """
+    return {**_surroundings(), "products": chosen_products()}
+
+
+@cache
+def _surroundings() -> dict[str, Any]:
+    """What stays the same while a process lives."""
     packages = ("xmodal", "torch", "transformers", "accelerate", "h5py", "numpy", "nltk")
     return {
         "command": sys.argv,

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from xmodal.data.atomic import locked
 from xmodal.data.pairs import whole_batch
+from xmodal.products import products_as
 from xmodal.training import checkpoints
 from xmodal.training.config import RetrievalConfig, RunConfig, TrainConfig, criterion_of, flatten, from_dict, to_dict
 from xmodal.training.matching import MatchingTask
@@ -86,6 +87,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     with _accelerated(config) as accelerator, contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(locked(config.output))
+        _take_products_of(saved, stack)
         return _train(config, accelerator, saved)
 
 
@@ -339,6 +341,13 @@ def _last_state(config: RunConfig) -> dict[str, Any] | None:
             "--output to start a new run"
         )
     return None
+
+
+def _take_products_of(saved: dict[str, Any] | None, stack: contextlib.ExitStack) -> None:
+    """A resumed run multiplies as it did, by whose last bits it would be another run; says so where it cannot."""
+    before = (saved or {}).get("environment", {}).get("products", {})
+    for lost in stack.enter_context(products_as(before)):
+        tqdm.write(f"this run goes on, but not bit for bit: {lost}")
 
 
 def _refuse_other_config(saved: RunConfig, config: RunConfig, *, data_is_known: bool) -> None:
