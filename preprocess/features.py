@@ -18,6 +18,7 @@ from itertools import groupby
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 from typing import TYPE_CHECKING, Literal
 
+from xmodal.data.text import GZIP_MAGIC
 from xmodal.entry import run_program
 
 from .bottom_up_tsv import read_rows
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["tsv", "hdf5", "files", "lmdb"]
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+PACKED_MAGIC = (GZIP_MAGIC, b"PK\x03\x04")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,8 @@ def kind_of(path: Path, layout: str | None = None) -> Kind:
     if b"\t" in start.split(b"\n", 1)[0]:
         return "tsv"
     hint = "; give its folder" if path.suffix in (".npz", ".npy") else ""
+    if start.startswith(PACKED_MAGIC):
+        hint = "; it is packed: unpack it first, and give what is in it"
     known = {"TSV": ", ".join(TSV_COLUMNS), "HDF5": ", ".join(HDF5), "and": "; ".join(OTHERS.values())}
     raise ValueError(
         f"{path} is of no known layout: it begins with {start[:20]!r}{hint}. Known: "

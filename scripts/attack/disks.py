@@ -11,7 +11,7 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING
 
-from scripts.attack.programs import contents
+from scripts.attack.programs import contents, prepared
 from scripts.attack.trials import DEATH, HANG, RAW, REFUSED, RIGHT, SECONDS, WRONG
 
 if TYPE_CHECKING:
@@ -52,14 +52,7 @@ def attack(program: Program, folder: Path, levels: int) -> Iterator[tuple[str, s
     Yields:
         How much room there was, what it came to, and what was wrong.
     """
-    inputs, whole = folder / "inputs", folder / "whole"
-    for each in (inputs, whole):
-        each.mkdir(parents=True)
-    program.make(inputs)
-    if program.replaces:
-        program.run(inputs, whole)
-    before = folder / "before"
-    shutil.copytree(whole, before)
+    inputs, before, whole = prepared(program, folder)
     program.run(inputs, whole)
     wanted = contents(whole)
     largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())

@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from scripts.attack.programs import contents
+from scripts.attack.programs import contents, prepared
 from scripts.attack.trials import DEATH, HANG, RAW, RIGHT, SECONDS, WRONG
 
 if TYPE_CHECKING:
@@ -65,14 +65,7 @@ def attack(program: Program, folder: Path, kills: int | None) -> Iterator[tuple[
     Yields:
         At which event, what it came to, and what was wrong.
     """
-    inputs, whole = folder / "inputs", folder / "whole"
-    inputs.mkdir(parents=True)
-    program.make(inputs)
-    whole.mkdir()
-    if program.replaces:
-        program.run(inputs, whole)
-    before = folder / "before"
-    shutil.copytree(whole, before)
+    inputs, before, whole = prepared(program, folder)
     code, events = run_until_event(lambda: program.run(inputs, whole), whole)
     if code or not events:
         yield "the undisturbed run", DEATH, f"exit code {code} after {events} file events"

@@ -6,7 +6,7 @@ import multiprocessing
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from scripts.attack.programs import contents
+from scripts.attack.programs import contents, prepared
 from scripts.attack.trials import HANG, RAW, REFUSED, RIGHT, SECONDS, WRONG
 
 if TYPE_CHECKING:
@@ -22,14 +22,7 @@ def attack(program: Program, folder: Path, times: int) -> Iterator[tuple[str, st
     Yields:
         Which time, what it came to, and what was wrong.
     """
-    inputs, whole = folder / "inputs", folder / "whole"
-    for each in (inputs, whole):
-        each.mkdir(parents=True)
-    program.make(inputs)
-    if program.replaces:
-        program.run(inputs, whole)
-    before = folder / "before"
-    shutil.copytree(whole, before)
+    inputs, before, whole = prepared(program, folder)
     program.run(inputs, whole)
     wanted = contents(whole)
     context = multiprocessing.get_context("fork")

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -44,6 +45,23 @@ class Program:
     """Whether the output is there before, and at every moment must be the old or the new one."""
     cost: int = 1
     """By how much less often it is done than others, for it takes longer."""
+
+
+def prepared(program: Program, folder: Path) -> tuple[Path, Path, Path]:
+    """Folders of what a program reads and of what is there before it runs, and one, as that, where it is to run first.
+
+    >>> inputs, before, whole = prepared(Program("none", lambda folder: None, lambda inputs, output: None), Path("try"))
+    >>> [path.name for path in (inputs, before, whole)]
+    ['inputs', 'before', 'whole']
+    """
+    inputs, before, whole = folder / "inputs", folder / "before", folder / "whole"
+    for each in (inputs, whole):
+        each.mkdir(parents=True)
+    program.make(inputs)
+    if program.replaces:
+        program.run(inputs, whole)
+    shutil.copytree(whole, before)
+    return inputs, before, whole
 
 
 def contents(output: Path) -> dict[str, Any]:

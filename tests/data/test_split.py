@@ -78,3 +78,8 @@ def test_a_source_of_ones_own_goes_by_its_dotted_name(folder):
     assert (source.sizes, source.extractor, source.has_regions) == ({}, None, False)
     with pytest.raises(ValueError, match=r"unknown image source 'pixel' \(did you mean 'pixels'\?\)"):
         open_source(folder, "dev", {"name": "pixel"})
+
+
+def test_a_split_that_is_not_there_is_told_with_those_that_are(folder):
+    with pytest.raises(ValueError, match=r"captions\.jsonl has no caption of split 'val'; its splits are .*dev.*train"):
+        open_split(folder, "val")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pooling import slow_gru, softmax
 
-from xmodal.heads import DPRNN, attention
+from xmodal.heads import DPRNN
 from xmodal.heads.dprnn import object_order
 from xmodal.objectives import hinge_ranking_loss
 
@@ -100,17 +100,6 @@ def test_training_compares_the_match_and_the_nearest_candidates(score):
     for hardest in (True, False):
         (gradient,) = torch.autograd.grad(hinge_ranking_loss(scores, hardest=hardest), batch.regions, retain_graph=True)
         assert gradient.isfinite().all()
-
-
-def test_blocks_change_neither_scores_nor_gradients(monkeypatch):
-    batch, results = random_batch(seed=2, images=4, captions=4, dim=DIM), []
-    head = learned(DPRNN(DIM, candidates=0)).train()
-    for size in (1, 1 << 30):
-        monkeypatch.setitem(attention.TILE_BYTES, "cpu", size)
-        scores = head(batch.regions.requires_grad_(), *batch[1:])
-        results.append([scores, *torch.autograd.grad(scores.square().sum(), [batch.regions, *head.parameters()])])
-    for parts, whole in zip(*results, strict=True):
-        torch.testing.assert_close(parts, whole)
 
 
 def test_attention_is_that_of_words_over_objects_that_were_read():

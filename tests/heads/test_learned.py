@@ -13,7 +13,7 @@ from batches import DIM, LEARNED_HEADS, Batch, batches, gradients, half_precisio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal.heads import HEADS
+from xmodal.heads import HEADS, attention
 from xmodal.heads.comparison import InnerProduct
 from xmodal.model import Matcher
 from xmodal.scoring import score_all, score_pairs, shortlist
@@ -163,3 +163,16 @@ def test_every_name_is_a_head_of_a_matcher_that_is_saved_and_loaded(name, tmp_pa
     inputs = [torch.randn(5, 6), torch.randn(3, 6)], ["a dog", "a"]
     matcher.save_pretrained(tmp_path / name)
     torch.testing.assert_close(Matcher.from_pretrained(tmp_path / name).score(*inputs), matcher.score(*inputs))
+
+
+@every_head
+def test_blocks_change_neither_scores_nor_gradients(name, monkeypatch):
+    batch, results = random_batch(seed=2, images=4, captions=4, dim=DIM), []
+    for size in (1, 1 << 30):
+        monkeypatch.setitem(attention.TILE_BYTES, "cpu", size)
+        head = deepcopy(LEARNED_HEADS[name]).train()  # Anew, for in training some keep statistics.
+        torch.manual_seed(0)
+        scores = head(batch.regions.requires_grad_(), *batch[1:])
+        results.append([scores, *torch.autograd.grad(scores.square().sum(), [batch.regions, *head.parameters()])])
+    for parts, whole in zip(*results, strict=True):
+        torch.testing.assert_close(parts, whole)

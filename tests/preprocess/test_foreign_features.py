@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from preprocess import scan_npy
-from preprocess.features import Config, main
+from preprocess.features import Config, kind_of, main
 from preprocess.layouts import layout_names
 from xmodal.data import RegionStore, load_captions
 
@@ -409,6 +409,10 @@ def test_karpathy_translates_scan_ids(tmp_path):
 
 
 def test_unknown_files_are_told_with_what_is_known(tmp_path):
+    for name, magic in (("trainval.tsv.gz", b"\x1f\x8b\x08"), ("trainval.tsv.zip", b"PK\x03\x04")):
+        (tmp_path / name).write_bytes(magic + bytes(20))
+        with pytest.raises(ValueError, match=f"{name} is of no known layout: .*; it is packed: unpack it first"):
+            kind_of(tmp_path / name)
     (tmp_path / "a.bin").write_bytes(b"who knows\n")
     with pytest.raises(ValueError, match=r"a\.bin is of no known layout: .*TSV bottom-up, lxmert.*HDF5 ban, visdial"):
         convert(tmp_path, tmp_path / "a.bin")

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "heads"))
 from batches import ALL_HEADS, Batch, batches, random_batch
 
 from xmodal.heads import BFAN, SCAN, VSRN, Cosine, Head
-from xmodal.scoring import score_all, score_pairs
+from xmodal.scoring import evaluate_exact, score_all, score_pairs
 from xmodal.scoring.backends import choose_backend
 from xmodal.scoring.blocks import score_tiles
 from xmodal.scoring.packing import group_by_length
@@ -111,6 +111,20 @@ def test_groups_hold_every_set_once_and_cost_no_more_than_the_obvious_divisions(
     cost = sum(max(lengths[i] for i in group.tolist()) * len(group) + pack_cost for group in groups)
     assert cost <= max(lengths) * len(lengths) + pack_cost
     assert cost <= sum(lengths) + pack_cost * len(set(lengths))
+
+
+@pytest.mark.parametrize("head", [SCAN(), Cosine()], ids=str)
+def test_numpy_arrays_score_as_tensors(head):
+    batch = random_batch(seed=3, images=4, captions=6, regions=5, words=6)
+    arrays = [part.numpy() for part in batch]
+    assert torch.equal(score_all(head, *arrays), score_all(head, *batch))
+    images, captions = torch.tensor([3, 0]), torch.tensor([5, 1])
+    found = score_pairs(head, *arrays, images.numpy(), captions.numpy())
+    assert torch.equal(found, score_pairs(head, *batch, images, captions))
+    exact = evaluate_exact(head, *arrays, caption_image=np.arange(6) % 4)
+    assert exact == evaluate_exact(head, *batch, caption_image=torch.arange(6) % 4)
+    with pytest.raises(ValueError, match="region_mask must be boolean"):
+        score_all(head, arrays[0], arrays[1], arrays[2].astype(np.int64))
 
 
 def test_a_result_file_holds_the_scores(tmp_path):

@@ -134,7 +134,8 @@ def open_split(
     >>> split.sentences, split.relevance.caption_image, split.first(1).source.image_id
     (['a dog', 'a cat'], tensor([1, 0]), ['8'])
     """
-    return Split.of(open_source(folder, split, source), split_captions(folder, split), every_image=every_image)
+    captions = split_captions(folder, split)  # First: the captions know which splits there are.
+    return Split.of(open_source(folder, split, source), captions, every_image=every_image)
 
 
 def store_file(folder: str | Path, split: str) -> Path:

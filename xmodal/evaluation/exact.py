@@ -111,9 +111,10 @@ def evaluate_exact(
     """
     relevance = as_relevance(caption_image, len(regions), len(words))
     check_answers(relevance)
-    inputs = (regions, words, region_mask, word_mask)
+    images, captions = Sides.checked(regions, words, region_mask, word_mask)
+    inputs = (images.items, captions.items, images.mask, captions.mask)
     options = {"budget_bytes": budget_bytes, "device": device}
-    exact_dtype = result_dtype(regions.dtype)
+    exact_dtype = result_dtype(images.items.dtype)
     if fast_path(head.comparison) is None:
         scores = score_all(head, *inputs, dtype=exact_dtype, progress=progress, **options)
         count = scores.numel()

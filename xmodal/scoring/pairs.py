@@ -74,8 +74,9 @@ def score_pairs(
         torch.Size([2])
     """
     sides = Sides.checked(regions, words, region_mask, word_mask)
-    device = torch.device(device or regions.device)
-    plan = Plan(check_budget(budget_bytes, device), result_dtype(regions.dtype), device, "eager")
+    images, captions = torch.as_tensor(images), torch.as_tensor(captions)
+    device = torch.device(device or sides.images.items.device)
+    plan = Plan(check_budget(budget_bytes, device), result_dtype(sides.images.items.dtype), device, "eager")
     with evaluating(head):
         head = head.in_stages
         if not len(images):

@@ -60,7 +60,12 @@ class Sides(NamedTuple):
         region_mask: Bool[Tensor, "image region"] | None = None,
         word_mask: Bool[Tensor, "caption word"] | None = None,
     ) -> Sides:
-        """What was encoded, once it fits together; errors are those of `xmodal.heads.base.check_inputs`."""
+        """What was encoded, tensors or numpy arrays, once it fits together.
+
+        Errors are those of `xmodal.heads.base.check_inputs`.
+        """
+        regions, words = torch.as_tensor(regions), torch.as_tensor(words)
+        region_mask, word_mask = (None if mask is None else torch.as_tensor(mask) for mask in (region_mask, word_mask))
         check_inputs(regions, words, region_mask, word_mask)
         return cls(Side(regions, region_mask), Side(words, word_mask))
 
