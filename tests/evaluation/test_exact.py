@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from xmodal.data import Relevance
 from xmodal.evaluation import evaluate_retrieval, exact
-from xmodal.heads import BFAN, SCAN, Cosine
+from xmodal.heads import BFAN, CHAN, SCAN, Cosine
 from xmodal.scoring import evaluate_exact, score_all
 
 BUDGET = 100_000
@@ -37,7 +37,7 @@ def assert_exact(head, inputs, caption_image):
     return report
 
 
-@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t", temperature=4.0), BFAN(), BFAN("equal")], ids=str)
+@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t", temperature=4.0), BFAN(), BFAN("equal"), CHAN()], ids=str)
 @pytest.mark.parametrize("noise", [1.0, 4.0])
 def test_metrics_are_those_of_float32_and_most_pairs_are_not_computed_again(head, noise):
     report = assert_exact(head, *paired_sets(0, 60, noise=noise))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmodal.heads import CHAN, SCAN, chan_pair_scores, chan_scores
+from xmodal.heads.comparison import HardAlignment
 
 
 def slow_chan(aggregation, temperature):
@@ -46,7 +47,7 @@ def test_every_word_looks_at_its_best_region():
 
 
 def test_it_is_none_of_the_other_comparisons():
-    assert CHAN().comparison is None
+    assert CHAN("mean").comparison == HardAlignment("mean", 0.1) != CHAN().comparison
     assert repr(CHAN("mean")) == "CHAN(aggregation='mean', temperature=0.1)"
     batch = random_batch()
     assert not torch.allclose(CHAN()(*batch), SCAN()(*batch))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from batches import random_batch
 
-from xmodal.heads import BFAN, HEADS, SCAN, VSRN, Cosine, Head
-from xmodal.heads.comparison import CrossAttention, InnerProduct
+from xmodal.heads import BFAN, CHAN, HEADS, SCAN, VSRN, Cosine, Head
+from xmodal.heads.comparison import CrossAttention, HardAlignment, InnerProduct
 from xmodal.names import build
 
 
@@ -22,6 +22,7 @@ class OwnCompare:
 def test_heads_say_how_they_compare():
     assert SCAN("i2t", temperature=4.0).comparison == CrossAttention("i2t", temperature=4.0)
     assert BFAN("equal", 5.0).comparison == CrossAttention("t2i", "clipped_l2", "mean", 5.0, focal="equal", both=True)
+    assert CHAN(temperature=0.5).comparison == HardAlignment("logsumexp", 0.5)
     assert Cosine("max").comparison == VSRN(dim=4).comparison == InnerProduct()
     assert Head().comparison is None
 
@@ -35,7 +36,7 @@ def test_changed_options_change_what_is_said():
         head.comparison  # noqa: B018
 
 
-@pytest.mark.parametrize("parent", [SCAN, BFAN, Cosine], ids=lambda parent: parent.__name__)
+@pytest.mark.parametrize("parent", [SCAN, BFAN, CHAN, Cosine], ids=lambda parent: parent.__name__)
 @pytest.mark.parametrize("method", ["forward", "compare", "pairs"])
 def test_whoever_compares_in_another_way_says_nothing(parent, method):
     def own(self, *inputs):
@@ -118,6 +119,8 @@ def test_copies_and_pickles_compare_as_the_original(head):
 def test_a_comparison_that_nobody_can_compute_is_refused(options, problem):
     with pytest.raises(ValueError, match=problem):
         CrossAttention(**options)
+    with pytest.raises(ValueError, match="aggregation must be one of logsumexp, mean; got 'max'"):
+        HardAlignment("max")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", HEADS)

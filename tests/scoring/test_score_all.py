@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 sys.path.append(str(Path(__file__).parents[1] / "heads"))
 from batches import ALL_HEADS, Batch, batches, random_batch
 
-from xmodal.heads import BFAN, SCAN, VSRN, Cosine, Head
+from xmodal.heads import BFAN, CHAN, SCAN, VSRN, Cosine, Head
 from xmodal.scoring import evaluate_exact, score_all, score_pairs
 from xmodal.scoring.backends import choose_backend
 from xmodal.scoring.blocks import score_tiles
@@ -25,6 +25,9 @@ HEADS: list[Head] = [
     *(BFAN(focal, temperature) for focal in ("prob", "equal") for temperature in (5.0, 50.0)),
     SCAN(normalization="none", temperature=200.0),
     SCAN("i2t", temperature=100.0),
+    CHAN(),
+    CHAN("mean"),
+    CHAN(temperature=0.001),
 ]
 
 
@@ -39,7 +42,7 @@ def test_scores_are_those_of_the_head(head, budget_bytes):
     torch.testing.assert_close(score_all(head, *batch, budget_bytes=budget_bytes), head(*batch), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t"), Cosine()], ids=str)
+@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t"), CHAN("mean"), Cosine()], ids=str)
 @given(batch=batches(dim=16), budget_bytes=st.integers(1, 100_000))
 def test_float32_scores_are_those_of_the_head_for_any_lengths_and_budget(head, batch, budget_bytes):
     batch = in_float32(batch)
@@ -92,7 +95,7 @@ def test_bfloat16_products_are_near_and_scores_float32():
     torch.testing.assert_close(low, score_all(SCAN(), *batch), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t"), BFAN(), Cosine("max"), VSRN(dim=8)], ids=str)
+@pytest.mark.parametrize("head", [SCAN(), SCAN("i2t"), BFAN(), CHAN(), Cosine("max"), VSRN(dim=8)], ids=str)
 def test_pairs_are_entries_of_all_scores(head):
     batch = in_float32(random_batch(images=6, captions=8))
     batch = Batch(batch.regions, batch.words, torch.ones_like(batch.region_mask), torch.ones_like(batch.word_mask))
@@ -224,7 +227,7 @@ def test_compiled_scores_are_those_of_the_head(head):
     torch.testing.assert_close(score_all(head, *batch, backend="compile"), head(*batch), atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("head", [SCAN(), BFAN()], ids=str)
+@pytest.mark.parametrize("head", [SCAN(), BFAN(), CHAN()], ids=str)
 def test_the_number_of_threads_changes_neither_scores_nor_itself(head):
     """Tiles are computed side by side, in inference mode as well, and a reader may stop half way."""
     generator = torch.Generator().manual_seed(0)

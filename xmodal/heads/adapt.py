@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import e, log2
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xmodal.heads.attention import Direction, real_lengths, tile_bytes
 from xmodal.heads.base import Head, check_inputs, check_items, unit_length
+from xmodal.heads.foveae import Fovea, foveal_sums
 from xmodal.heads.pooling import POOLERS, make_pooler
 from xmodal.numerics import Positive, Size, at_least_float32, full_mask
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float
     from torch import Tensor
+
+SAFE_EXPONENT = 100.0
+"""Powers of two up to this one are taken as they are: sums of them stay far from the end of float32."""
 
 
 def adapted_vectors(
@@ -56,6 +61,107 @@ def adapted_vectors(
     if direction == "i2t":
         return unit_length(fovea.masked_fill(~mask[..., None], float("-inf")).amax(dim=-2))
     return unit_length(fovea.sum(dim=-2) / mask.sum(dim=-1, keepdim=True))
+
+
+def foveated_cosines(
+    values: Float[Tensor, "set item dim"],
+    mask: Bool[Tensor, "set item"],
+    queries: Float[Tensor, "query three dim"],
+    *,
+    temperature: float = 10.0,
+) -> Float[Tensor, "set query"]:
+    """Cosines of the queries with what `adapted_vectors` makes of every set for them in direction t2i, by products.
+
+    The vectors are never formed, see `xmodal.heads.foveae`; for scores without a gradient.
+
+    Args:
+        values: the items of the sets, finite.
+        mask: True = real item.
+        queries: unit vector, gains and shifts of every query.
+        temperature: gamma, the inverse temperature of the softmax, > 0.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads.adapt import foveated_cosines
+        >>> values, real = torch.tensor([[[3.0, 0.0], [3.0, 8.0]]]), torch.ones(1, 2).bool()
+        >>> foveated_cosines(values, real, torch.tensor([[[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]]]))
+        tensor([[0.9363]])
+    """
+    query, gains, shifts = queries.unbind(dim=1)
+    widths = 1 + gains
+    fovea = Fovea(temperature * widths, query * widths, 2 * widths * shifts, widths.square())
+    dots, squares = foveal_sums(values, mask, fovea)
+    dots += (query * shifts).sum(dim=-1)
+    squares += shifts.square().sum(dim=-1)
+    return (dots / squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()).clamp(-1.0, 1.0)
+
+
+def cosines_with_maxima(
+    values: Float[Tensor, "set item dim"],
+    mask: Bool[Tensor, "set item"],
+    queries: Float[Tensor, "query three dim"],
+    *,
+    temperature: float = 10.0,
+) -> Float[Tensor, "set query"]:
+    """Cosines of the queries with what `adapted_vectors` makes of every set for them in direction i2t.
+
+    The maximum over the items depends on the shift of a query, so that there is no shorter way as there is for the mean
+    (see `foveated_cosines`): every item is modulated for every query, in few passes over buffers that stay in the
+    cache. For scores without a gradient.
+
+    Args:
+        values: the items of the sets, finite.
+        mask: True = real item.
+        queries: unit vector, gains and shifts of every query.
+        temperature: gamma, the inverse temperature of the softmax, > 0.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads.adapt import cosines_with_maxima
+        >>> values, real = torch.tensor([[[3.0, 0.0], [3.0, 8.0]]]), torch.ones(1, 2).bool()
+        >>> cosines_with_maxima(values, real, torch.tensor([[[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]]]))
+        tensor([[0.9829]])
+    """
+    lengths = real_lengths(mask)
+    order = lengths.argsort(stable=True)
+    step = max(1, tile_bytes(values.device) // 4 // values[0].nbytes)
+    parts = []
+    for some in order.split(step):
+        longest = int(lengths[some].max())
+        parts.append(_maxima(values[some, :longest].transpose(0, 1), mask[some, :longest].T, queries, temperature))
+    return torch.cat(parts)[order.argsort()]
+
+
+def _maxima(
+    values: Float[Tensor, "item set dim"],
+    mask: Bool[Tensor, "item set"],
+    queries: Float[Tensor, "query three dim"],
+    temperature: float,
+) -> Float[Tensor, "set query"]:
+    """`cosines_with_maxima` of few sets; a shift that all items of a channel have drops out of their softmax."""
+    low = values.masked_fill(~mask[..., None], float("inf")).amin(dim=0)
+    high = values.masked_fill(~mask[..., None], float("-inf")).amax(dim=0)
+    center = (low + high) / 2
+    values = (values - center).contiguous()
+    padding = None if bool(mask.all()) else ~mask[..., None]
+    rate = temperature * log2(e)
+    scales = rate * (1 + queries[:, 1])
+    risky = (scales.abs() * (high - low).amax(dim=0)).amax(dim=1) > 2 * SAFE_EXPONENT
+    scores = values.new_empty(len(queries), values.shape[1])
+    logits, weights = torch.empty_like(values), torch.empty_like(values)
+    for row, scale, (query, gains, shifts), too_large in zip(scores, scales, queries, risky.tolist(), strict=True):
+        torch.mul(values, scale, out=logits)
+        if padding is not None:
+            logits.masked_fill_(padding, float("-inf"))
+        torch.exp2(logits - logits.amax(dim=0) if too_large else logits, out=weights)
+        total = weights.sum(dim=0)
+        adapted = torch.add(torch.addcmul(shifts, center, 1 + gains), logits, alpha=1 / rate, out=logits)
+        if padding is not None:
+            weights.masked_fill_(padding, 1.0)  # of an item that is -inf
+        vectors = weights.mul_(adapted).amax(dim=0).div_(total)
+        norms = torch.linalg.vector_norm(vectors, dim=1).clamp_min_(torch.finfo(values.dtype).tiny)
+        torch.div(vectors @ query, norms, out=row)
+    return scores.T
 
 
 class ADAPT(Head):
@@ -134,8 +240,8 @@ class ADAPT(Head):
         return (self._adapted(at_least_float32(values), mask, gains, shifts) * query).sum(dim=-1)
 
     def pair_bytes(self, image, caption):
-        """The items of the side that is asked, modulated, and what becomes of them."""
-        return 5 * (image if self.direction == "t2i" else caption).nbytes
+        """The sums that make a score; what items become on the way takes a tile whatever the number of pairs."""
+        return 8 * max(4, image.element_size())
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"direction={self.direction!r}, temperature={self.temperature}"
@@ -166,6 +272,9 @@ class ADAPT(Head):
         """All sets against all queries, a block of queries at a time."""
         longest = int(real_lengths(mask).max())
         values, mask, queries = at_least_float32(values[:, :longest]), mask[:, :longest], at_least_float32(queries)
+        if not torch.is_grad_enabled():
+            cosines = foveated_cosines if self.direction == "t2i" else cosines_with_maxima
+            return cosines(values, mask, queries, temperature=self.temperature)
 
         def block(some: Float[Tensor, "query three dim"]) -> Float[Tensor, "set query"]:
             query, gains, shifts = some.unbind(dim=1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xmodal.heads.attention import Side, aggregate, aligned_pairs, aligned_products, all_pairs, prepare_side
 from xmodal.heads.base import Attention, Head, check_inputs
+from xmodal.heads.comparison import HardAlignment, WordAggregation
 from xmodal.numerics import Positive  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float
     from torch import Tensor
-
-WordAggregation = Literal["logsumexp", "mean"]
 
 
 def chan_scores(
@@ -99,8 +98,12 @@ class CHAN(Head):
 
     def __init__(self, aggregation: WordAggregation = "logsumexp", temperature: Positive = 0.1) -> None:
         super().__init__()
-        _alignment(aggregation, temperature)  # refuses options that do not exist
         self.options: dict[str, Any] = {"aggregation": aggregation, "temperature": temperature}
+        HardAlignment(**self.options)  # refuses options that do not exist
+
+    @property
+    def comparison(self) -> HardAlignment:  # type: ignore[override]  # noqa: D102
+        return HardAlignment(**self.options)
 
     def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
         return chan_scores(images, captions, region_mask, word_mask, **self.options)
@@ -148,8 +151,5 @@ def hard_alignment(
 
 
 def _alignment(aggregation: WordAggregation, temperature: float) -> Callable[..., Tensor]:
-    if aggregation not in get_args(WordAggregation):
-        raise ValueError(f"aggregation must be one of {', '.join(get_args(WordAggregation))}; got {aggregation!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    return partial(hard_alignment, aggregation=aggregation, temperature=temperature)
+    how = HardAlignment(aggregation, temperature)
+    return partial(hard_alignment, aggregation=how.aggregation, temperature=how.temperature)

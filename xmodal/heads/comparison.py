@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from xmodal.heads.attention import Aggregation, Direction, Focal, Normalization
 from xmodal.numerics import check_number
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
+
+WordAggregation = Literal["logsumexp", "mean"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,42 @@ class InnerProduct:
     """As for `CrossAttention`."""
 
 
-Comparison: TypeAlias = CrossAttention | InnerProduct
+@dataclass(frozen=True)
+class HardAlignment:
+    """Every word is compared with the region that it fits best: CHAN.
+
+    A head that declares it promises that the score of an image and a caption is what `xmodal.heads.chan_scores` gives
+    for its embeddings, which are one vector an item under the masks given.
+
+    Args:
+        aggregation: how the similarities of the words become one score.
+        temperature: divides the similarities under `logsumexp`, > 0; ignored by `mean`.
+
+    Raises:
+        ValueError: for an unknown option, with the ones that exist, or a number that is not positive and finite.
+
+    Example:
+        >>> from xmodal.heads import CHAN
+        >>> CHAN("mean").comparison
+        HardAlignment(aggregation='mean', temperature=0.1)
+    """
+
+    aggregation: WordAggregation = "logsumexp"
+    temperature: float = 0.1
+
+    promised_by: ClassVar[Sequence[str]] = CrossAttention.promised_by
+    """As for `CrossAttention`."""
+    clips: ClassVar[bool] = False
+    """As for `CrossAttention`."""
+
+    def __post_init__(self) -> None:
+        if self.aggregation not in get_args(WordAggregation):
+            known = ", ".join(get_args(WordAggregation))
+            raise ValueError(f"aggregation must be one of {known}; got {self.aggregation!r}")
+        check_number("temperature", self.temperature, above=0)
+
+
+Comparison: TypeAlias = CrossAttention | HardAlignment | InnerProduct
 
 
 class Declared:
@@ -115,7 +152,7 @@ class Declared:
 
     def __init__(self, comparison: Comparison | property | None, owner: type[nn.Module]) -> None:
         self.comparison = comparison
-        names = {name for kind in (CrossAttention, InnerProduct) for name in kind.promised_by}
+        names = {name for kind in (CrossAttention, HardAlignment, InnerProduct) for name in kind.promised_by}
         self.methods = {name: getattr(owner, name) for name in names}
 
     def __set__(self, head: nn.Module, comparison: None) -> None:

@@ -15,6 +15,7 @@ from xmodal.heads.comparison import InnerProduct
 from xmodal.scoring.allocations import measured
 from xmodal.scoring.embedding import embedded_parts, in_dtype
 from xmodal.scoring.plan import Tile
+from xmodal.scoring.sides import Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,16 +35,23 @@ class Room(NamedTuple):
     """Bytes that there are."""
     pair: int
     """Bytes of a pair."""
-    item: int
-    """Bytes of an image, or a caption if that has more."""
+    image: int
+    """Bytes of an image."""
+    caption: int
+    """Bytes of a caption."""
 
-    def square(self) -> int:
-        """As many images as captions; one at least."""
-        return max(1, int((sqrt(self.item**2 + self.pair * self.limit) - self.item) / self.pair))
+    def captions(self) -> int:
+        """So many captions that they take as much memory as the images that fit beside them; one at least."""
+        both = self.image**2 + self.pair * self.image * self.limit / self.caption
+        return max(1, int((sqrt(both) - self.image) / self.pair))
 
-    def beside(self, count: int) -> int:
-        """Items of one side, beside so many of the other; one at least."""
-        return max(1, (self.limit - self.item * count) // (self.pair * count + self.item))
+    def images_beside(self, captions: int) -> int:
+        """Images beside so many captions; one at least."""
+        return max(1, (self.limit - self.caption * captions) // (self.pair * captions + self.image))
+
+    def captions_beside(self, images: int) -> int:
+        """Captions beside so many images; one at least."""
+        return max(1, (self.limit - self.image * images) // (self.pair * images + self.caption))
 
 
 def compared_tiles(
@@ -64,24 +72,38 @@ def compared_tiles(
     exact, compare = in_dtype(head, plan.exact_dtype), comparer(head, plan.dtype)
     ends = _ends(sides.captions)
     order = ends.argsort(descending=True, stable=True)
-    room, step = None, 1
+    room, step, together = None, 1, 1
     for rows, images in embedded_parts(exact.embed_images, sides.images, plan, held_bytes=plan.budget_bytes // 4):
         start = 0
         while start < len(order):
             chosen = order[start : start + step]
             start += step
-            words = sides.captions.take(chosen, plan.device, plan.exact_dtype, places=int(ends[chosen[0]]))
-            captions, peak = measured(exact.embed_captions, words.items, words.mask)
-            captions = captions.to(plan.dtype)
+            places = int(ends[chosen[0]])
+            captions, peak = measured(_embedded, exact, sides.captions, chosen, places, together, plan)
             if room is None:  # one image and one caption, the longest, tell how many may be compared at once
                 image = images.take(slice(0, 1), plan.device, plan.dtype)
-                room = room_for(head, compare, (image.items, captions, image.mask, words.mask), plan)
-                step = min(room.square(), max(1, plan.budget_bytes // 4 // (peak + words.items.nbytes)))
-            for part in torch.arange(len(rows)).split(room.beside(len(chosen))):
+                room = room_for(head, compare, (image.items, captions.items, image.mask, captions.mask), plan)
+                step, together = room.captions(), max(1, plan.budget_bytes // 4 // peak)
+            for part in torch.arange(len(rows)).split(room.images_beside(len(chosen))):
                 if wanted(rows[part], chosen):
                     few = images.take(slice(int(part[0]), int(part[-1]) + 1), plan.device, plan.dtype)
-                    yield Tile(rows[part], chosen, compare(few.items, captions, few.mask, words.mask))
+                    yield Tile(rows[part], chosen, compare(few.items, captions.items, few.mask, captions.mask))
             del captions  # before the next ones are made
+
+
+def _embedded(head: Head, side: Side, chosen: Int[Tensor, " set"], places: int, together: int, plan: Plan) -> Taken:
+    """Some captions, embedded so many at a time from their first places."""
+    captions, mask = None, []
+    for start in range(0, len(chosen), together):
+        words = side.take(chosen[start : start + together], plan.device, plan.exact_dtype, places=places)
+        some = head.embed_captions(words.items, words.mask).to(plan.dtype)
+        mask.append(words.mask)
+        if len(some) == len(chosen):
+            return Taken(some, words.mask)
+        captions = some.new_empty(len(chosen), *some.shape[1:]) if captions is None else captions
+        captions[start : start + together] = some
+    assert captions is not None, "nobody asks for no captions"
+    return Taken(captions, torch.cat(mask))
 
 
 def comparer(head: Head, dtype: torch.dtype) -> Callable[..., Float[Tensor, "image caption"]]:
@@ -110,22 +132,22 @@ def room_for(
     >>> plan, real = Plan(1 << 10, torch.float32, torch.device("cpu"), "eager"), torch.ones(1, 3, dtype=torch.bool)
     >>> pair = (torch.ones(1, 8), torch.ones(1, 8), real, real)
     >>> room = room_for(Cosine(), comparer(Cosine(), plan.dtype), pair, plan)
-    >>> room, room.square(), room.beside(1)
-    (Room(limit=512, pair=4, item=64), 3, 6)
+    >>> room, room.captions(), room.images_beside(1)
+    (Room(limit=512, pair=4, image=64, caption=64), 3, 6)
     """
     limit = plan.budget_bytes // 2
-    item = 2 * max(pair[0].nbytes, pair[1].nbytes)  # as it was given, and cast
+    items = 2 * pair[0].nbytes, 2 * pair[1].nbytes  # as they were given, and cast
     stated = head.pair_bytes(pair[0], pair[1])
     if isinstance(head.comparison, InnerProduct):
         stated = torch.finfo(pair[0].dtype).bits // 8
     if stated is not None:
-        return Room(limit, max(1, stated), item)
+        return Room(limit, max(1, stated), *items)
     _, needed = measured(compare, *pair)
     given = sum(side.nbytes for side in pair)
     if 4 * needed + 2 * given <= limit:  # a share of four pairs has less of what one item needs by itself
         _, needed = measured(compare, *(side.repeat_interleave(2, dim=0) for side in pair))
         needed = -(-needed // 4)
-    return Room(limit, max(1, needed), item)
+    return Room(limit, max(1, needed), *items)
 
 
 def compared_pairs(

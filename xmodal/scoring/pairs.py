@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.heads import Head
+    from xmodal.scoring.compared import Room
     from xmodal.scoring.tiles import FastPath
 
 PACK_COST = 256
@@ -149,7 +150,7 @@ def _compared_in_runs(head: Head, pairs: Pairs, plan: Plan) -> Float[Tensor, " p
     for _, run in pairs.runs():
         start = 0
         while start < len(run):
-            some = run[start : start + (1 if room is None else room.beside(1))]
+            some = run[start : start + _fitting(room, by_image)]
             start += len(some)
             rows, columns = (some[:1], some) if by_image else (some, some[:1])
             images = pairs.sides.images.take(pairs.images[rows], plan.device, plan.dtype)
@@ -158,3 +159,10 @@ def _compared_in_runs(head: Head, pairs: Pairs, plan: Plan) -> Float[Tensor, " p
             scores[some] = compare(*inputs).flatten().to(scores)
             room = room or room_for(head, compare, inputs, plan)
     return scores
+
+
+def _fitting(room: Room | None, by_image: bool) -> int:
+    """How many captions are compared with one image at a time, or the other way; the first tells how many may be."""
+    if room is None:
+        return 1
+    return room.captions_beside(1) if by_image else room.images_beside(1)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from xmodal.heads.attention import EPSILON, NEGATIVE_SLOPE, aggregate
-from xmodal.heads.comparison import CrossAttention
+from xmodal.heads.comparison import CrossAttention, HardAlignment
 from xmodal.products import inner_products
 from xmodal.scoring.packing import BOTH, CONTEXT, QUERY
 
@@ -78,6 +78,8 @@ def fast_path(how: Comparison | None) -> FastPath | None:
     >>> fast_path(CrossAttention()).captions, fast_path(None)
     (Use(query=True, context=False), None)
     """
+    if isinstance(how, HardAlignment):
+        return FastPath(CONTEXT, QUERY, partial(_align_tile, how))
     if not isinstance(how, CrossAttention):
         return None
     uses = (BOTH, BOTH) if how.both else (CONTEXT, QUERY) if how.direction == "t2i" else (QUERY, CONTEXT)
@@ -150,6 +152,26 @@ def _score_tile(
         exchanged = scratch.take("exchanged", products.T.shape, products).copy_(products.T)
         scores = scores + attended(exchanged, queries, contexts).T
     return scores if images_are_rows else scores.T
+
+
+def _align_tile(
+    how: HardAlignment,
+    products: Float[Tensor, "context_row query_row"],
+    images: Block,
+    captions: Block,
+    scratch: Scratch,
+) -> Float[Tensor, "image caption"]:
+    """The scores of a tile of hard alignment: one pass over the products, the rest on a row a set."""
+    best = []
+    for pack in images.packs:
+        part = products[pack.rows].view(*pack.mask.T.shape, -1)
+        if pack.padded:
+            part = part.masked_fill_(~pack.mask.T[:, :, None], float("-inf"))
+        best.append(part.amax(dim=1))
+    options = {"aggregation": how.aggregation, "lse_scale": 1 / how.temperature}
+    similarities = torch.cat(best)
+    scores = [aggregate(_places(similarities, pack), pack.mask[None], **options) for pack in captions.packs]
+    return torch.cat(scores, dim=1) / (how.temperature if how.aggregation == "logsumexp" else 1.0)
 
 
 def _attend(
