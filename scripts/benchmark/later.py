@@ -1,4 +1,4 @@
-"""Time of scoring all pairs with the heads that came after, beside the bare product: `python -m scripts.benchmark later`.
+"""Time of scoring all pairs with the later heads, beside the bare product: `python -m scripts.benchmark later`.
 
 Heads with parameters have those they start with, but ADAPT: its batch norm has seen the features, and its queries have
 gains as different as training may make them, from one half to three halves and, in the last case, of either sign.

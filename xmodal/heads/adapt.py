@@ -124,7 +124,7 @@ def cosines_with_maxima(
     """
     lengths = real_lengths(mask)
     order = lengths.argsort(stable=True)
-    step = max(1, tile_bytes(values.device) // 4 // values[0].nbytes)
+    step = max(1, tile_bytes(values.device) // 2 // values[0].nbytes)
     parts = []
     for some in order.split(step):
         longest = int(lengths[some].max())
@@ -148,13 +148,13 @@ def _maxima(
     scales = rate * (1 + queries[:, 1])
     risky = (scales.abs() * (high - low).amax(dim=0)).amax(dim=1) > 2 * SAFE_EXPONENT
     scores = values.new_empty(len(queries), values.shape[1])
-    logits, weights = torch.empty_like(values), torch.empty_like(values)
+    logits, weights, ones = torch.empty_like(values), torch.empty_like(values), values.new_ones(1, len(values))
     for row, scale, (query, gains, shifts), too_large in zip(scores, scales, queries, risky.tolist(), strict=True):
         torch.mul(values, scale, out=logits)
         if padding is not None:
             logits.masked_fill_(padding, float("-inf"))
         torch.exp2(logits - logits.amax(dim=0) if too_large else logits, out=weights)
-        total = weights.sum(dim=0)
+        total = (ones @ weights.flatten(1)).view_as(center)  # in half the time of a sum over the first axis
         adapted = torch.add(torch.addcmul(shifts, center, 1 + gains), logits, alpha=1 / rate, out=logits)
         if padding is not None:
             weights.masked_fill_(padding, 1.0)  # of an item that is -inf
