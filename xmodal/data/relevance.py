@@ -7,7 +7,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -154,6 +154,24 @@ class Relevance:
 
     def __repr__(self) -> str:
         return f"Relevance({len(self.image)} pairs of {self.images} images and {self.captions} captions)"
+
+
+class Judgements(NamedTuple):
+    """Relevance that depends on who asks, as in ECCV Caption, which judged other pairs for images than for captions.
+
+    >>> found, asked = (Relevance([0], [caption], None, images=1, captions=2) for caption in (0, 1))
+    >>> Judgements(i2t=found, t2i=asked).t2i.caption
+    tensor([1])
+    """
+
+    i2t: Relevance
+    """The right captions of images."""
+    t2i: Relevance
+    """The right images of captions."""
+    absent_captions: Int[Tensor, " image"] | None = None
+    """How many more captions are right for each image but are not among those to be found: they count as missed."""
+    absent_images: Int[Tensor, " caption"] | None = None
+    """How many more images are right for each caption."""
 
 
 def load_relevance(

@@ -12,20 +12,39 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from xmodal.data.relevance import Relevance, load_relevance
-from xmodal.evaluation.ranks import BLOCK_ELEMENTS, RECALL_LEVELS, check_no_nan, check_relevance, direction_metrics
+from xmodal.data.relevance import Judgements, Relevance, load_relevance
+from xmodal.evaluation.ranks import (
+    BLOCK_ELEMENTS,
+    RECALL_LEVELS,
+    as_relevance,
+    check_no_nan,
+    check_relevance,
+    direction_metrics,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from jaxtyping import Float, Int
     from torch import Tensor
 
-__all__ = ["AnswerRanks", "Relevance", "answer_ranks", "evaluate_relevance", "load_relevance", "query_scores"]
+__all__ = [
+    "AnswerRanks",
+    "Judgements",
+    "Relevance",
+    "answer_ranks",
+    "as_judgements",
+    "evaluate_direction",
+    "evaluate_relevance",
+    "load_relevance",
+    "query_scores",
+]
 
 
 Direction = Literal["i2t", "t2i"]
 """Which side asks: images look for captions, or captions for images."""
+
+DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i")
 
 
 class AnswerRanks(NamedTuple):
@@ -42,19 +61,19 @@ class AnswerRanks(NamedTuple):
 @torch.no_grad()
 def evaluate_relevance(
     scores: Float[Tensor, "image caption"],
-    caption_image: Int[Tensor, " caption"] | Relevance,
+    caption_image: Int[Tensor, " caption"] | Relevance | Judgements,
     *,
     block: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate retrieval in both directions by all right answers of every query, and by their grades.
 
     Queries without a right answer are left out and those with one are counted: in CxC and ECCV Caption only some images
-    and captions were judged. (ECCV Caption judged other pairs for images than for captions: evaluate each direction
-    with the judgements that were made for it.)
+    and captions were judged.
 
     Args:
         scores: similarity of every image to every caption, higher is more alike; any real dtype.
-        caption_image: which pairs belong together, as a `Relevance` or as the image of every caption.
+        caption_image: which pairs belong together, as a `Relevance`, as the image of every caption, or as `Judgements`
+            where other pairs were judged for images than for captions.
         block: queries looked at at once; by default as many as keep the temporaries near twenty megabytes. The result
             does not depend on it.
 
@@ -65,7 +84,7 @@ def evaluate_relevance(
         - `R-precision`: of the first R answers, those that are right, where R is how many right ones there are.
         - `mAP@R`: mean over the ranks 1 to R of the precision so far, where the rank holds a right answer, else 0
           (Musgrave et al., ECCV 2020; the main figure of ECCV Caption, Chun et al., ECCV 2022).
-        - `nDCG`: sum over the right answers of grade / log2(rank + 1), divided by the same of the best order.
+        - `nDCG`: sum over the right answers that are there of grade / log2(rank + 1), divided by the same of the best order.
         - `queries`: how many there are with a right answer.
 
     Raises:
@@ -76,18 +95,65 @@ def evaluate_relevance(
     >>> result["i2t"]["R-precision"], result["t2i"]["R@1"], round(result["i2t"]["nDCG"], 1)
     (100.0, 50.0, 93.0)
     """
-    scores, relevance = check_relevance(scores, caption_image)
+    if isinstance(caption_image, Judgements):
+        scores, _ = check_relevance(scores, caption_image.i2t)
+        both = as_judgements(caption_image, *scores.shape)
+    else:
+        scores, relevance = check_relevance(scores, caption_image)
+        both = Judgements(relevance, relevance)
+    return with_rsum({direction: evaluate_direction(scores, both, direction, block=block) for direction in DIRECTIONS})
+
+
+@torch.no_grad()
+def evaluate_direction(
+    scores: Float[Tensor, "image caption"],
+    judgements: Relevance | Judgements,
+    direction: Direction,
+    *,
+    block: int | None = None,
+) -> dict[str, float]:
+    """One direction of `evaluate_relevance`, with its arguments and errors.
+
+    >>> relevance = Relevance.from_caption_image(torch.tensor([0, 1]))
+    >>> evaluate_direction(torch.eye(2), relevance, "t2i")["mAP@R"]
+    100.0
+    """
+    both = as_judgements(judgements, *scores.shape)
+    relevance, absent = (both.i2t, both.absent_captions) if direction == "i2t" else (both.t2i, both.absent_images)
     if block is not None and block < 1:
         raise ValueError(f"block is {block}; it must be at least one query")
     if not len(relevance.image):
         raise ValueError(f"{relevance} has no pair that belongs together; there is nothing to evaluate")
-    sides = {}
-    for direction in ("i2t", "t2i"):
-        parts = answer_ranks(scores, relevance, direction, block=block)
-        columns = zip(*(_query_metrics(part) for part in parts), strict=True)
-        sides[direction] = _mean_metrics(*(torch.cat(column) for column in columns))
+    parts = answer_ranks(scores, relevance, direction, block=block)
+    columns = zip(*(_query_metrics(part, None if absent is None else absent[part.query]) for part in parts), strict=True)
+    return _mean_metrics(*(torch.cat(column) for column in columns))
+
+
+def with_rsum(sides: Mapping[str, dict[str, float]]) -> dict[str, Any]:
+    """The results of both directions and the sum of their six recalls.
+
+    >>> with_rsum({side: {"R@1": 10.0, "R@5": 20.0, "R@10": 30.0} for side in ("i2t", "t2i")})["rsum"]
+    120.0
+    """
     rsum = sum(metrics[f"R@{level}"] for metrics in sides.values() for level in RECALL_LEVELS)
     return {**sides, "rsum": rsum}
+
+
+def as_judgements(judgements: Relevance | Judgements, images: int, captions: int) -> Judgements:
+    """Judgements of so many images and captions; a `Relevance` serves both directions.
+
+    Raises:
+        ValueError: they are of another size.
+
+    >>> as_judgements(Relevance.from_caption_image([1, 0]), images=2, captions=2).t2i
+    Relevance(2 pairs of 2 images and 2 captions)
+    """
+    both = judgements if isinstance(judgements, Judgements) else Judgements(judgements, judgements)
+    for side, absent, queries in ((both.i2t, both.absent_captions, images), (both.t2i, both.absent_images, captions)):
+        as_relevance(side, images, captions)
+        if absent is not None and absent.shape != (queries,):
+            raise ValueError(f"absent answers have shape {tuple(absent.shape)}; wanted a number for {queries} queries")
+    return both
 
 
 def answer_ranks(
@@ -164,11 +230,13 @@ def _rank(
     return (as_good - as_good_right + place) * real, grades
 
 
-def _query_metrics(answers: AnswerRanks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _query_metrics(
+    answers: AnswerRanks, absent: Int[Tensor, " query"] | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rank of the best right answer, R-precision, mAP@R and nDCG of every query; the latter three from 0 to 1."""
     _, rank, grade = answers
     real = rank > 0
-    count = real.sum(dim=1)
+    count = real.sum(dim=1) if absent is None else real.sum(dim=1) + absent
     within = real & (rank <= count[:, None])
     precision = torch.arange(1, rank.shape[1] + 1) / rank.clamp_min(1).double()
     ideal = grade.sort(dim=1, descending=True).values
