@@ -34,6 +34,7 @@ __all__ = [
     "Relevance",
     "answer_ranks",
     "as_judgements",
+    "count_as_good",
     "evaluate_direction",
     "evaluate_relevance",
     "load_relevance",
@@ -45,6 +46,9 @@ Direction = Literal["i2t", "t2i"]
 """Which side asks: images look for captions, or captions for images."""
 
 DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i")
+
+COUNTED = 32
+"""Up to so many right answers of a query, counting the scores above each is faster than sorting all."""
 
 
 class AnswerRanks(NamedTuple):
@@ -204,11 +208,20 @@ def query_scores(
         part = scores[chosen]
         check_no_nan(part, queries, range(scores.shape[1]))
     else:
-        part = scores[:, chosen]
+        part = _columns(scores, chosen)
         check_no_nan(part, range(len(scores)), queries)
         part = part.T
     dtype = torch.promote_types(scores.dtype, torch.float32) if scores.is_floating_point() else torch.float64
     return part.to("cpu", dtype).contiguous()
+
+
+def _columns(scores: Float[Tensor, "image caption"], chosen: Int[Tensor, " some"]) -> Float[Tensor, "image some"]:
+    """Some captions. Columns that are next to one another are copied together, which is thrice as fast."""
+    first, last = int(chosen.min()), int(chosen.max())
+    if last - first >= 2 * len(chosen):
+        return scores[:, chosen]
+    part = scores[:, first : last + 1].contiguous()
+    return part if torch.equal(chosen, torch.arange(first, last + 1, device=chosen.device)) else part[:, chosen - first]
 
 
 def _rank(
@@ -221,13 +234,25 @@ def _rank(
     order = order.gather(1, right.gather(1, order).argsort(dim=1, descending=True, stable=True))
     right, grades = right.gather(1, order), grades.gather(1, order)
     real = grades > 0
-    rising = torch.from_numpy(
-        np.sort(scores.numpy(), axis=1)
-    )  # several times as fast as torch, which sorts indices too
-    as_good = scores.shape[1] - torch.searchsorted(rising, right)
+    as_good = count_as_good(scores, right)
     as_good_right = torch.searchsorted(-right, -right, right=True).minimum(real.sum(dim=1, keepdim=True))
     place = torch.arange(1, right.shape[1] + 1)
     return (as_good - as_good_right + place) * real, grades
+
+
+def count_as_good(scores: Float[Tensor, "query item"], values: Float[Tensor, "query value"]) -> Int[Tensor, "query value"]:
+    """How many scores of a query are at least as high as each of some values.
+
+    >>> count_as_good(torch.tensor([[0.1, 0.5, 0.3]]), torch.tensor([[0.3, 0.9]]))
+    tensor([[2, 0]])
+    """
+    if values.shape[1] <= COUNTED:  # numpy counts several times as fast as torch
+        table, wanted = scores.numpy(), values.numpy()
+        counts = [np.count_nonzero(table >= wanted[:, place, None], axis=1) for place in range(wanted.shape[1])]
+        return torch.from_numpy(np.stack(counts, axis=1))
+    # ... and sorts so, too, since torch sorts the indices as well.
+    rising = torch.from_numpy(np.sort(scores.numpy(), axis=1))
+    return scores.shape[1] - torch.searchsorted(rising, values)
 
 
 def _query_metrics(

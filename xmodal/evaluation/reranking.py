@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from xmodal.evaluation.hubs import check_matrix, first_answers
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, as_relevance
-from xmodal.evaluation.relevance import query_scores
+from xmodal.evaluation.relevance import count_as_good, query_scores
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -131,10 +130,9 @@ def _standings(
     parts = value[order].split(counts.tolist())
     for block in torch.arange(len(asked)).split(max(1, BLOCK_ELEMENTS // items)):
         part = query_scores(scores, asked[block], direction)
-        rising = torch.from_numpy(np.sort(part.numpy(), axis=1))
         wanted = pad_sequence([parts[place] for place in block.tolist()], batch_first=True)
-        below = torch.searchsorted(rising, wanted)
-        found += [items - row[:count] for row, count in zip(below, counts[block].tolist(), strict=True)]
+        as_good = count_as_good(part, wanted)
+        found += [row[:count] for row, count in zip(as_good, counts[block].tolist(), strict=True)]
     result = torch.empty_like(query)
     result[order] = torch.cat(found)
     return result
