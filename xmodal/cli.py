@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -40,11 +40,21 @@ class Evaluate:
     """Run folders, or folders written by save_pretrained."""
     data: Split
     protocol: str = "plain"
-    """plain, f30k-1k, coco-1k-5fold or coco-5k."""
+    """plain, f30k-1k, coco-1k-5fold, coco-5k, cxc or eccv; or several of one test set: coco-5k,cxc,eccv."""
     relevance: Path | None = None
     """Judgements (JSON lines: image_id, caption_id, grade): also give R-precision, mAP@R and nDCG by these."""
     skip_unknown: bool = False
     """Leave out judgements of images and captions that are not in the split, and say how many they are."""
+    normalize: str | None = None
+    """Make up for hubs before ranking: dual_softmax, querybank, dbsn or sinkhorn."""
+    temperature: float | None = None
+    """Of --normalize, in units of the scores; by default one that suits cosines."""
+    bank: str | None = None
+    """With --normalize: the split whose images and captions tell the hubs; by default those that are evaluated do."""
+    bank_images: int = 1000
+    """How many images of --bank to take, with their captions."""
+    rerank: str | None = None
+    """Re-rank the first answers: mtfn; or mtfn_leak as published for captions, which reads the right answers."""
     scores: Path | None = None
     """Also write all scores, (image, caption), to this .npy file; of several models, their mean."""
     ranks: Path | None = None
@@ -152,43 +162,69 @@ def train(config: RunConfig) -> None:
 def evaluate(config: Evaluate) -> None:
     """Print a table of results."""
     from xmodal.data import load_relevance
-    from xmodal.data.atomic import check_writable, written_whole
-    from xmodal.evaluation import format_table, write_ranks
+    from xmodal.data.atomic import check_writable
+    from xmodal.evaluation import write_ranks
+    from xmodal.evaluation.after import AfterScoring
+    from xmodal.evaluation.coco import judged_protocols
     from xmodal.evaluation.matchers import evaluate_matchers
-    from xmodal.evaluation.report import format_judged, write_report
 
     for path in (config.scores, config.ranks, config.report, config.json):
         if path is not None:
             check_writable(path)
+    after = AfterScoring(config.normalize, config.temperature, config.rerank)
     matchers = {str(path): _load(path) for path in config.models}
     split = _open_split(config.data, matchers)
     caption_ids = [caption.caption_id for caption in split.captions]
+    protocols = config.protocol.split(",")
     judgements = inspect = None
     if config.relevance is not None:
         options = {"skip_unknown": config.skip_unknown}
         judgements = load_relevance(config.relevance, split.source.image_id, caption_ids, **options)
     if config.ranks is not None:
-        names = {"image_ids": split.source.image_id, "caption_ids": caption_ids}
+        names = {"image_ids": split.source.image_id, "caption_ids": caption_ids, "after": after}
         inspect = partial(write_ranks, config.ranks, caption_image=split.relevance, judgements=judgements, **names)
     results = evaluate_matchers(
         matchers,
         split.source,
         split.sentences,
         split.relevance,
-        protocol=config.protocol,
+        protocol=protocols,
         judgements=judgements,
+        evaluators=judged_protocols(protocols, split.source.image_id, caption_ids),
+        after=after,
+        bank=_bank(config, matchers),
+        hubs=True,
         out=config.scores,
         inspect=inspect,
         progress=sys.stderr.isatty(),
     )
-    print(format_table(results))
-    if judgements is not None:
-        print(f"\n{format_judged({name: result['judged'] for name, result in results.items()})}")
+    if after.leaks:
+        print("t2i reads which captions of the test set describe one image: no figure to compare models by\n")
+    _tell(config, results)
+
+
+def _tell(config: Evaluate, results: dict[str, Any]) -> None:
+    """Print the tables, and write the report and all numbers where they were asked for."""
+    from xmodal.data.atomic import written_whole
+    from xmodal.evaluation.report import format_results, write_report
+
+    print(format_results(results))
     if config.report is not None:
         write_report(config.report, results, details={"data": str(config.data.folder), "split": config.data.split})
     if config.json is not None:
         with written_whole(config.json) as whole:
             whole.write_text(json.dumps(results, indent=2), encoding="utf-8")
+
+
+def _bank(config: Evaluate, matchers: dict[str, Any]) -> Any:
+    """The images and captions that tell hubs, None for those that are evaluated."""
+    if config.bank is None:
+        return None
+    if config.normalize is None:
+        raise ValueError(f"--bank {config.bank} is for --normalize, which is not given")
+    if config.bank_images < 1:
+        raise ValueError(f"--bank-images is {config.bank_images}; wanted at least one")
+    return _open_split(replace(config.data, split=config.bank), matchers).first(config.bank_images)
 
 
 def evaluate_embedder(config: EvaluateEmbedder) -> None:

@@ -10,8 +10,10 @@ import torch
 from tiny_data import DIM, make_data
 
 from xmodal.cli import main
-from xmodal.data import RegionStore, RegionStoreWriter, load_captions, load_relevance
-from xmodal.evaluation import PROTOCOLS, evaluate_relevance, evaluate_retrieval
+from xmodal.data import RegionStore, RegionStoreWriter, Relevance, load_captions, load_relevance
+from xmodal.evaluation import PROTOCOLS, evaluate_relevance, evaluate_retrieval, retrieval_ranks
+from xmodal.evaluation.after import AfterScoring
+from xmodal.evaluation.hubs import hubness
 from xmodal.evaluation.protocols import Protocol
 from xmodal.model import Matcher
 from xmodal.training.config import DataConfig, ModelConfig, TrainConfig
@@ -85,6 +87,31 @@ def test_scores_ranks_and_judgements(data, evaluate, tmp_path, capsys):
     assert "i2t mAP@R" in capsys.readouterr().out
 
 
+def test_what_is_done_after_scoring(data, evaluate, tmp_path, capsys):
+    store, captions = RegionStore(data / "dev.h5"), load_captions(data / "captions.jsonl", "dev")
+    image_of = torch.tensor([store.image_id.index(caption.image_id) for caption in captions])
+    scores, ranks = tmp_path / "scores.npy", tmp_path / "ranks.jsonl"
+    after = AfterScoring("dual_softmax", 0.1, "mtfn_leak")
+    options = ["--normalize", "dual_softmax", "--temperature", "0.1", "--rerank", "mtfn_leak"]
+    result = evaluate(data, *options, "--scores", scores, "--ranks", ranks, "--protocol", "plain")
+    matrix = after.normalized(torch.from_numpy(np.load(scores)))
+    read = [json.loads(line) for line in ranks.read_text().splitlines()]
+    for direction in ("i2t", "t2i"):
+        reranked = after.reranked(matrix, direction, Relevance.from_caption_image(image_of, len(store)))
+        assert result[direction] == evaluate_retrieval(reranked, image_of)[direction]
+        assert result["hubness"][direction] == hubness(reranked)[direction]
+        wanted = getattr(retrieval_ranks(reranked, image_of), direction).tolist()
+        assert [line["rank"] for line in read if line["direction"] == direction] == wanted
+    printed = capsys.readouterr().out
+    assert "t2i skewness" in printed
+    assert "t2i reads which captions of the test set describe one image" in printed
+
+
+def test_a_split_serves_as_a_bank(data, evaluate):
+    plain = evaluate(data, "--normalize", "dbsn", "--bank", "train", "--bank-images", "3")
+    assert plain["i2t"] == evaluate(data)["i2t"]  # dbsn leaves what images retrieve
+
+
 def test_the_order_of_the_store_changes_nothing(data, permuted, evaluate, monkeypatch):
     captions = len(load_captions(data / "captions.jsonl", "dev"))
     monkeypatch.setitem(PROTOCOLS, "tiny-5fold", Protocol("tiny-5fold", images=10, captions=captions, folds=5))
@@ -129,6 +156,11 @@ def test_validation_scores_pairs_within_folds_only(data, monkeypatch):
     [
         (["--protocol", "coco5k"], "did you mean 'coco-5k'"),
         (["--protocol", "coco-5k"], "takes 5000 images and 25000 captions, but there are 10 x"),
+        (["--protocol", "plain,eccv"], "ECCV Caption judged COCO's test split of 5000 images and 25000 captions"),
+        (["--normalize", "dualsoftmax"], "did you mean 'dual_softmax'"),
+        (["--rerank", "mtfnn"], "did you mean 'mtfn'"),
+        (["--bank", "train"], "--bank train is for --normalize"),
+        (["--normalize", "querybank", "--bank", "train", "--bank-images", "0"], "--bank-images is 0"),
         (["--scores", "scores.csv"], "'scores.csv'"),
         (["--ranks", "taken/ranks.jsonl"], "cannot write taken/ranks.jsonl"),
         (["--relevance", "nowhere.jsonl"], "no file of judgements at nowhere.jsonl"),

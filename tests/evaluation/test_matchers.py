@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from xmodal.data import Relevance
-from xmodal.data.split import SomeImages
+from xmodal.data import Caption, Relevance
+from xmodal.data.split import SomeImages, Split
 from xmodal.evaluation import PROTOCOLS, evaluate_protocol, evaluate_relevance
+from xmodal.evaluation.after import AfterScoring, evaluate_scores
+from xmodal.evaluation.hubs import Bank, hubness
 from xmodal.evaluation.matchers import evaluate_matchers
 from xmodal.evaluation.protocols import Protocol
+from xmodal.evaluation.relevance import evaluate_direction
 from xmodal.scoring.memory import fill_matrix
 
 CAPTION_IMAGE = torch.tensor([0, 1, 2, 2])
@@ -76,6 +81,48 @@ def test_judgements_are_evaluated_beside_the_protocol():
     assert judged == evaluate_relevance((matchers["one"].scores + matchers["two"].scores) / 2, judgements)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_bank_is_scored_by_every_matcher_and_by_their_mean(folded, count):
+    """Images 1 and 4 and captions d, e and f serve as a bank for all."""
+    store, _, of_image = folded
+    bank = Split(SomeImages(store, [1, 4]), [Caption("", "", name, "") for name in "def"], None)
+    matchers = {str(seed): Given(seed, (6, 9)) for seed in range(count)}
+    after = AfterScoring(normalize="sinkhorn", temperature=0.5)
+    seen = []
+    options = {"after": after, "bank": bank, "hubs": True}
+    results = evaluate_matchers(matchers, *folded, inspect=seen.append, **options)
+    mean = sum(matcher.scores for matcher in matchers.values()) / count
+    every = {
+        **{name: matcher.scores for name, matcher in matchers.items()},
+        **({"ensemble": mean} if count > 1 else {}),
+    }
+    for name, scores in every.items():
+        of_bank = Bank(scores[:, 3:6], scores[[1, 4]], scores[[1, 4]][:, 3:6])
+        normalized = after.normalized(scores, of_bank)
+        assert results[name] == evaluate_protocol(normalized, of_image) | {
+            "folds": results[name]["folds"],
+            "hubness": hubness(normalized),
+        }
+    assert torch.allclose(*seen, normalized)
+    cut = evaluate_matchers(matchers, *folded, protocol="tiny-3fold", **options)[list(every)[-1]]
+    relevance = Relevance.from_caption_image(of_image)
+    assert cut == evaluate_scores(scores, relevance, ["tiny-3fold"], after=after, bank=of_bank, hubs=True)["tiny-3fold"]
+
+
+def test_further_protocols_are_beside_the_first(folded):
+    one, judgements = Given(1, (6, 9)), Relevance([0, 0, 2], [0, 3, 1], None, images=6, captions=9)
+    evaluators = {"mine": partial(evaluate_direction, judgements=judgements)}
+    options = {"evaluators": evaluators, "judgements": judgements}
+    (result,) = evaluate_matchers({"": one}, *folded, protocol=["mine", "plain", "tiny-3fold"], **options).values()
+    judged = evaluate_relevance(one.scores, judgements)
+    assert result["judged"] == judged
+    assert {name: result[name] for name in judged} == judged
+    assert list(result["also"]) == ["plain", "tiny-3fold"]
+    for name, other in result["also"].items():
+        assert other == evaluate_protocol(one.scores, folded[2], name)
+    assert one.scored == 54
+
+
 @pytest.fixture
 def folded(monkeypatch):
     """A protocol of three folds of two images, and captions that speak of images in another order than the store's."""
@@ -123,6 +170,8 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_scored(tmp_path)
         evaluate({"one": matcher}, protocol="coco5k")
     with pytest.raises(ValueError, match="'f30k-1k' takes 1000 images and 5000 captions, but there are 3 x 4"):
         evaluate({"one": matcher}, protocol="f30k-1k")
+    with pytest.raises(ValueError, match="protocols are plain, plain; wanted at least one, each once"):
+        evaluate({"one": matcher}, protocol=["plain", "plain"])
     with pytest.raises(ValueError, match=r"scores\.csv"):
         evaluate({"one": matcher}, out=tmp_path / "scores.csv")
     with pytest.raises(ValueError, match="relevance is of 1 images and 1 captions"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from xmodal.data.relevance import Judgements, Relevance
+from xmodal.evaluation.protocols import PROTOCOLS
+from xmodal.evaluation.relevance import evaluate_direction
+from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +51,7 @@ def load_cxc(image_ids: Sequence[str], caption_ids: Sequence[str]) -> Judgements
     >>> load_cxc(["391895"], ["770337"])
     Traceback (most recent call last):
     ...
-    ValueError: CxC judged COCO's test split of 5000 images and 25000 captions, named ..., but there are 1 x 1 ...
+    ValueError: CxC judged COCO's test split of 5000 images and 25000 captions, ... but there are 1 x 1 ...
     """
     return _load("CxC", "cxc", image_ids, caption_ids)
 
@@ -58,13 +62,37 @@ def load_eccv(image_ids: Sequence[str], caption_ids: Sequence[str]) -> Judgement
     >>> load_eccv(["391895"], ["770337"])
     Traceback (most recent call last):
     ...
-    ValueError: ECCV Caption judged COCO's test split of 5000 images and 25000 captions, named ..., but there are 1 x 1 ...
+    ValueError: ECCV Caption judged COCO's test split of 5000 images and 25000 captions, ... but there are 1 x 1 ...
     """
     return _load("ECCV Caption", "eccv", image_ids, caption_ids)
 
 
 JUDGED: dict[str, Callable[[Sequence[str], Sequence[str]], Judgements]] = {"cxc": load_cxc, "eccv": load_eccv}
 """Protocols whose right answers are judgements by the ids of images and captions, by name."""
+
+
+def judged_protocols(
+    names: Sequence[str], image_ids: Sequence[str], caption_ids: Sequence[str]
+) -> dict[str, Callable[..., dict[str, float]]]:
+    """An evaluation of one direction for each of these names that is in `JUDGED`.
+
+    Args:
+        names: protocols, those of `PROTOCOLS` among them: they need nothing from here.
+        image_ids: as for `load_cxc`.
+        caption_ids: as for `load_cxc`.
+
+    Raises:
+        ModuleNotFoundError: the package `eccv-caption` is not installed.
+        ValueError: no such protocol, or the images and captions are not those that were judged.
+
+    >>> judged_protocols(["plain"], ["391895"], ["770337"])
+    {}
+    """
+    for name in names:
+        if name not in (known := (*PROTOCOLS, *JUDGED)):
+            raise ValueError(f"there is no protocol {name!r}{near_miss(name, known)}; known: {', '.join(known)}")
+    loaded = {name: JUDGED[name](image_ids, caption_ids) for name in names if name in JUDGED}
+    return {name: partial(evaluate_direction, judgements=judgements) for name, judgements in loaded.items()}
 
 
 def judgements_by_number(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +11,11 @@ import torch
 
 from xmodal.data.atomic import written_whole
 from xmodal.data.split import SomeImages
-from xmodal.evaluation.protocols import evaluate_fold, evaluate_protocol, join_folds, protocol_folds
+from xmodal.evaluation.after import NOTHING, AfterScoring, evaluate_after, evaluate_scores
+from xmodal.evaluation.hubs import Bank
+from xmodal.evaluation.protocols import find_protocol, join_folds, protocol_folds
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, as_relevance
-from xmodal.evaluation.relevance import evaluate_relevance
+from xmodal.evaluation.relevance import as_judgements, evaluate_direction
 from xmodal.scoring.memory import check_out, fill_matrix
 
 if TYPE_CHECKING:
@@ -21,10 +25,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.data.image_source import ImageSource
-    from xmodal.data.relevance import Relevance
+    from xmodal.data.relevance import Judgements, Relevance
+    from xmodal.data.split import Split
+    from xmodal.evaluation.after import Evaluator
+    from xmodal.evaluation.protocols import Fold
     from xmodal.model import Matcher
 
 ENSEMBLE = "ensemble"
+
+JUDGED = "judged"
 
 
 def evaluate_matchers(
@@ -33,8 +42,12 @@ def evaluate_matchers(
     captions: Sequence[str],
     caption_image: Int[Tensor, " caption"] | Relevance,
     *,
-    protocol: str = "plain",
-    judgements: Relevance | None = None,
+    protocol: str | Sequence[str] = "plain",
+    judgements: Relevance | Judgements | None = None,
+    evaluators: Mapping[str, Evaluator] | None = None,
+    after: AfterScoring = NOTHING,
+    bank: Split | None = None,
+    hubs: bool = False,
     out: str | Path | None = None,
     inspect: Callable[[Float[Tensor, "image caption"]], None] | None = None,
     progress: bool = False,
@@ -52,16 +65,22 @@ def evaluate_matchers(
         store: the images.
         captions: the captions, in the order of their file, which decides on folds (see `cut_folds`).
         caption_image: which image each caption describes, or a `Relevance`.
-        protocol: a name in `xmodal.evaluation.PROTOCOLS`.
+        protocol: a name in `xmodal.evaluation.PROTOCOLS` or in `evaluators`, or several: all are evaluated in one pass.
         judgements: also evaluate by these, with `evaluate_relevance`.
-        out: also write the scores, (image, caption), to this `.npy` file (of several matchers, their mean). They are
-            never in memory as a whole then; with several matchers the disk takes the scores of all for a while.
-        inspect: called with the scores that `out` would have.
+        evaluators: evaluations by other right answers, which `protocol` may name.
+        after: what is done to the scores before they are ranked; each fold and each matcher by itself.
+        bank: images and captions that the normalization looks at, instead of those that are evaluated.
+        hubs: also give `hubness`.
+        out: also write the scores, (image, caption), to this `.npy` file (of several matchers, their mean), as they are
+            before `after`. They are never in memory as a whole then; with several matchers the disk takes the scores of
+            all for a while.
+        inspect: called with the scores that `out` would have, normalized where `after` says so.
         progress: show bars.
 
     Returns:
-        Name to the dict of `evaluate_protocol`, and `judged`, that of `evaluate_relevance`, if there are judgements;
-        the ensemble is named "ensemble".
+        Name to the dict of `evaluate_protocol` for the first protocol, and `judged`, that of `evaluate_relevance`, if
+        there are judgements. Of further protocols, `also` has the results by their names. The ensemble is named
+        "ensemble".
 
     Raises:
         ValueError: no matcher, no such protocol, a test set of another size, or an `out` that is no `.npy` file, before
@@ -83,27 +102,82 @@ def evaluate_matchers(
     if not matchers:
         raise ValueError("there is no matcher to evaluate")
     relevance = as_relevance(caption_image, len(store), len(captions))
-    folds = protocol_folds(relevance, protocol)
+    chosen = _Chosen.of([protocol] if isinstance(protocol, str) else protocol, evaluators or {}, relevance)
     if judgements is not None:
-        as_relevance(judgements, len(store), len(captions))
+        as_judgements(judgements, len(store), len(captions))
+        chosen.evaluators[JUDGED] = partial(evaluate_direction, judgements=judgements)
     if out is not None:
         check_out(out)
-    if len(folds) > 1 and judgements is None and out is None and inspect is None:
+    banks = _banks(matchers, store, captions, bank, progress)
+    if not chosen.evaluators and out is None and inspect is None and (folds := chosen.only_folds(relevance)):
         of_folds: dict[str, list[dict[str, Any]]] = {}
         for fold in folds:
             images = SomeImages(store, fold.images.tolist())
             sentences: list[str] = [captions[int(caption)] for caption in fold.captions.tolist()]
             for name, scores in _scored(matchers, images, sentences, None, progress):
-                of_folds.setdefault(name, []).append(evaluate_fold(scores, fold))
-        return {name: join_folds(results, protocol) for name, results in of_folds.items()}
-    results, scores = {}, torch.empty(0)
+                part = banks[name].select(fold.images, fold.captions) if banks else None
+                of_folds.setdefault(name, []).append(evaluate_after(scores, fold, after, part, hubs))
+        return {name: join_folds(results, chosen.protocols[0]) for name, results in of_folds.items()}
+    results, scores, name = {}, torch.empty(0), ""
     for name, scores in _scored(matchers, store, captions, out, progress):
-        results[name] = evaluate_protocol(scores, relevance, protocol)
-        if judgements is not None:
-            results[name]["judged"] = evaluate_relevance(scores, judgements)
+        options: dict[str, Any] = {"after": after, "bank": banks.get(name), "hubs": hubs}
+        results[name] = chosen.arranged(
+            evaluate_scores(scores, relevance, chosen.protocols, chosen.evaluators, **options)
+        )
     if inspect is not None:
-        inspect(scores)
+        inspect(after.normalized(scores, banks.get(name)))
     return results
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What is evaluated, in the order in which it was asked for."""
+
+    names: list[str]
+    protocols: list[str]
+    evaluators: dict[str, Evaluator]
+
+    @classmethod
+    def of(cls, names: Sequence[str], evaluators: Mapping[str, Evaluator], relevance: Relevance) -> _Chosen:
+        """Those of these names that are protocols and that are evaluators.
+
+        Raises:
+            ValueError: no name, one that comes twice or is neither, or a test set of another size.
+        """
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"protocols are {', '.join(names) or 'not given'}; wanted at least one, each once")
+        protocols = [name for name in names if name not in evaluators]
+        for name in protocols:
+            protocol_folds(relevance, name)
+        return cls(list(names), protocols, {name: evaluators[name] for name in names if name in evaluators})
+
+    def only_folds(self, relevance: Relevance) -> list[Fold]:
+        """The folds, where nothing but pairs within them is looked at."""
+        if len(self.protocols) != 1 or find_protocol(self.protocols[0]).folds == 1:
+            return []
+        return protocol_folds(relevance, self.protocols[0])
+
+    def arranged(self, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The first protocol's result, with the others in it."""
+        first, *others = self.names
+        arranged = {"protocol": first, **results[first]}
+        if others:
+            arranged["also"] = {name: {"protocol": name, **results[name]} for name in others}
+        return {**arranged, JUDGED: results[JUDGED]} if JUDGED in results else arranged
+
+
+def _banks(
+    matchers: Mapping[str, Matcher], store: ImageSource, captions: Sequence[str], bank: Split | None, progress: bool
+) -> dict[str, Bank]:
+    """Scores of every matcher and of the ensemble that a bank has part in."""
+    if bank is None:
+        return {}
+    sides = ((store, bank.sentences), (bank.source, captions), (bank.source, bank.sentences))
+    parts = [
+        {name: scores.clone() for name, scores in _scored(matchers, source, sentences, None, progress)}
+        for source, sentences in sides
+    ]
+    return {name: Bank(*(part[name] for part in parts)) for name in parts[0]}
 
 
 def _scored(

@@ -18,7 +18,7 @@ from xmodal.evaluation.ranks import check_answers, check_relevance, evaluate_ret
 from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float, Int
     from torch import Tensor
@@ -216,8 +216,10 @@ def cut_folds(
     return cut
 
 
-def evaluate_fold(scores: Float[Tensor, "image caption"], fold: Fold) -> dict[str, Any]:
-    """Evaluate one fold, given its own scores.
+def evaluate_fold(
+    scores: Float[Tensor, "image caption"], fold: Fold, evaluate: Callable[..., dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Evaluate one fold, given its own scores, by `evaluate_retrieval` or what else takes its arguments.
 
     Raises:
         ValueError: its scores cannot be ranked; the fold is named, since indices are counted within it.
@@ -228,7 +230,7 @@ def evaluate_fold(scores: Float[Tensor, "image caption"], fold: Fold) -> dict[st
     600.0
     """
     try:
-        return evaluate_retrieval(scores, fold.caption_image)
+        return (evaluate or evaluate_retrieval)(scores, fold.caption_image)
     except ValueError as error:
         raise ValueError(f"in the fold of images {_named(fold.images.tolist())}: {error}") from error
 

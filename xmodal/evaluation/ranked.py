@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.data.relevance import Relevance
+    from xmodal.evaluation.after import AfterScoring
     from xmodal.evaluation.relevance import Direction
 
 TOP = 10
@@ -35,6 +36,7 @@ def write_ranks(
     *,
     judgements: Relevance | None = None,
     top: int = TOP,
+    after: AfterScoring | None = None,
 ) -> None:
     """Write one JSON object a query: every image among all captions, then every caption among all images.
 
@@ -51,6 +53,7 @@ def write_ranks(
         caption_ids: the name of every caption.
         judgements: see above.
         top: how many answers of a query to write; there may be fewer.
+        after: re-rank each direction as this says; the scores written of what it moved only tell the order.
 
     Raises:
         ValueError: wrong shapes, a NaN score, ids that are not as many as the scores have rows and columns, or a `top`
@@ -75,10 +78,11 @@ def write_ranks(
     sides = [("i2t", image_ids, caption_ids), ("t2i", caption_ids, image_ids)]
     with written_whole(path) as whole, whole.open("w", encoding="utf-8") as file:
         for direction, queries, items in sides:
-            ranks = {"rank": _best_ranks(scores, relevance, direction)}
+            directed = scores if after is None else after.reranked(scores, direction, relevance)
+            ranks = {"rank": _best_ranks(directed, relevance, direction)}
             if judgements is not None:
-                ranks["judged_rank"] = _best_ranks(scores, judgements, direction)
-            for query, retrieved in enumerate(_first(scores, relevance, direction, top)):
+                ranks["judged_rank"] = _best_ranks(directed, judgements, direction)
+            for query, retrieved in enumerate(_first(directed, relevance, direction, top)):
                 line: dict[str, Any] = {"direction": direction, "query": queries[query]}
                 line |= {name: of_queries.get(query) for name, of_queries in ranks.items()}
                 line["retrieved"] = [{"id": items[item], "score": score} for item, score in retrieved]

@@ -88,7 +88,8 @@ def evaluate_relevance(
         - `R-precision`: of the first R answers, those that are right, where R is how many right ones there are.
         - `mAP@R`: mean over the ranks 1 to R of the precision so far, where the rank holds a right answer, else 0
           (Musgrave et al., ECCV 2020; the main figure of ECCV Caption, Chun et al., ECCV 2022).
-        - `nDCG`: sum over the right answers that are there of grade / log2(rank + 1), divided by the same of the best order.
+        - `nDCG`: sum over the right answers that are there of grade / log2(rank + 1), divided by the same of the best
+          order.
         - `queries`: how many there are with a right answer.
 
     Raises:
@@ -128,8 +129,9 @@ def evaluate_direction(
         raise ValueError(f"block is {block}; it must be at least one query")
     if not len(relevance.image):
         raise ValueError(f"{relevance} has no pair that belongs together; there is nothing to evaluate")
+    absent = torch.zeros(scores.shape[0 if direction == "i2t" else 1]).long() if absent is None else absent
     parts = answer_ranks(scores, relevance, direction, block=block)
-    columns = zip(*(_query_metrics(part, None if absent is None else absent[part.query]) for part in parts), strict=True)
+    columns = zip(*(_query_metrics(part, absent[part.query]) for part in parts), strict=True)
     return _mean_metrics(*(torch.cat(column) for column in columns))
 
 
@@ -240,7 +242,9 @@ def _rank(
     return (as_good - as_good_right + place) * real, grades
 
 
-def count_as_good(scores: Float[Tensor, "query item"], values: Float[Tensor, "query value"]) -> Int[Tensor, "query value"]:
+def count_as_good(
+    scores: Float[Tensor, "query item"], values: Float[Tensor, "query value"]
+) -> Int[Tensor, "query value"]:
     """How many scores of a query are at least as high as each of some values.
 
     >>> count_as_good(torch.tensor([[0.1, 0.5, 0.3]]), torch.tensor([[0.3, 0.9]]))
@@ -255,13 +259,11 @@ def count_as_good(scores: Float[Tensor, "query item"], values: Float[Tensor, "qu
     return scores.shape[1] - torch.searchsorted(rising, values)
 
 
-def _query_metrics(
-    answers: AnswerRanks, absent: Int[Tensor, " query"] | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _query_metrics(answers: AnswerRanks, absent: Int[Tensor, " query"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rank of the best right answer, R-precision, mAP@R and nDCG of every query; the latter three from 0 to 1."""
     _, rank, grade = answers
     real = rank > 0
-    count = real.sum(dim=1) if absent is None else real.sum(dim=1) + absent
+    count = real.sum(dim=1) + absent
     within = real & (rank <= count[:, None])
     precision = torch.arange(1, rank.shape[1] + 1) / rank.clamp_min(1).double()
     ideal = grade.sort(dim=1, descending=True).values

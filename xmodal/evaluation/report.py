@@ -21,6 +21,7 @@ RECALLS = (*(f"{direction} R@{level}" for direction in DIRECTIONS for level in R
 JUDGED = tuple(
     f"{direction} {metric}" for direction in DIRECTIONS for metric in ("R@1", "R-precision", "mAP@R", "nDCG")
 )
+HUBNESS = tuple(f"{direction} {measure}" for direction in DIRECTIONS for measure in ("skewness", "never", "most"))
 RANKS = tuple(f"{direction} {average}" for direction in DIRECTIONS for average in ("MedR", "MeanR"))
 
 
@@ -54,6 +55,60 @@ def format_judged(results: Mapping[str, Mapping[str, Any]]) -> str:
     perfect    100.0            100.0      100.0     100.0    100.0            100.0      100.0     100.0
     """
     return _plain_table(_table_rows(results, JUDGED, corner="judged"))
+
+
+def format_hubness(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out how unevenly captions (i2t) and images (t2i) are retrieved as a table for the terminal.
+
+    Args:
+        results: model name -> result of `hubness`.
+
+    >>> import torch
+    >>> from xmodal.evaluation.hubs import hubness
+    >>> print(format_hubness({"even": hubness(torch.eye(2), k=1)}))
+    hubness  i2t skewness  i2t never  i2t most  t2i skewness  t2i never  t2i most
+    -----------------------------------------------------------------------------
+    even              0.0        0.0       1.0           0.0        0.0       1.0
+    """
+    return _plain_table(_table_rows(results, HUBNESS, corner="hubness"))
+
+
+def format_results(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """All tables of an evaluation for the terminal: recalls, then judgements and hubness where there are some.
+
+    Args:
+        results: model name -> what `evaluate_matchers` gives. Protocols after the first have lines of their own.
+
+    >>> import torch
+    >>> from xmodal.evaluation import evaluate_protocol
+    >>> result = evaluate_protocol(torch.eye(2), torch.tensor([0, 1]))
+    >>> print(format_results({"perfect": {**result, "also": {"mine": result}}}))
+    model          i2t R@1  i2t R@5  i2t R@10  t2i R@1  t2i R@5  t2i R@10   rsum
+    ----------------------------------------------------------------------------
+    perfect          100.0    100.0     100.0    100.0    100.0     100.0  600.0
+    perfect, mine    100.0    100.0     100.0    100.0    100.0     100.0  600.0
+    """
+    tables = [format_table(_lines(results))]
+    if judged := _judged(results):
+        tables.append(format_judged(judged))
+    if hubs := {name: result["hubness"] for name, result in _lines(results).items() if "hubness" in result}:
+        tables.append(format_hubness(hubs))
+    return "\n\n".join(tables)
+
+
+def _lines(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """A line for every model and, after it, for every further protocol."""
+    lines: dict[str, Mapping[str, Any]] = {}
+    for model, result in results.items():
+        lines[model] = result
+        lines |= {f"{model}, {protocol}": other for protocol, other in result.get("also", {}).items()}
+    return lines
+
+
+def _judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """What has been evaluated by judgements, of a file or of a protocol."""
+    lines = {name: result for name, result in _lines(results).items() if "nDCG" in result["i2t"]}
+    return lines | {model: result["judged"] for model, result in results.items() if "judged" in result}
 
 
 def format_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -99,8 +154,8 @@ def write_report(
     # Retrieval results
     """
     path = Path(path)
+    judged, results = _judged(results), _lines(results)
     protocols = [f"- {model}: `{result['protocol']}`" for model, result in results.items() if "protocol" in result]
-    judged = {model: result["judged"] for model, result in results.items() if "judged" in result}
     links = [_link_picture(caption, Path(file), path) for caption, file in (pictures or {}).items()]
     folds = {
         f"{model}, fold {number}": fold

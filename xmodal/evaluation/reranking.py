@@ -2,10 +2,10 @@
 
 An image should not only score high with a caption; it should also be among the first that this caption retrieves.
 Wang et al. (ACM Multimedia 2019; `rerank.py` of their released code) sort the first 15 captions of an image by the rank
-of the image in each caption's list, and the first 20 images of a caption by the best rank, in each image's list, of *all
-captions of the image that is looked for*. The second needs to know which captions of the test set describe one image:
-that is what is to be found out, so that it leaks. It is here under a name that says so, beside an honest form that asks
-for the rank of the query caption itself.
+of the image in each caption's list, and the first 20 images of a caption by the best rank, in each image's list, of
+*all captions of the image that is looked for*. The second needs to know which captions of the test set describe one
+image: that is what is to be found out, so that it leaks. It is here under a name that says so, beside an honest form
+that asks for the rank of the query caption itself.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ def rerank(
         parts.append((chosen[query], places[query, answer]))
     query, item = (torch.cat(column) for column in zip(*parts, strict=True))
     values = table[query, item]
+    if not len(values):  # all is tied
+        return result
     if not values.isfinite().all():
         raise ValueError("a score among the first answers of a query is infinite; re-ranking needs finite ones")
     asked = values if siblings is None else _best_sibling(result, as_relevance(siblings, *scores.shape), query, item)
