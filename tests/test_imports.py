@@ -23,6 +23,7 @@ ORDER = [
     "embedder",
     "given",
     "model",
+    "export",
     "evaluation",
     "arguments",
     "training",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro  # noqa: TC002  # what options are annotated with is read at run time
 
@@ -141,6 +141,18 @@ class Inspect:
     """Without --model: what finds the regions, see `xmodal prepare regions --help`."""
     output: Path = Path("regions.png")
     """Picture to write."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model as programs for onnxruntime and others, or for torch.export, and check them against it."""
+
+    model: tyro.conf.Positional[Path]
+    """Run folder, or folder written by save_pretrained."""
+    output: Path = Path("exported")
+    """Folder to write, or to replace."""
+    format: Literal["onnx", "torch"] = "onnx"
+    """onnx, or torch for torch.export."""
 
 
 @dataclass(frozen=True)
@@ -322,6 +334,16 @@ def inspect(config: Inspect) -> None:
     print(f"wrote {config.output}")
 
 
+def export(config: Export) -> None:
+    """Write the programs and say how far they are from the model."""
+    from xmodal.export import export_matcher
+
+    differences = export_matcher(_load(config.model), config.output, form=config.format)
+    for name, difference in differences.items():
+        print(f"{name:6} differs from the model by at most {difference:.1e}")
+    print(f"wrote {config.output}")
+
+
 def recipes(_config: Recipes) -> None:
     """Print names and first sentences, by what is trained; ablations last."""
     groups: dict[str, list[str]] = {}
@@ -342,6 +364,7 @@ COMMANDS: dict[str, tuple[Any, type]] = {
     "search": (search, Search),
     "explain": (explain, Explain),
     "inspect": (inspect, Inspect),
+    "export": (export, Export),
 }
 
 

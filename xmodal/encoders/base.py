@@ -71,6 +71,17 @@ class ImageEncoder(nn.Module):
         """Items of the images and their mask, True = real; every image has at least one."""
         raise NotImplementedError
 
+    def example_batch(self, images: int, items: int, generator: torch.Generator) -> Any:
+        """A batch of random images, of at most so many items each where that is not fixed: to trace the encoder with.
+
+        Raises:
+            NotImplementedError: for an encoder that does not say what it takes.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say what it takes; give it a method example_batch(images, items, "
+            "generator) that returns a batch of its source, to export it"
+        )
+
     def as_batch(self, image: Num[Tensor, "..."]) -> Any:
         """The batch of one image that a user gave as an array; here of its region features.
 

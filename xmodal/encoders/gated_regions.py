@@ -56,6 +56,11 @@ class GatedRegions(RegionProjection):
             F.normalize(regions, dim=-1, eps=1e-8) if self.normalize_gated else regions, batch.region_mask
         )
 
+    def example_batch(self, images: int, items: int, generator: torch.Generator) -> RegionBatch:
+        """Images of one region to `items`, and where these are."""
+        corners = torch.rand(images, items, 2, 2, generator=generator).sort(dim=2).values
+        return super().example_batch(images, items, generator)._replace(boxes=corners.flatten(2))
+
 
 def places(boxes: Float[Tensor, "image region 4"]) -> Float[Tensor, "image region 4"]:
     """Width, height and center of boxes that are given by their corners, x1 y1 x2 y2.

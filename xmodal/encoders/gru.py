@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from xmodal.encoders.base import TextEncoder, check_dropout
+from xmodal.heads.recurrent import read_in_order
 from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
@@ -71,13 +71,10 @@ class GRUEncoder(TextEncoder):
         Raises:
             ValueError: if the padding of a caption does not come after all of its words.
         """
-        lengths = word_mask.sum(dim=1)
-        if bool((word_mask[:, 1:] > word_mask[:, :-1]).any()) or not bool(word_mask[:, 0].all()):
-            raise ValueError("word_mask must be True for the first words of a caption and False after them")
+        if not torch.compiler.is_compiling():  # values cannot be read while a graph is being traced
+            _check_order(word_mask)
         embedded = F.dropout(self.embedding(tokens), self.word_dropout, self.training)
-        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        states, _ = self.rnn(packed)
-        words, _ = pad_packed_sequence(states, batch_first=True, total_length=tokens.shape[1])
+        words = read_in_order(self.rnn, embedded, word_mask)
         if self.rnn.bidirectional:
             words = (words[..., : self.dim] + words[..., self.dim :]) / 2
         words = F.dropout(words, self.dropout, self.training)
@@ -96,3 +93,8 @@ class GRUEncoder(TextEncoder):
                 f"{tuple(self.embedding.weight.shape)}: set the text encoder's word_dim to {vectors.shape[1]}"
             )
         self.embedding.weight[found] = vectors[found].to(self.embedding.weight)
+
+
+def _check_order(word_mask: Bool[Tensor, "caption word"]) -> None:
+    if bool((word_mask[:, 1:] > word_mask[:, :-1]).any()) or not bool(word_mask[:, 0].all()):
+        raise ValueError("word_mask must be True for the first words of a caption and False after them")

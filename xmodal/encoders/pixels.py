@@ -104,6 +104,10 @@ class PixelTower(ImageEncoder):
             self.network.eval()
         return self
 
+    def example_batch(self, images: int, items: int, generator: torch.Generator) -> PixelBatch:
+        """Images of noise, of the size that networks are trained on whatever `items` is."""
+        return PixelBatch(torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8, generator=generator))
+
     def as_batch(self, image: Num[Tensor, "3 height width"]) -> PixelBatch:
         """The batch of one image that a user gave as pixels, uint8 or from 0 to 1."""
         if image.ndim != 3 or image.shape[0] != 3:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from xmodal.data.region_store import RegionBatch
 from xmodal.encoders.base import EncodedSet, ImageEncoder, check_dropout
 from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
 from xmodal.products import Linear
@@ -15,8 +17,6 @@ from xmodal.products import Linear
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
-
-    from xmodal.data.region_store import RegionBatch
 
 
 class RegionProjection(ImageEncoder):
@@ -68,6 +68,12 @@ class RegionProjection(ImageEncoder):
     def forward(self, batch: RegionBatch) -> EncodedSet:
         """Every region projected; padding gives some value that the mask keeps out of every score."""
         return EncodedSet(self.project(batch.regions), batch.region_mask)
+
+    def example_batch(self, images: int, items: int, generator: torch.Generator) -> RegionBatch:
+        """Images of one region to `items`."""
+        features = torch.randn(images, items, self.projection.in_features, generator=generator)
+        counts = torch.randint(1, items + 1, (images, 1), generator=generator)
+        return RegionBatch(features, torch.arange(items) < counts)
 
     def project(self, region_features: Float[Tensor, "image region input_dim"]) -> Float[Tensor, "image region dim"]:
         """The projection alone, of a bare tensor of features.

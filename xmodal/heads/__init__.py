@@ -5,7 +5,7 @@ This folder imports torch and nothing else, and knows nothing of files, trainers
 """
 
 from xmodal.heads.adapt import ADAPT
-from xmodal.heads.base import Attention, Head
+from xmodal.heads.base import Attention, Explanation, Head
 from xmodal.heads.bfan import BFAN, bfan_attention, bfan_pair_scores, bfan_scores
 from xmodal.heads.chan import CHAN, chan_pair_scores, chan_scores
 from xmodal.heads.cosine import Cosine, cosine_scores
@@ -46,6 +46,7 @@ __all__ = [
     "VSRN",
     "Attention",
     "Cosine",
+    "Explanation",
     "Head",
     "RDANStyle",
     "bfan_attention",

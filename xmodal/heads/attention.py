@@ -167,6 +167,36 @@ def aggregate(
     return total if aggregation == "sum" else total / query_mask.sum(dim=1)
 
 
+def query_shares(
+    similarities: Float[Tensor, "context_item query query_item"],
+    query_mask: Bool[Tensor, "#context_item query query_item"],
+    *,
+    aggregation: Aggregation,
+    lse_scale: float,
+) -> Float[Tensor, "context_item query query_item"]:
+    """What each query adds to its item's score: parts that sum to `aggregate` of the same arguments.
+
+    Of a sum or a mean these are the terms. A maximum is all the work of the first query that reaches it. Of a
+    LogSumExp each query has the part of the score that its weight in the softmax says, which is the derivative of the
+    score by its similarity.
+
+    >>> similarities = torch.tensor([0.5, 0.25, 0.9]).view(1, 3, 1)
+    >>> real = torch.tensor([True, True, False]).view(1, 3, 1)
+    >>> query_shares(similarities, real, aggregation="mean", lse_scale=6.0).flatten()
+    tensor([0.2500, 0.1250, 0.0000])
+    """
+    if aggregation in ("sum", "mean"):
+        terms = similarities.masked_fill(~query_mask, 0.0)
+        return terms if aggregation == "sum" else terms / query_mask.sum(dim=1, keepdim=True)
+    real = similarities.masked_fill(~query_mask, float("-inf"))
+    if aggregation == "max":
+        weights = torch.zeros_like(similarities).scatter(1, real.argmax(dim=1, keepdim=True), 1.0)
+    else:
+        weights = (real * lse_scale).softmax(dim=1)
+    score = aggregate(similarities, query_mask, aggregation=aggregation, lse_scale=lse_scale)
+    return weights * score[:, None]
+
+
 def stacked_attention(
     products: Float[Tensor, "context_item context query query_item"],
     contexts: Side,
@@ -314,6 +344,32 @@ def aligned_pairs(
         exchanged = products.transpose(1, 2)
         scores = scores + score_tile(exchanged, queries, contexts.norms[..., None], contexts.mask[..., None])
     return scores[:, 0]
+
+
+def pair_shares(
+    contexts: Side,
+    queries: Side,
+    *,
+    normalization: Normalization,
+    temperature: float,
+    aggregation: Aggregation,
+    lse_scale: float = 1.0,
+    focus: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Float[Tensor, "pair query"]:
+    """What each query of aligned pairs adds to their score: `query_shares`, options as for `stacked_attention`.
+
+    >>> images, captions = prepare_side(torch.randn(4, 36, 8), None), prepare_side(torch.randn(4, 12, 8), None)
+    >>> pair_shares(images, captions, normalization="clipped_l2", temperature=9.0, aggregation="mean").shape
+    torch.Size([4, 12])
+    """
+    products, query_mask = aligned_products(contexts, queries), queries.mask[..., None]
+    weights = attention_weights(
+        products, contexts.mask, query_mask, normalization=normalization, temperature=temperature
+    )
+    if focus is not None:
+        weights = focus(weights, contexts.mask)
+    similarities = attended_cosine(products, weights, contexts.gram, queries.norms[..., None])
+    return query_shares(similarities, query_mask, aggregation=aggregation, lse_scale=lse_scale)[..., 0]
 
 
 def _tile_size(contexts: Side, queries: Side) -> int:

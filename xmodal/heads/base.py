@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +29,21 @@ class Attention(NamedTuple):
 
     weights: Float[Tensor, "pair word region"]
     focal: Bool[Tensor, "pair word region"] | None = None
+
+
+Looking = Literal["words", "regions", "caption"]
+"""Who looks: each word at regions, each region at words, or the caption as a whole at regions."""
+
+
+class Explanation(NamedTuple):
+    """One way in which the two sides of a pair look at one another, and what it adds to the score."""
+
+    attention: Attention
+    """Its weights sum to one over what is looked at; a caption as a whole has the same weights for every word."""
+    looking: Looking = "words"
+    shares: Float[Tensor, "pair query"] | None = None
+    """What each word, or region, that looks adds to the score; None where a head cannot say. The shares of all
+    explanations of a pair sum to its score. Padding has share zero."""
 
 
 class ImageStages(NamedTuple):
@@ -181,6 +196,22 @@ class Head(nn.Module):
             f"{type(self).__name__} does not say where its words look; give it a method attention(regions, words, "
             "region_mask, word_mask) that returns xmodal.heads.Attention, to draw pictures of it"
         )
+
+    def explain(
+        self,
+        regions: Float[Tensor, "pair region dim"],
+        words: Float[Tensor, "pair word dim"],
+        region_mask: Bool[Tensor, "pair region"] | None = None,
+        word_mask: Bool[Tensor, "pair word"] | None = None,
+    ) -> tuple[Explanation, ...]:
+        """Every way in which the sides of aligned pairs look at one another, with what it adds to their scores.
+
+        The default is the attention of words, without shares. A head that adds up several directions has one of each.
+
+        Raises:
+            NotImplementedError: for a head without `attention`.
+        """
+        return (Explanation(self.attention(regions, words, region_mask, word_mask)),)
 
     def forward(
         self,

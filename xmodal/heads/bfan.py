@@ -13,10 +13,11 @@ from xmodal.heads.attention import (
     all_pairs,
     attention_weights,
     contexts_and_queries,
+    pair_shares,
     prepare_side,
     stacked_attention,
 )
-from xmodal.heads.base import Attention, Head, check_inputs
+from xmodal.heads.base import Attention, Explanation, Head, Looking, check_inputs
 from xmodal.heads.comparison import CrossAttention
 from xmodal.numerics import Positive  # noqa: TC001  # ranges are read at run time
 
@@ -173,6 +174,30 @@ class BFAN(Head):
         """The refocused weights of one of the two directions that the score adds up; see `bfan_attention`."""
         sides = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
         return bfan_attention(*sides, region_mask, word_mask, direction=direction, **self.options)
+
+    def explain(self, regions, words, region_mask=None, word_mask=None):
+        """Both directions that the score adds up, the attention of words first, and what each of them adds to it."""
+        directions: dict[Looking, Direction] = {"words": "t2i", "regions": "i2t"}
+        found = {
+            looking: self.attention(regions, words, region_mask, word_mask, direction=direction)
+            for looking, direction in directions.items()
+        }
+        how = self.comparison
+        if how is None:  # a subclass compares in another way
+            return tuple(Explanation(attention, looking) for looking, attention in found.items())
+        images = prepare_side(self.embed_images(regions, region_mask), region_mask)
+        captions = prepare_side(self.embed_captions(words, word_mask), word_mask)
+        shares = partial(
+            pair_shares,
+            normalization=how.normalization,
+            temperature=how.temperature,
+            aggregation=how.aggregation,
+            focus=partial(refocus, focal=self.options["focal"]),
+        )
+        return tuple(
+            Explanation(attention, looking, shares(*contexts_and_queries(directions[looking], images, captions)))
+            for looking, attention in found.items()
+        )
 
     def extra_repr(self) -> str:  # noqa: D102
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from xmodal.heads.base import Attention, Head, check_inputs, unit_length
+from xmodal.heads.base import Attention, Explanation, Head, check_inputs, unit_length
 from xmodal.heads.comparison import InnerProduct
 from xmodal.heads.pooling import POOLERS, make_pooler
 from xmodal.numerics import Size, full_mask
@@ -122,3 +122,7 @@ class Cosine(Head):
         real_regions, real_words = full_mask(regions, region_mask), full_mask(words, word_mask)
         uniform = real_regions / real_regions.sum(dim=1, keepdim=True)
         return Attention((real_words[:, :, None] * uniform[:, None, :]).to(regions))
+
+    def explain(self, regions, words, region_mask=None, word_mask=None):
+        """How the caption as a whole looks at the regions: no word looks for itself."""
+        return (Explanation(self.attention(regions, words, region_mask, word_mask), "caption"),)

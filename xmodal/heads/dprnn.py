@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from xmodal.heads.attention import tile_bytes
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length
+from xmodal.heads.recurrent import read_in_order
 from xmodal.numerics import Size, at_least_float32, full_mask
 
 if TYPE_CHECKING:
@@ -280,9 +280,6 @@ class DPRNN(Head):
                 relevance = shares[:, None] * (at_least_float32(objects) @ at_least_float32(words).transpose(1, 2))
                 order = object_order(relevance, region_mask, word_mask)
             ordered = objects.gather(1, order[..., None].expand_as(objects))
-            counts = region_mask.sum(dim=1).cpu()
-            packed = pack_padded_sequence(ordered, counts, batch_first=True, enforce_sorted=False)
-            states, _ = pad_packed_sequence(rnn(packed)[0], batch_first=True, total_length=objects.shape[1])
-            forward, backward = states.chunk(2, dim=-1)
+            forward, backward = read_in_order(rnn, ordered, region_mask).chunk(2, dim=-1)
             read = unit_length(at_least_float32((forward + backward) / 2)).to(objects.dtype)
         return read.gather(1, order.argsort(dim=1)[..., None].expand_as(read))

@@ -14,10 +14,11 @@ from xmodal.heads.attention import (
     all_pairs,
     attention_weights,
     contexts_and_queries,
+    pair_shares,
     prepare_side,
     stacked_attention,
 )
-from xmodal.heads.base import Attention, Head, check_inputs
+from xmodal.heads.base import Attention, Explanation, Head, Looking, check_inputs
 from xmodal.heads.comparison import CrossAttention
 from xmodal.numerics import Positive  # noqa: TC001  # ranges are read at run time
 
@@ -203,6 +204,18 @@ class SCAN(Head):
         options = {name: self.options[name] for name in ("direction", "normalization", "temperature")}
         sides = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
         return scan_attention(*sides, region_mask, word_mask, **options)
+
+    def explain(self, regions, words, region_mask=None, word_mask=None):
+        """The attention of words or, in direction i2t, of regions, and what each of them adds to the score."""
+        attention = self.attention(regions, words, region_mask, word_mask)
+        looking: Looking = "words" if self.options["direction"] == "t2i" else "regions"
+        if self.comparison is None:  # a subclass compares in another way
+            return (Explanation(attention, looking),)
+        images = prepare_side(self.embed_images(regions, region_mask), region_mask)
+        captions = prepare_side(self.embed_captions(words, word_mask), word_mask)
+        options = dict(self.options)
+        sides = contexts_and_queries(options.pop("direction"), images, captions)
+        return (Explanation(attention, looking, pair_shares(*sides, **options)),)
 
     def extra_repr(self) -> str:  # noqa: D102
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

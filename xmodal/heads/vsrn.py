@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import nn
 
-from xmodal.heads.base import Attention, Head, ImageStages, check_inputs, check_items, unit_length
+from xmodal.heads.base import Attention, Explanation, Head, ImageStages, check_inputs, check_items, unit_length
 from xmodal.heads.comparison import InnerProduct
+from xmodal.heads.recurrent import read_in_order
 from xmodal.numerics import Size, at_least_float32, check_count, full_mask
 from xmodal.products import Linear, inner_products
 
@@ -115,8 +116,11 @@ class RegionGraph(nn.Module):
     ) -> Float[Tensor, "image region dim"]:
         """The regions with what they learned from one another added."""
         messages = region_relationship(self.subject(regions), self.object(regions), self.value(regions), region_mask)
-        # Only real regions enter the batch statistics.
-        update = self.norm(self.output(messages)[region_mask])
+        update = self.output(messages)
+        if not self.training:
+            update = self.norm(update.flatten(0, 1)).view_as(update)
+            return regions + update.masked_fill(~region_mask[..., None], 0.0)
+        update = self.norm(update[region_mask])  # only real regions enter the batch statistics
         return regions + update.new_zeros(regions.shape).masked_scatter(region_mask[..., None], update)
 
 
@@ -181,13 +185,13 @@ class VSRN(Head):
     ) -> Float[Tensor, "image dim"]:
         """The region GRU reads the states of `reason` one by one; a unit vector an image."""
         region_mask = self._check(states, region_mask, "states", "region_mask", "image region dim")
-        return self._pool(self.rnn(states)[0], region_mask)
+        return self._pool(read_in_order(self.rnn, states, region_mask), region_mask)
 
     def image_stages(self, regions, region_mask=None):
         """The states of `reason`, those of the region GRU, which live in the joint space, and the last of these."""
         region_mask = self._check(regions, region_mask, "regions", "region_mask", "image region dim")
         states = self.reason(regions, region_mask)
-        memory, _ = self.rnn(states)
+        memory = read_in_order(self.rnn, states, region_mask)
         return ImageStages(states, memory, self._pool(memory, region_mask))
 
     def embed_images(self, regions, region_mask=None):
@@ -222,6 +226,10 @@ class VSRN(Head):
         real_words = full_mask(words, word_mask)
         return Attention(real_words[..., None] * weights[:, None, :])
 
+    def explain(self, regions, words, region_mask=None, word_mask=None):
+        """How the caption as a whole looks at the regions: no word looks for itself."""
+        return (Explanation(self.attention(regions, words, region_mask, word_mask), "caption"),)
+
     def extra_repr(self) -> str:  # noqa: D102
         return f"norm={self.norm!r}, region_norm={self.region_norm!r}"
 
@@ -243,4 +251,4 @@ class VSRN(Head):
 
 def _last_real(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"]) -> Float[Tensor, "set dim"]:
     """The last real item of every set."""
-    return items[torch.arange(len(items), device=items.device), mask.sum(dim=1) - 1]
+    return items[torch.arange(items.shape[0], device=items.device), mask.sum(dim=1) - 1]

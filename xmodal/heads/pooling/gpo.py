@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from xmodal.heads.pooling.base import Pooler
+from xmodal.heads.recurrent import read_in_order
 from xmodal.numerics import Positive, Size, at_least_float32
 
 if TYPE_CHECKING:
@@ -87,16 +87,16 @@ class GPO(Pooler):
 
     def weights(self, sizes: Int[Tensor, " set"], length: int) -> Float[Tensor, "set item"]:
         """The weights of the ranks in sets of these sizes, padded with zeros to a length."""
-        distinct, which = sizes.unique(return_inverse=True)  # sets of one size share their weights
-        longest = int(distinct.max())
+        if torch.compiler.is_exporting():  # how many different sizes there are depends on values
+            distinct, which, longest = sizes, torch.arange(sizes.shape[0], device=sizes.device), length
+        else:
+            distinct, which = sizes.unique(return_inverse=True)  # sets of one size share their weights
+            longest = int(distinct.max())
         codes = position_codes(longest, self.code_dim).to(self.linear.weight)
-        packed = pack_padded_sequence(
-            codes.expand(len(distinct), -1, -1), distinct.cpu(), batch_first=True, enforce_sorted=False
-        )
-        states, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=longest)
+        beyond = torch.arange(longest, device=sizes.device) >= distinct[:, None]
+        states = read_in_order(self.rnn, codes.expand(distinct.shape[0], -1, -1), ~beyond)
         forward, backward = states.chunk(2, dim=-1)
         logits = at_least_float32(self.linear((forward + backward) / 2)[..., 0]) / self.temperature
-        beyond = torch.arange(longest, device=sizes.device) >= distinct[:, None]
         weights = logits.masked_fill(beyond, float("-inf")).softmax(dim=1)
         return nn.functional.pad(weights, (0, length - longest))[which]
 
