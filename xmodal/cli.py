@@ -94,16 +94,54 @@ class EvaluateEmbedder:
 
 
 @dataclass(frozen=True)
+class SplitOrNone:
+    """The part of the data to look at, where there is no index."""
+
+    folder: Path | None = None
+    """Folder with `{split}.h5` and `captions.jsonl`."""
+    split: str = "test"
+    """Which split."""
+    images: Path | None = None
+    """Folder of the photographs, for models that look at pixels; by default the one that the run was trained with."""
+
+
+@dataclass(frozen=True)
+class BuildIndex:
+    """Index images for sentences, or captions for images: a search scores few of them and is certain all the same."""
+
+    model: tyro.conf.Positional[Path]
+    """Run folder, or folder written by save_pretrained."""
+    store: tyro.conf.Positional[Path]
+    """Region store (.h5) with the images, or captions.jsonl to index captions."""
+    output: Path | None = None
+    """Folder of the index; by default STORE with the suffix .index."""
+    split: str | None = None
+    """Of a file of captions: only those of this split."""
+    queries: Path | None = None
+    """Captions file with sentences about the images, to measure the recall of inexact search by."""
+    measured: int = 200
+    """How many of these sentences to use, spread evenly."""
+    bits: int = 8
+    """Of the certificate: 8, or 4 for a small index that is only approximate."""
+    overwrite: bool = False
+    """Replace an index that is there."""
+
+
+@dataclass(frozen=True)
 class Search:
-    """Show the images that a sentence retrieves."""
+    """Show the images that a sentence retrieves, of a split or of an index."""
 
     model: tyro.conf.Positional[Path]
     """Run folder, or folder written by save_pretrained."""
     sentences: tyro.conf.Positional[tuple[str, ...]]
     """Sentences to search for."""
-    data: Split
-    images: Path
-    """Folder with the image files, named by image id."""
+    data: SplitOrNone
+    index: Path | None = None
+    """Folder that `xmodal index` made, to search instead of a split."""
+    exact: bool = True
+    """With --index: find what scoring every image would; otherwise the best of the candidates."""
+    images: Path | None = None
+    """Folder with the image files, named by image id, to draw those that were found."""
     output: Path = Path("search.png")
     """Picture to write."""
     top: int = 5
@@ -276,20 +314,66 @@ def evaluate_embedder(config: EvaluateEmbedder) -> None:
         print(f"wrote {config.map}")
 
 
+def build_index(config: BuildIndex) -> None:
+    """Build an index and say what it takes."""
+    from xmodal.data import RegionStore, load_captions
+    from xmodal.search.index import Index
+
+    of_captions = config.store.suffix == ".jsonl"
+    items: Any = load_captions(config.store, config.split) if of_captions else RegionStore(config.store)
+    output = config.output or config.store.with_suffix(".index")
+    options = {"bits": config.bits, "overwrite": config.overwrite, "progress": sys.stderr.isatty()}
+    matcher = _load(config.model)
+    index = Index.build(matcher, items, output, **options)
+    print(f"{output}: {len(index)} {index.manifest.indexed}, {index.describe_bytes()}")
+    if config.queries is not None:
+        known = set(index.ids)
+        sentences = [each.caption for each in load_captions(config.queries) if each.image_id in known]
+        if not sentences:
+            raise ValueError(f"{config.queries} has no caption of an image of {config.store}")
+        some = sentences[:: max(1, len(sentences) // config.measured)][: config.measured]
+        print(f"inexact search finds {index.measure(matcher, some):.1f}% of the exact top 10 ({len(some)} sentences)")
+
+
 def search(config: Search) -> None:
     """Draw and list the best images of each sentence."""
     from xmodal.data.split import open_source
-    from xmodal.search.pictures import draw_retrieved
+    from xmodal.search.index import Index
+    from xmodal.search.pictures import Retrieved, draw_retrieved
     from xmodal.search.retrieve import retrieve
 
-    matcher = _load(config.model)
-    images = open_source(config.data.folder, config.data.split, _source(config.data, config.model, matcher))
-    rows = retrieve(matcher, images, config.sentences, top=config.top)
-    for row in rows:
+    if (config.index is None) == (config.data.folder is None):
+        raise ValueError("give either --data.folder or --index: what is searched is a split or an index")
+    if config.index is not None:
+        index = Index.open(config.index)  # a missing index is told before the model is loaded
+        matcher = _load(config.model)
+        found = index.find(matcher, list(config.sentences), config.top, exact=config.exact, words=False)
+        named = zip(config.sentences, found, strict=True)
+        rows = [
+            Retrieved(text, [hit.image_id for hit in each.hits], [hit.score for hit in each.hits])
+            for text, each in named
+        ]
+        notes = [_told(each) for each in found]
+    else:
+        matcher = _load(config.model)
+        source = _source(config.data, config.model, matcher)
+        images = open_source(config.data.folder or "", config.data.split, source)
+        rows = retrieve(matcher, images, config.sentences, top=config.top)
+        notes = [""] * len(rows)
+    for row, note in zip(rows, notes, strict=True):
         found = zip(row.scores, row.image_ids, strict=True)
-        print(row.sentence, *(f"  {score:.3f}  {image_id}" for score, image_id in found), sep="\n")
-    draw_retrieved(rows, config.images, config.output)
-    print(f"wrote {config.output}")
+        print(row.sentence + note, *(f"  {score:.3f}  {image_id}" for score, image_id in found), sep="\n")
+    if config.images is not None:
+        draw_retrieved(rows, config.images, config.output)
+        print(f"wrote {config.output}")
+
+
+def _told(found: Any) -> str:
+    """How certain an answer of an index is."""
+    scored = f"{found.rescored} of {found.searched} scored"
+    if found.hits and all(hit.certified for hit in found.hits):
+        return f"  (certified, {scored})"
+    return f"  ({scored}; " + ("recall not measured)" if found.recall is None else f"recall {found.recall:.1f}%)")
 
 
 def explain(config: Explain) -> None:
@@ -361,6 +445,7 @@ COMMANDS: dict[str, tuple[Any, type]] = {
     "recipes": (recipes, Recipes),
     "evaluate": (evaluate, Evaluate),
     "evaluate-embedder": (evaluate_embedder, EvaluateEmbedder),
+    "index": (build_index, BuildIndex),
     "search": (search, Search),
     "explain": (explain, Explain),
     "inspect": (inspect, Inspect),
@@ -460,7 +545,7 @@ def _open_split(data: Split, matchers: dict[str, Any]) -> Any:
     return open_split(data.folder, data.split, first)
 
 
-def _source(data: Split, path: Path, matcher: Any) -> dict[str, Any]:
+def _source(data: Split | SplitOrNone, path: Path, matcher: Any) -> dict[str, Any]:
     """Where a matcher takes images from: as its run did, or, of a matcher alone, as its extractor says."""
     from xmodal.data.split import SOURCES
     from xmodal.training.checkpoints import CONFIG

@@ -179,6 +179,11 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         with evaluating(self):
             return _join(map(encode, tqdm(batches, "captions", unit="batch", **bar_options(progress))))
 
+    def embed_images(self, images: GivenImages) -> EncodedSet:
+        """Encode images that a user gives, in their order, in evaluation mode; argument and errors as for `score`."""
+        with evaluating(self):
+            return self._encode_given(images)
+
     def score_all(
         self,
         store: ImageSource,

@@ -57,6 +57,34 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         """Where the parameters are."""
         return next(self.parameters()).device
 
+    def fingerprint(self) -> str:
+        """A hash of what the model computes: its arguments and its weights, wherever they are; hexadecimal.
+
+        Models with the same fingerprint embed alike, so that what one has embedded the other may search.
+
+        >>> import torch
+        >>> class Shift(Pretrained):
+        ...     def __init__(self, by: float = 1.0) -> None:
+        ...         super().__init__()
+        ...         self.by = nn.Parameter(torch.tensor(by))
+        >>> Shift(2.0).save_pretrained("shift")
+        >>> Shift(2.0).fingerprint() == Shift.from_pretrained("shift").fingerprint() != Shift(3.0).fingerprint()
+        True
+        """
+        state = self.state_dict()
+        version = tuple((tensor.data_ptr(), tensor._version) for tensor in state.values())
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            arguments = self._options_to_save(self._hub_mixin_config or {})  # type: ignore[arg-type]
+            digest = hashlib.sha256(json.dumps(_without_places(arguments), sort_keys=True, default=str).encode())
+            for name, tensor in sorted(state.items()):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._fingerprint = version, digest.hexdigest()
+        return self._fingerprint[1]
+
+    _fingerprint: tuple[Any, str] | None = None
+    """The last one, and the versions of the tensors it is of."""
+
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write configuration and weights to a folder; `options` are those of the hub's `save_pretrained`.
 
@@ -164,6 +192,17 @@ class _ParametersNotDrawn(TorchFunctionMode):
             if isinstance(drawn, nn.Parameter):
                 return drawn
         return func(*args, **kwargs)
+
+
+def _without_places(options: Any) -> Any:
+    """Arguments without what only says where weights were read from."""
+    if isinstance(options, dict):
+        return {key: _without_places(value) for key, value in options.items() if key not in _PLACES}
+    return options
+
+
+_PLACES = ("weights", "model", "extractor", "captioner")
+"""Options that change nothing of how a built model embeds: files that its weights came from, and other parts."""
 
 
 def _refuse_other_kind(kind: type[Pretrained], folder: Path, config: dict[str, Any]) -> None:

@@ -1,0 +1,165 @@
+"""Items of an index, embedded block by block: images of a source, or captions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import send_to_device
+from tqdm import tqdm
+
+from xmodal.data.captions import Caption
+from xmodal.encoders.base import EncodedSet
+from xmodal.heads.comparison import InnerProduct
+from xmodal.inference import evaluating
+from xmodal.model import BATCH_SIZE
+from xmodal.scoring.blocks import bar_options
+from xmodal.scoring.embedding import in_dtype
+from xmodal.search.segment import Items
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from xmodal.data.image_source import ImageSource
+    from xmodal.model import Matcher
+    from xmodal.search.manifest import Indexed
+
+Given = "ImageSource | Sequence[Caption]"
+
+
+def indexed_side(given: Any) -> Indexed:
+    """Whether images or captions are to be indexed.
+
+    >>> indexed_side([Caption("7", "0", "a dog", "test")])
+    'captions'
+    """
+    return "captions" if isinstance(given, (list, tuple)) else "images"
+
+
+def item_ids(given: ImageSource | Sequence[Caption]) -> list[str]:
+    """The ids of images or captions.
+
+    Raises:
+        ValueError: there are none, or an id is there twice, is empty or holds a zero byte.
+
+    >>> item_ids([Caption("7", "0", "a dog", "test")])
+    ['0']
+    """
+    if isinstance(given, (list, tuple)):
+        if strangers := [each for each in given if not isinstance(each, Caption)]:
+            raise ValueError(
+                f"an index holds images of a source or a list of xmodal.data.Caption; got {strangers[0]!r} in the list"
+            )
+        ids = [caption.caption_id for caption in given]
+    else:
+        ids = list(given.image_id)
+    if not ids:
+        raise ValueError("there is nothing to index: pass at least one image or caption")
+    seen: set[str] = set()
+    for name in ids:
+        if not name or "\0" in name:
+            raise ValueError(f"id {name!r} is empty or holds a zero byte, which an index cannot keep")
+        if name in seen:
+            raise ValueError(f"id {name!r} is there twice; ids must be unique")
+        seen.add(name)
+    return ids
+
+
+def embedded_blocks(
+    matcher: Matcher,
+    given: ImageSource | Sequence[Caption],
+    *,
+    places: Sequence[int] | None = None,
+    metadata: Mapping[str, Mapping[str, Any]] | None = None,
+    size: int = BATCH_SIZE,
+    progress: bool = False,
+) -> Iterator[Items]:
+    """Images or captions as an index keeps them, some at a time.
+
+    Args:
+        matcher: embeds them.
+        given: the images or captions.
+        places: which of them, by position; None for all.
+        metadata: what to keep of items, by id.
+        size: how many at a time.
+        progress: show a bar.
+
+    >>> from xmodal.model import Matcher
+    >>> image, text = {"name": "regions", "input_dim": 8, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
+    >>> matcher = Matcher(image, text, {"name": "scan"}, vocabulary=["a", "dog", "cat"])
+    >>> (block,) = embedded_blocks(matcher, [Caption("7", "0", "a dog", "test")])
+    >>> block.ids, block.vectors.shape, block.metadata
+    (['0'], torch.Size([4, 4]), {'caption': ['a dog'], 'image_id': ['7']})
+    """
+    ids, encode = _encoder(matcher, given)
+    chosen = range(len(ids)) if places is None else places
+    names = sorted({name for values in (metadata or {}).values() for name in values})
+    with evaluating(matcher):
+        starts = range(0, len(chosen), size)
+        for start in tqdm(starts, "embedding", unit="block", **bar_options(progress)):
+            some = list(chosen[start : start + size])
+            rows, mask, boxes, known = encode(some)
+            of = [(metadata or {}).get(ids[place], {}) for place in some]
+            known |= {name: [values.get(name) for values in of] for name in names}
+            in_place = torch.tensor(some, dtype=torch.long)
+            yield Items([ids[place] for place in some], rows, mask.sum(dim=1), boxes, in_place, known)
+
+
+def query_vectors(matcher: Matcher, encoded: EncodedSet, indexed: Indexed) -> list[Float[Tensor, "place dim"]]:
+    """The vectors of every query, as items of the other side are compared with them.
+
+    >>> from xmodal.model import Matcher
+    >>> image, text = {"name": "regions", "input_dim": 8, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
+    >>> matcher = Matcher(image, text, {"name": "scan"}, vocabulary=["a", "dog", "cat"])
+    >>> [query.shape for query in query_vectors(matcher, matcher.embed_captions(["a dog", "a"]), "images")]
+    [torch.Size([4, 4]), torch.Size([3, 4])]
+    """
+    head = in_dtype(matcher.head, torch.float32)
+    with evaluating(head):
+        rows, mask = _compared(head, head.embed_captions if indexed == "images" else head.embed_images, encoded)
+    return list(rows.split(mask.sum(dim=1).tolist()))
+
+
+def _encoder(
+    matcher: Matcher, given: ImageSource | Sequence[Caption]
+) -> tuple[list[str], Callable[[list[int]], tuple[Tensor, Tensor, Tensor | None, dict[str, list[Any]]]]]:
+    """The ids, and what turns positions into vectors, mask, boxes and metadata."""
+    ids, head = item_ids(given), in_dtype(matcher.head, torch.float32)
+    if isinstance(given, (list, tuple)):
+
+        def encode_captions(some: list[int]) -> tuple[Tensor, Tensor, None, dict[str, list[Any]]]:
+            captions = [given[place] for place in some]
+            encoded = matcher.embed_captions([caption.caption for caption in captions])
+            known = {
+                "caption": [caption.caption for caption in captions],
+                "image_id": [caption.image_id for caption in captions],
+            }
+            return *_compared(head, head.embed_captions, encoded), None, known
+
+        return ids, encode_captions
+
+    def encode_images(some: list[int]) -> tuple[Tensor, Tensor, Tensor | None, dict[str, list[Any]]]:
+        batch = given.batch(some)
+        encoded = EncodedSet(*matcher.image_encoder(send_to_device(batch, matcher.device)))
+        rows, mask = _compared(head, head.embed_images, encoded)
+        boxes = getattr(batch, "boxes", None)
+        if boxes is not None:
+            boxes = boxes[mask] if boxes.shape[:2] == mask.shape else None
+        return rows, mask, boxes, {}
+
+    return ids, encode_images
+
+
+def _compared(
+    head: Any, embed: Callable[[Tensor, Tensor], Tensor], encoded: EncodedSet
+) -> tuple[Float[Tensor, "row dim"], Bool[Tensor, "item place"]]:
+    """What is compared, one vector a row, and which places of each item they are."""
+    items, mask = encoded.items.float(), encoded.mask
+    if head.comparison is not None:
+        items = embed(items, mask)
+    if isinstance(head.comparison, InnerProduct):
+        items, mask = items[:, None], torch.ones(len(items), 1, dtype=torch.bool, device=items.device)
+    return items[mask].cpu(), mask.cpu()

@@ -1,0 +1,466 @@
+"""An index on disk: images to search with sentences, or captions to search with images, and answers that are certain.
+
+Attention-weighted heads score a pair, not a vector, so that no vector database searches by them. An index keeps every
+vector compressed twice (`xmodal.search.quantize`): 4 bits to find candidates by approximate scores, 8 bits to bound
+what the scores of all others can be (`xmodal.search.bound`). Candidates, and whatever a bound does not exclude, are
+scored by the head from float vectors: the answer is that of scoring everything, which was not done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from xmodal.data.atomic import folder_written_whole, locked, refuse_existing
+from xmodal.heads.comparison import CrossAttention
+from xmodal.inference import evaluating
+from xmodal.search.collection import Collection
+from xmodal.search.compaction import compacted
+from xmodal.search.embed import embedded_blocks, indexed_side, item_ids, query_vectors
+from xmodal.search.hits import Found, Hit, WordHit, word_shares
+from xmodal.search.manifest import MANIFEST, QUANTIZER, SEGMENT, Manifest, SegmentEntry, remove_strangers
+from xmodal.search.quantize import Quantizer
+from xmodal.search.ranking import Ranked, make_ranking, rank
+from xmodal.search.segment import Segment, joined, write_segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from xmodal.data.captions import Caption
+    from xmodal.data.image_source import ImageSource
+    from xmodal.model import Matcher
+    from xmodal.search.candidates import CandidateEngine
+    from xmodal.search.collection import Part
+
+SEGMENT_ITEMS = 8192
+"""Items of a segment, at most."""
+
+SAMPLE = 2048
+"""Items that the rotation of an index is fitted to."""
+
+RESCORED = 50
+"""Candidates that are scored from float vectors."""
+
+TOP = 10
+"""Hits of which recall is measured."""
+
+QUERY_SCORES = 1 << 24
+"""Approximate scores that are held at a time."""
+
+
+class Embedded(NamedTuple):
+    """Some items of an index and their vectors, for engines that keep a copy of them."""
+
+    ids: list[str]
+    vectors: Float[Tensor, "item place dim"]
+    mask: Tensor
+
+
+class Index:
+    """Images, or captions, of which the best for a query are found without scoring all of them.
+
+    `Index.build` makes one, `Index.open` opens it. Several processes may search it while one changes it: a reader sees
+    it as it was when it was opened, or at its last `refresh`. A change is there or not, whole, whenever a process dies.
+
+    Args:
+        path: its folder.
+        source: where images come from, for an index that was built with `floats=False`.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: it is damaged, or of another version.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.data import RegionStore, RegionStoreWriter
+        >>> from xmodal.model import Matcher
+        >>> from xmodal.search.index import Index
+        >>> with RegionStoreWriter("test.h5", dim=8, extractor="by hand") as writer:
+        ...     for name in ("dog", "cat", "cow"):
+        ...         writer.write(name, torch.randn(5, 8))
+        >>> image, text = {"name": "regions", "input_dim": 8, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
+        >>> matcher = Matcher(image, text, {"name": "scan"}, vocabulary=["a", "dog", "cat"])
+        >>> index = Index.build(matcher, RegionStore("test.h5"), "test.index")
+        >>> hits = index.search(matcher, "a dog", k=2)
+        >>> [hit.certified for hit in hits], hits[0].score >= hits[1].score, len(hits[0].words)
+        ([True, True], True, 4)
+        >>> index.remove(["dog"])
+        >>> len(index), len(Index.open("test.index"))
+        (2, 2)
+    """
+
+    def __init__(self, path: str | Path, *, source: ImageSource | None = None) -> None:
+        self.path, self.source = Path(path), source
+        self._matcher: Matcher | None = None
+        self.refresh()
+
+    @classmethod
+    def open(cls, path: str | Path, *, source: ImageSource | None = None) -> Index:
+        """The index of a folder, mapped into memory; arguments and errors are those of the class."""
+        return cls(path, source=source)
+
+    @classmethod
+    def build(
+        cls,
+        matcher: Matcher,
+        items: ImageSource | Sequence[Caption],
+        path: str | Path,
+        *,
+        bits: int = 8,
+        floats: bool = True,
+        metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        queries: Sequence[Any] = (),
+        segment_items: int = SEGMENT_ITEMS,
+        overwrite: bool = False,
+        progress: bool = False,
+    ) -> Index:
+        """Embed images or captions and index them; the folder appears whole or not at all.
+
+        Args:
+            matcher: embeds them; the index answers no other one.
+            items: images of a source (a region store, say), or a list of captions.
+            path: the folder to make.
+            bits: of the certificate: 8, or 4 for none, which makes the index small and only approximate.
+            floats: keep the float vectors that scores are computed from; False to have the matcher embed what it scores
+                again, from a source that `open` is given.
+            metadata: what to keep of items, by id, for `filter`: `{"7": {"license": "CC0"}}`.
+            queries: sentences (for captions: images) to measure the recall of inexact search by.
+            segment_items: items of a segment, at most: what is held in memory.
+            overwrite: replace an index that is there.
+            progress: show a bar.
+
+        Raises:
+            FileExistsError: `path` exists and `overwrite` is False.
+            ValueError: `bits` is neither 4 nor 8, there is nothing to index, or an id is there twice.
+        """
+        if bits not in (4, 8):
+            raise ValueError(f"bits is {bits}; wanted 8, or 4 for an index without certificate")
+        path, ids = Path(path), item_ids(items)
+        if not overwrite:
+            refuse_existing(path)
+        manifest = Manifest(
+            indexed=indexed_side(items), model=matcher.fingerprint(), data=_data(items), bits=bits, dim=0
+        )
+        with folder_written_whole(path) as folder:
+            if isinstance(matcher.head.comparison, CrossAttention):
+                spread = sorted({number * len(ids) // SAMPLE for number in range(SAMPLE)})
+                sample = torch.cat([block.vectors for block in embedded_blocks(matcher, items, places=spread)])
+                save_file(Quantizer.fit(sample).arrays(), folder / QUANTIZER)
+            manifest = _written(folder, manifest, matcher, items, metadata, segment_items, floats, progress)
+            manifest.save(folder)
+        index = cls(path, source=None if floats else items)  # type: ignore[arg-type]
+        if queries:
+            index.measure(matcher, queries)
+        return index
+
+    def __len__(self) -> int:
+        return int(self.collection.alive.sum())
+
+    def __contains__(self, name: str) -> bool:
+        return self.collection.find(name) is not None
+
+    def __repr__(self) -> str:
+        return f"Index({str(self.path)!r}): {len(self)} {self.manifest.indexed}"
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all items."""
+        return [self.collection.id(item) for item in self.collection.alive.nonzero()[:, 0].tolist()]
+
+    def refresh(self) -> None:
+        """See what other processes have added and removed since."""
+        for attempt in range(5):
+            manifest = Manifest.load(self.path)
+            try:
+                self._adopt(manifest)
+            except FileNotFoundError as error:  # compacted between manifest and segment: there is a new manifest
+                if attempt == 4:
+                    raise ValueError(f"{error.filename} of the index {self.path} is missing. Build it again.") from None
+            else:
+                return
+
+    def search(
+        self,
+        matcher: Matcher,
+        queries: Any,
+        k: int = 10,
+        *,
+        exact: bool = True,
+        filter: Sequence[str] | Mapping[str, Any] | None = None,
+        rescored: int = RESCORED,
+        engine: CandidateEngine | None = None,
+        words: bool = True,
+    ) -> list[Any]:
+        """The best items of a query, best first: a list of `Hit`; for a list of queries, a list of such lists.
+
+        Args:
+            matcher: the one that the index was built with.
+            queries: a sentence or a list of sentences; for an index of captions, an image or a list of images as
+                `Matcher.score` takes them.
+            k: how many hits.
+            exact: find the same as scoring everything would, and certify it; False to stop after the best candidates
+                are scored.
+            filter: which items may be found: a list of ids, or what their metadata must be, `{"license": "CC0"}` or
+                `{"license": ["CC0", "CC BY"]}`.
+            rescored: candidates to score from float vectors, at least `k`.
+            engine: finds the candidates instead of the index; what it names is scored, and nothing is certified.
+            words: say of each hit what every word contributes and where it looks.
+
+        Raises:
+            ValueError: the matcher is another one, `k` is not positive, or the query is empty.
+            KeyError: `filter` names what is not in the index.
+        """
+        one = not isinstance(queries, (list, tuple)) or hasattr(queries, "_fields")
+        options = {"exact": exact, "filter": filter, "rescored": rescored, "engine": engine, "words": words}
+        found = self.find(matcher, [queries] if one else queries, k, **options)
+        return found[0].hits if one else [each.hits for each in found]
+
+    def find(
+        self,
+        matcher: Matcher,
+        queries: Sequence[Any],
+        k: int = 10,
+        *,
+        exact: bool = True,
+        filter: Sequence[str] | Mapping[str, Any] | None = None,
+        rescored: int = RESCORED,
+        engine: CandidateEngine | None = None,
+        words: bool = True,
+    ) -> list[Found]:
+        """As `search` of several queries, with what each took: how many items were scored, and the recall to expect."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.manifest.check_matcher(matcher, self.path)
+        self._matcher = matcher
+        items = self.collection.admitted(filter)
+        if not len(items):
+            return [Found([], 0, 0, None)] * len(queries)
+        ranking = make_ranking(matcher.head, self.collection, self.quantizer, self.manifest.indexed, self.manifest.bits)
+        asked, found = self._vectors(matcher, queries), []
+        at_once = max(1, QUERY_SCORES // len(items))
+        for start in range(0, len(asked), at_once):
+            some = asked[start : start + at_once]
+            if engine is None:
+                candidates = ranking.candidates(some, items, max(k, rescored))
+            else:
+                candidates = [self._named(engine.candidates(query, max(k, rescored)), items) for query in some]
+            for query, few in zip(some, candidates, strict=True):
+                if len(few):
+                    ranked = rank(ranking, query, few, items, k, exact=exact and engine is None)
+                else:
+                    ranked = Ranked(few, torch.empty(0), False, 0)
+                found.append(self._found(ranked, len(items), engine is not None))
+        if words and isinstance(matcher.head.comparison, CrossAttention):
+            named = zip(queries, asked, found, strict=True)
+            return [
+                each._replace(hits=self._with_words(matcher, text, query, each.hits)) for text, query, each in named
+            ]
+        return found
+
+    def add(
+        self,
+        matcher: Matcher,
+        items: ImageSource | Sequence[Caption],
+        *,
+        metadata: Mapping[str, Mapping[str, Any]] | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Add images of a source, or captions: all of them or, should this process die, none.
+
+        Raises:
+            ValueError: the matcher is another one, the items are of another kind or come from another extractor than
+                those in the index, or an id is in it already.
+            BlockingIOError: another process is changing the index.
+        """
+        with self._changing() as manifest:
+            manifest.check_matcher(matcher, self.path)
+            if indexed_side(items) != manifest.indexed or _data(items) != manifest.data:
+                raise ValueError(
+                    f"{self.path} holds {manifest.indexed} of {manifest.data}; what is to be added are "
+                    f"{indexed_side(items)} of {_data(items)}, whose vectors would mean something else"
+                )
+            if known := [name for name in item_ids(items) if name in self]:
+                raise ValueError(f"{known[0]!r} is in {self.path} already; remove it first")
+            floats = all("floats" in segment.arrays for segment in self.collection.segments)
+            if not floats:
+                raise ValueError(f"{self.path} keeps no float vectors, so that its source cannot grow; build it again")
+            grown = _written(self.path, manifest, matcher, items, metadata, SEGMENT_ITEMS, True, progress)
+            self._commit(compacted(self.path, grown, SEGMENT_ITEMS))
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove items by id: all of these or, should this process die, none.
+
+        Raises:
+            KeyError: an id is not in the index.
+            BlockingIOError: another process is changing the index.
+        """
+        with self._changing() as manifest:
+            gone = {name: self.collection.find(name) for name in ids}
+            if lost := [name for name, item in gone.items() if item is None]:
+                raise KeyError(f"{lost[0]!r} is not in {self.path}")
+            entries = list(manifest.segments)
+            for part in self.collection.parts(torch.tensor(sorted(gone.values()), dtype=torch.long)):  # type: ignore[type-var]
+                number = self.collection.segments.index(part.segment)
+                removed = sorted({*entries[number].removed, *part.items.tolist()})
+                entries[number] = replace(entries[number], removed=removed)
+            self._commit(compacted(self.path, replace(manifest, segments=entries), SEGMENT_ITEMS))
+
+    def measure(self, matcher: Matcher, queries: Sequence[Any], *, rescored: int = RESCORED) -> float:
+        """Measure the share of the exact top 10 that inexact search finds, in percent, and note it in the index."""
+        options = {"k": TOP, "words": False, "rescored": rescored}
+        exact = self.find(matcher, queries, exact=True, **options)
+        short = self.find(matcher, queries, exact=False, **options)
+        pairs = [
+            ({hit.image_id for hit in e.hits}, {hit.image_id for hit in s.hits})
+            for e, s in zip(exact, short, strict=True)
+        ]
+        recall = 100 * sum(len(e & s) for e, s in pairs) / max(1, sum(len(e) for e, _ in pairs))
+        with self._changing() as manifest:
+            note = {"percent": recall, "queries": len(queries), "top": TOP, "rescored": rescored}
+            self._commit(replace(manifest, recall=note))
+        return recall
+
+    def embedded(self, size: int = 1024) -> Iterator[Embedded]:
+        """All items and their vectors, some at a time: what a `CandidateEngine` of another system is filled with."""
+        for some in self.collection.alive.nonzero()[:, 0].split(size):
+            yield Embedded([self.collection.id(item) for item in some.tolist()], *self.collection.vectors(some))
+
+    def bytes_each(self) -> dict[str, float]:
+        """Mean bytes of an item, by what they are for: `scan`, `certificate`, `floats`, `other`."""
+        kinds = {"scan": "scan", "floats": "floats"}
+        kinds |= dict.fromkeys(("lead", "rest", "steps", "errors", "gram", "norms"), "certificate")
+        total = dict.fromkeys(("scan", "certificate", "floats", "other"), 0.0)
+        for segment in self.collection.segments:
+            for name, array in segment.arrays.items():
+                total[kinds.get(name, "other")] += array.nbytes / len(self.collection)
+        return total
+
+    def describe_bytes(self) -> str:
+        """Mean bytes of an item, in words."""
+        return ", ".join(f"{each:.0f} bytes {kind}" for kind, each in self.bytes_each().items()) + " each"
+
+    def metadata(self, name: str) -> dict[str, Any]:
+        """What was kept of an item besides its vectors.
+
+        Raises:
+            KeyError: it is not in the index.
+        """
+        item = self.collection.find(name)
+        if item is None:
+            raise KeyError(f"{name!r} is not in {self.path}")
+        return self.collection.metadata(item)
+
+    def _adopt(self, manifest: Manifest) -> None:
+        segments = []
+        for entry in manifest.segments:
+            segment = Segment(self.path / entry.file)
+            if len(segment.mapped) != entry.bytes or len(segment) != entry.items:
+                raise ValueError(f"{segment.path} is damaged: it is not what {MANIFEST} says. Build the index again.")
+            segments.append(segment)
+        quantizer = self.path / QUANTIZER
+        try:
+            self.quantizer = Quantizer.from_arrays(load_file(quantizer)) if quantizer.is_file() else None
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{quantizer} is damaged ({error}). Build the index again.") from error
+        self.manifest = manifest
+        self.collection = Collection(segments, manifest.segments, self._again)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Manifest]:
+        """Alone with the index as it is now, without what killed writers left."""
+        with locked(self.path / MANIFEST):
+            self.refresh()
+            remove_strangers(self.path, self.manifest)
+            yield self.manifest
+
+    def _commit(self, manifest: Manifest) -> None:
+        manifest.save(self.path)
+        self._adopt(manifest)
+        remove_strangers(self.path, manifest)
+
+    def _vectors(self, matcher: Matcher, queries: Sequence[Any]) -> list[Float[Tensor, "place dim"]]:
+        if not len(queries):
+            return []
+        of_images = self.manifest.indexed == "captions"
+        encoded = matcher.embed_images(list(queries)) if of_images else matcher.embed_captions(queries)
+        return query_vectors(matcher, encoded, self.manifest.indexed)
+
+    def _named(self, ids: Sequence[str], items: Tensor) -> Tensor:
+        """The numbers of what an engine named, as far as it may be found."""
+        found = {item for name in ids if (item := self.collection.find(name)) is not None}
+        numbers = torch.tensor(sorted(found), dtype=torch.long)
+        return numbers[torch.isin(numbers, items)]
+
+    def _found(self, ranked: Ranked, searched: int, foreign: bool) -> Found:
+        pairs = zip(ranked.items.tolist(), ranked.scores.tolist(), strict=True)
+        hits = [Hit(self.collection.id(item), score, ranked.certified, []) for item, score in pairs]
+        recall = None if foreign or self.manifest.recall is None else self.manifest.recall["percent"]
+        return Found(hits, ranked.rescored, searched, 100.0 if ranked.certified else recall)
+
+    def _with_words(self, matcher: Matcher, query: Any, vectors: Tensor, hits: list[Hit]) -> list[Hit]:
+        """The hits with what every word contributes."""
+        how, of_images = matcher.head.comparison, self.manifest.indexed == "images"
+        words = matcher.token_words(query) if of_images else []
+        told = []
+        for hit in hits:
+            item = self.collection.find(hit.image_id)
+            assert item is not None, "what was found is there"
+            found, mask = self.collection.vectors(torch.tensor([item]))
+            sides = (found[0][mask[0]], vectors) if of_images else (vectors, found[0][mask[0]])
+            with evaluating(matcher):
+                shares, regions = word_shares(how, *sides)
+            boxes = self.collection.boxes(item) if of_images else None
+            if not of_images:
+                words = matcher.token_words(self.collection.metadata(item)["caption"])
+            places = [None if boxes is None else tuple(boxes[region].tolist()) for region in regions.tolist()]
+            each = zip(words, places, shares.tolist(), strict=True)
+            told.append(hit._replace(words=[WordHit(*one) for one in each]))
+        return told
+
+    def _again(self, part: Part) -> tuple[Tensor, Tensor]:
+        """The vectors of items that the index does not keep."""
+        raise NotImplementedError
+
+
+def _data(items: Any) -> dict[str, Any]:
+    """What vectors are made of, as far as the source says."""
+    if isinstance(items, (list, tuple)):
+        return {}
+    return {"sizes": dict(items.sizes), "extractor": items.extractor}
+
+
+def _written(
+    folder: Path,
+    manifest: Manifest,
+    matcher: Matcher,
+    items: Any,
+    metadata: Mapping[str, Mapping[str, Any]] | None,
+    size: int,
+    floats: bool,
+    progress: bool,
+) -> Manifest:
+    """Write segments of items, and the manifest that names them too."""
+    comparison = matcher.head.comparison
+    quantizer = Quantizer.from_arrays(load_file(folder / QUANTIZER)) if (folder / QUANTIZER).is_file() else None
+    gram = isinstance(comparison, CrossAttention) and (
+        comparison.both or (comparison.direction == "t2i") == (manifest.indexed == "images")
+    )
+    ids, entries, number = item_ids(items), [], manifest.next_segment
+    for start in range(0, len(ids), size):
+        places = range(start, min(start + size, len(ids)))
+        blocks = list(embedded_blocks(matcher, items, places=places, metadata=metadata, progress=progress))
+        path = folder / SEGMENT.format(number)
+        write_segment(path, joined(blocks), quantizer, bits=manifest.bits, gram=gram, floats=floats)
+        entries.append(SegmentEntry(path.name, len(places), path.stat().st_size))
+        number += 1
+    dim = blocks[0].vectors.shape[1]
+    return replace(manifest, segments=[*manifest.segments, *entries], next_segment=number, dim=dim)

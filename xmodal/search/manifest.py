@@ -1,0 +1,113 @@
+"""What is in an index right now: one small file, replaced in one step.
+
+An index is its manifest and the segments that it names. Segments never change; adding writes a new one, removing notes
+items as gone, compacting writes one segment in place of several, and nothing of it is true before the manifest says so.
+Whoever is killed in between leaves files that no manifest names, which the next writer removes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from xmodal.data.atomic import remove_remains, written_whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from xmodal.model import Matcher
+
+MANIFEST = "manifest.json"
+QUANTIZER = "quantizer.safetensors"
+SEGMENT = "segment-{:08d}.safetensors"
+
+FORMAT = "xmodal index"
+VERSION = 1
+
+Indexed = Literal["images", "captions"]
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """A segment and which of its items are gone."""
+
+    file: str
+    items: int
+    bytes: int
+    removed: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an index holds, and of whose making."""
+
+    indexed: Indexed
+    model: str
+    """Hash of the matcher that embedded the items; only its queries are comparable."""
+    data: dict[str, Any]
+    """What the source said of itself: sizes and extractor of an image source."""
+    bits: int
+    dim: int
+    next_segment: int = 1
+    segments: list[SegmentEntry] = field(default_factory=list)
+    recall: dict[str, Any] | None = None
+    """As `Index.measure` found it; None before."""
+    front: dict[str, Any] | None = None
+    format: str = FORMAT
+    version: int = VERSION
+
+    def save(self, folder: Path) -> None:
+        """Replace the manifest of a folder in one step."""
+        with written_whole(folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read the manifest of a folder.
+
+        Raises:
+            FileNotFoundError: the folder holds no index.
+            ValueError: the manifest is damaged, or of a version that this one does not know.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no index: {MANIFEST} is missing. `xmodal index` makes one.")
+        try:
+            values = json.loads(path.read_bytes())
+            if values["format"] != FORMAT:
+                raise ValueError(f"its format is {values['format']!r}, wanted {FORMAT!r}")
+            if values["version"] != VERSION:
+                raise ValueError(f"its version is {values['version']!r}, this program reads {VERSION}")
+            return cls(**{**values, "segments": [SegmentEntry(**entry) for entry in values["segments"]]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged or foreign ({error}). Build the index again.") from error
+
+    def check_matcher(self, matcher: Matcher, folder: Path) -> None:
+        """Make sure that a matcher is the one that the index was built with.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        found = matcher.fingerprint()
+        if found != self.model:
+            raise ValueError(
+                f"{folder} was built with another model ({self.model[:12]}...) than this one ({found[:12]}...): its "
+                "scores would mean nothing. Build the index again with this model, or search with that one."
+            )
+
+
+def remove_strangers(folder: Path, manifest: Manifest) -> None:
+    """Remove what killed writers left: unfinished files, and segments that no manifest names.
+
+    >>> from pathlib import Path
+    >>> Path("segment-00000007.safetensors").touch()
+    >>> remove_strangers(Path("."), Manifest("images", "", {}, bits=8, dim=4))
+    >>> list(Path(".").iterdir())
+    []
+    """
+    remove_remains(folder)
+    named = {entry.file for entry in manifest.segments}
+    for path in folder.glob(SEGMENT.format(0).replace("0" * 8, "*")):
+        if path.name not in named:
+            path.unlink()

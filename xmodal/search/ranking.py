@@ -1,0 +1,217 @@
+"""How items are ranked by a head: candidates, bounds and scores, in the way that its comparison allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from xmodal.heads import Head
+from xmodal.heads.comparison import CrossAttention, InnerProduct
+from xmodal.scoring import score_all
+from xmodal.search.bound import MARGIN
+from xmodal.search.compressed import Compressed, Query
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from xmodal.search.collection import Collection
+    from xmodal.search.manifest import Indexed
+    from xmodal.search.quantize import Quantizer
+
+BLOCK = 1024
+"""Items whose float vectors are scored at a time."""
+
+
+class Ranked(NamedTuple):
+    """The best items of a query, best first."""
+
+    items: Int[Tensor, " item"]
+    scores: Float[Tensor, " item"]
+    certified: bool
+    rescored: int
+
+
+class Ranking(Protocol):
+    """What ranking by a kind of comparison takes."""
+
+    complete: bool
+    """Whether candidates are the best ones in truth, so that nothing needs to be bounded."""
+
+    def candidates(
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
+    ) -> list[Int[Tensor, " some"]]:
+        """About so many items that every query may match best, among some."""
+        ...
+
+    def bounds(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
+        """The most that their scores can be."""
+        ...
+
+    def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
+        """Those of the head, from float vectors."""
+        ...
+
+
+class AttentionRanking:
+    """By stacked attention: a scan of 4-bit vectors, bounds from 8-bit ones."""
+
+    complete = False
+
+    def __init__(
+        self, collection: Collection, quantizer: Quantizer, how: CrossAttention, indexed: Indexed, bits: int
+    ) -> None:
+        self.collection, self.quantizer, self.indexed, self.bits = collection, quantizer, indexed, bits
+        self.compressed = Compressed(collection, quantizer, how, indexed)
+        self.head = _Declared(how)
+
+    def candidates(  # noqa: D102
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
+    ) -> list[Int[Tensor, " some"]]:
+        asked = [Query.of(query, self.quantizer) for query in queries]
+        scores = self.compressed.approximate(asked, items)
+        return [items[best] for best in scores.topk(min(count, len(items)), dim=1).indices]
+
+    def bounds(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
+        if self.bits != 8:
+            raise ValueError(
+                f"this index keeps {self.bits} bits, which certify nothing; search with exact=False, or build it with "
+                "bits=8"
+            )
+        return self.compressed.bounds(Query.of(query, self.quantizer), items)
+
+    def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
+        return _scored(self.head, self.collection, self.indexed, query, items)
+
+
+class InnerProductRanking:
+    """By the product of one vector an item: faiss finds the best ones."""
+
+    complete = True
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection = collection
+
+    def candidates(  # noqa: D102
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
+    ) -> list[Int[Tensor, " some"]]:
+        import faiss  # here: loading it takes a while
+
+        asked = torch.cat(list(queries)).numpy()
+        found, products = [], []
+        for part in self.collection.parts(items):
+            vectors = part.segment.arrays["floats"]
+            if len(part.items) < len(vectors):
+                vectors = vectors[part.items.numpy()]
+            # Some more than wanted: their order may differ in the last digit from that of the scores.
+            nearest = faiss.knn(asked, vectors, min(count, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
+            products.append(nearest[0])
+            found.append(items[part.places].numpy()[nearest[1]])
+        order = np.concatenate(products, axis=1).argsort(axis=1, kind="stable")[:, ::-1][:, :count]
+        return list(torch.from_numpy(np.take_along_axis(np.concatenate(found, axis=1), order, axis=1)))
+
+    def bounds(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
+        return self.scores(query, items)
+
+    def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
+        return self.collection.vectors(items)[0][:, 0] @ query[0]
+
+
+class ExhaustiveRanking:
+    """By a head that says nothing of how it compares: everything is scored, so that everything is certain."""
+
+    complete = False
+
+    def __init__(self, collection: Collection, head: Head, indexed: Indexed) -> None:
+        self.collection, self.head, self.indexed = collection, head, indexed
+
+    def candidates(  # noqa: D102
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
+    ) -> list[Int[Tensor, " some"]]:
+        return [items] * len(queries)
+
+    def bounds(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
+        return self.scores(query, items)
+
+    def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
+        return _scored(self.head, self.collection, self.indexed, query, items)
+
+
+def make_ranking(
+    head: Head, collection: Collection, quantizer: Quantizer | None, indexed: Indexed, bits: int
+) -> Ranking:
+    """The ranking that a head's comparison allows.
+
+    >>> from xmodal.heads import Cosine
+    >>> from xmodal.search.collection import Collection
+    >>> make_ranking(Cosine(), Collection([], []), None, "images", 8).complete
+    True
+    """
+    how = head.comparison
+    if isinstance(how, CrossAttention):
+        assert quantizer is not None, "what is compared by attention was compressed"
+        return AttentionRanking(collection, quantizer, how, indexed, bits)
+    if isinstance(how, InnerProduct):
+        return InnerProductRanking(collection)
+    return ExhaustiveRanking(collection, head, indexed)
+
+
+def rank(
+    ranking: Ranking,
+    query: Float[Tensor, "place dim"],
+    candidates: Int[Tensor, " some"],
+    items: Int[Tensor, " item"],
+    k: int,
+    *,
+    exact: bool,
+) -> Ranked:
+    """The best `k` of some items: of their candidates, and if it must be exact of all that could be better.
+
+    >>> from xmodal.search.collection import Collection
+    >>> ranking = InnerProductRanking(Collection([], []))
+    >>> ranking.scores = lambda query, items: items / 10
+    >>> rank(ranking, torch.ones(1, 2), torch.tensor([1, 3]), torch.arange(4), 1, exact=True)
+    Ranked(items=tensor([3]), scores=tensor([0.3000]), certified=True, rescored=2)
+    """
+    scores = ranking.scores(query, candidates)
+    certified = ranking.complete or len(candidates) == len(items)
+    if exact and not certified:
+        least = scores.topk(min(k, len(scores))).values[-1]
+        others = items[~torch.isin(items, candidates)]
+        bounds = ranking.bounds(query, others)
+        reachable = others[bounds >= least - MARGIN * max(1.0, float(least.abs()))]
+        if len(reachable):
+            candidates = torch.cat([candidates, reachable])
+            scores = torch.cat([scores, ranking.scores(query, reachable)])
+        certified = True
+    order = candidates.argsort()  # ties: in the order of the index
+    candidates, scores = candidates[order], scores[order]
+    best = scores.argsort(descending=True, stable=True)[:k]
+    return Ranked(candidates[best], scores[best], certified, len(candidates))
+
+
+class _Declared(Head):
+    """A head of nothing but a comparison, for items that are embedded already: the fast engines score it."""
+
+    def __init__(self, how: CrossAttention) -> None:
+        super().__init__()
+        self.how = how
+
+    @property
+    def comparison(self) -> CrossAttention:  # type: ignore[override]
+        return self.how
+
+
+def _scored(
+    head: Head, collection: Collection, indexed: Indexed, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]
+) -> Float[Tensor, " item"]:
+    parts = []
+    for some in items.split(BLOCK):
+        vectors, mask = collection.vectors(some)
+        sides = (vectors, query[None], mask, None) if indexed == "images" else (query[None], vectors, None, mask)
+        parts.append(score_all(head, *sides).flatten())
+    return torch.cat(parts)
