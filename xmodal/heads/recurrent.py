@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from xmodal.heads.packed_gru import gru_states
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor, nn
@@ -38,7 +40,7 @@ def read_in_order(
     if torch.compiler.is_exporting():
         return _step_by_step(rnn, items, mask)
     packed = pack_padded_sequence(items, mask.sum(dim=1).cpu(), batch_first=True, enforce_sorted=False)
-    return pad_packed_sequence(rnn(packed)[0], batch_first=True, total_length=items.shape[1])[0]
+    return pad_packed_sequence(gru_states(rnn, packed), batch_first=True, total_length=items.shape[1])[0]
 
 
 def _step_by_step(
