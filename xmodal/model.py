@@ -13,12 +13,14 @@ from xmodal.data import Vocabulary
 from xmodal.data.region_store import RegionBatch
 from xmodal.data.vocabulary import END, PAD, SPECIAL_WORDS, START
 from xmodal.embedder import Embedder as Embedder
+from xmodal.encoders.attending_regions import AttendingRegions
 from xmodal.encoders.base import EncodedSet, ImageEncoder, TextEncoder, Tokenizer
 from xmodal.encoders.bert import BERTEncoder
 from xmodal.encoders.gated_regions import GatedRegions
 from xmodal.encoders.gru import GRUEncoder
 from xmodal.encoders.pixels import PixelTower
 from xmodal.encoders.regions import RegionProjection
+from xmodal.encoders.residual_regions import ResidualRegions
 from xmodal.given import given_batches
 from xmodal.heads import HEADS, Attention
 from xmodal.inference import evaluating
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 IMAGE_ENCODERS: dict[str, type[ImageEncoder]] = {
     "regions": RegionProjection,
     "gated_regions": GatedRegions,
+    "residual_regions": ResidualRegions,
+    "attending_regions": AttendingRegions,
     "pixels": PixelTower,
 }
 TEXT_ENCODERS: dict[str, type[TextEncoder]] = {"gru": GRUEncoder, "bert": BERTEncoder}

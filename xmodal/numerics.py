@@ -54,6 +54,8 @@ DropShare = Annotated[float, Range(least=0, below=1)]
 """A share of values that is dropped in training."""
 Size = Annotated[int, Range(least=1, most=1_000_000)]
 """How many numbers, layers or steps something has."""
+SizeOrNone = Annotated[int, Range(least=0, most=1_000_000)]
+"""A size, or 0 for what is not there."""
 Steps = Annotated[int, Range(least=0, most=10**9)]
 """Steps of the optimizer, 0 for none."""
 

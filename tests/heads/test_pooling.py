@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmodal.heads import Cosine
-from xmodal.heads.pooling import GPO, POOLERS, Pooler, SelfAttention, make_pooler
+from xmodal.heads.pooling import ESA, GPO, POOLERS, Pooler, SelfAttention, make_pooler
 from xmodal.model import Matcher
 from xmodal.names import build
 from xmodal.training.command_line import parse
@@ -210,3 +210,17 @@ def test_what_cannot_be_pooled_is_named():
         make_pooler("mean")(torch.ones(5, 8))
     with pytest.raises(NotImplementedError, match="Pooler has no pool"):
         Pooler()(torch.ones(1, 2, 3))
+
+
+@pytest.mark.parametrize("drop", [0.2, 0.999])
+def test_esa_leaves_items_out_in_training_only_and_never_all(drop):
+    torch.manual_seed(0)
+    pooler = ESA(DIM, drop=drop)
+    items, mask = torch.randn(50, 9, DIM), torch.rand(50, 9) < 0.7
+    mask[:, 0] = True
+    views = [pooler.train()(items, mask) for _ in range(2)]
+    assert (views[0] != views[1]).any(dim=1).float().mean() > (0.5 if drop < 0.5 else 0.0)
+    assert all(view.isfinite().all() for view in views)
+    kept = ESA(DIM)
+    kept.load_state_dict(pooler.state_dict())
+    assert torch.equal(pooler.eval()(items, mask), kept.train()(items, mask))

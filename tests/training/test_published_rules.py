@@ -85,7 +85,7 @@ def test_fifty_steps_of_vsrn_are_those_of_the_released_rule(vsrn, read_log):
     assert {int(state["step"]) for state in trained["optimizer"]["state"].values()} == {50, 100}
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "adamax"])
 def test_repeated_steps_are_those_of_a_list_with_duplicates(name):
     """Bit for bit, with weight decay and a part that steps three times, in groups of their own rates."""
     config = OptimizerConfig(name, 0.1, rates={"1": 0.5}, weight_decay=0.1, repeated={"1": 2, "1.bias": 3})
@@ -93,7 +93,7 @@ def test_repeated_steps_are_those_of_a_list_with_duplicates(name):
     other.load_state_dict(one.state_dict())
     optimizer = make_optimizer(one, config)
     last = [other[1].weight] * 2 + [other[1].bias] * 3
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}[name]
     with pytest.warns(UserWarning, match="duplicate parameters"):
         listed = kind([{"params": other[0].parameters()}, {"params": last}], 0.1, weight_decay=0.1, foreach=False)
     inputs = torch.randn(7, 5, 3, generator=torch.Generator().manual_seed(0))

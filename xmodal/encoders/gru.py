@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from xmodal.encoders.base import TextEncoder, check_dropout
 from xmodal.heads.recurrent import read_in_order
-from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import DropShare, Size, SizeOrNone  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -30,6 +30,8 @@ class GRUEncoder(TextEncoder):
         word_dropout: share of the values of the word embeddings that is dropped in training; whole words are left out
             by `drop_words` of the data.
         dropout: share of the values of the states that is dropped in training, before the normalization.
+        fixed_dim: dim of a second embedding of the words, beside the learned one, that training leaves as it starts:
+            pretrained vectors (`model.word_vectors`), zero for words that these lack (300 in ADAPT). 0 for none.
 
     Raises:
         ValueError: for a share that is not at least 0 and below 1.
@@ -53,12 +55,16 @@ class GRUEncoder(TextEncoder):
         normalize: bool = True,
         word_dropout: DropShare = 0.0,
         dropout: DropShare = 0.0,
+        fixed_dim: SizeOrNone = 0,
     ) -> None:
         super().__init__()
         check_dropout(word_dropout=word_dropout, dropout=dropout)
         self.embedding = nn.Embedding(vocabulary_size, word_dim)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        self.rnn = nn.GRU(word_dim, dim, layers, batch_first=True, bidirectional=bidirectional)
+        self.fixed = nn.Embedding(vocabulary_size, fixed_dim) if fixed_dim else None
+        if self.fixed is not None:
+            nn.init.zeros_(self.fixed.weight.requires_grad_(False))
+        self.rnn = nn.GRU(word_dim + fixed_dim, dim, layers, batch_first=True, bidirectional=bidirectional)
         self.dim = dim
         self.normalize = normalize
         self.word_dropout, self.dropout = word_dropout, dropout
@@ -73,7 +79,10 @@ class GRUEncoder(TextEncoder):
         """
         if not torch.compiler.is_compiling():  # values cannot be read while a graph is being traced
             _check_order(word_mask)
-        embedded = F.dropout(self.embedding(tokens), self.word_dropout, self.training)
+        embedded = self.embedding(tokens)
+        if self.fixed is not None:
+            embedded = torch.cat([self.fixed(tokens), embedded], dim=-1)
+        embedded = F.dropout(embedded, self.word_dropout, self.training)
         words = read_in_order(self.rnn, embedded, word_mask)
         if self.rnn.bidirectional:
             words = (words[..., : self.dim] + words[..., self.dim :]) / 2
@@ -82,17 +91,20 @@ class GRUEncoder(TextEncoder):
 
     @torch.no_grad()
     def start_from(self, vectors: Float[Tensor, "word word_dim"], found: Bool[Tensor, " word"]) -> None:
-        """Start the embeddings of the words that were found from pretrained vectors; the others stay random.
+        """Start the embeddings of the words that were found from pretrained vectors; the others stay as they are.
+
+        These are the fixed embeddings where there are some, else the learned ones.
 
         Raises:
-            ValueError: if the vectors are not of this encoder's vocabulary and word_dim.
+            ValueError: if the vectors are not of this encoder's vocabulary and word_dim, or fixed_dim.
         """
-        if vectors.shape != self.embedding.weight.shape:
+        weight, option = (self.embedding.weight, "word_dim") if self.fixed is None else (self.fixed.weight, "fixed_dim")
+        if vectors.shape != weight.shape:
             raise ValueError(
                 f"word vectors have shape {tuple(vectors.shape)}, this encoder's embeddings "
-                f"{tuple(self.embedding.weight.shape)}: set the text encoder's word_dim to {vectors.shape[1]}"
+                f"{tuple(weight.shape)}: set the text encoder's {option} to {vectors.shape[1]}"
             )
-        self.embedding.weight[found] = vectors[found].to(self.embedding.weight)
+        weight[found] = vectors[found].to(weight)
 
 
 def _check_order(word_mask: Bool[Tensor, "caption word"]) -> None:

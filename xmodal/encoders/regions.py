@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from xmodal.data.region_store import RegionBatch
 from xmodal.encoders.base import EncodedSet, ImageEncoder, check_dropout
-from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import DropShare, NotNegative, Size  # noqa: TC001  # ranges are read at run time
 from xmodal.products import Linear
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class RegionProjection(ImageEncoder):
             `EncoderImageWeightNormPrecomp` does.
         input_dropout: share of the values of the features that is dropped in training.
         dropout: share of the values of the projected regions that is dropped in training, before the normalization.
+        slope: of a leaky ReLU on the projected regions (0.1 in ADAPT); 1 leaves them as they are.
 
     Raises:
         ValueError: for a share that is not at least 0 and below 1.
@@ -52,6 +53,7 @@ class RegionProjection(ImageEncoder):
         weight_norm: bool = False,
         input_dropout: DropShare = 0.0,
         dropout: DropShare = 0.0,
+        slope: NotNegative = 1.0,
     ) -> None:
         super().__init__()
         check_dropout(input_dropout=input_dropout, dropout=dropout)
@@ -63,7 +65,7 @@ class RegionProjection(ImageEncoder):
             parametrizations.weight_norm(self.projection, dim=None)  # pyright: ignore[reportArgumentType]
         self.dim = dim
         self.normalize = normalize
-        self.input_dropout, self.dropout = input_dropout, dropout
+        self.input_dropout, self.dropout, self.slope = input_dropout, dropout, slope
 
     def forward(self, batch: RegionBatch) -> EncodedSet:
         """Every region projected; padding gives some value that the mask keeps out of every score."""
@@ -87,7 +89,9 @@ class RegionProjection(ImageEncoder):
                 f"{self.projection.in_features}: use the store that the model was trained on, or set input_dim"
             )
         features = F.dropout(region_features.to(self.projection.bias.dtype), self.input_dropout, self.training)
-        regions = F.dropout(self.projection(features), self.dropout, self.training)
+        regions = self.projection(features)
+        regions = regions if self.slope == 1 else F.leaky_relu(regions, self.slope)
+        regions = F.dropout(regions, self.dropout, self.training)
         # The published l2norm adds 1e-8 to the norm; taking the maximum instead differs below float32 resolution and,
         # unlike it, has a finite gradient at an all-zero row.
         return F.normalize(regions, dim=-1, eps=1e-8) if self.normalize else regions

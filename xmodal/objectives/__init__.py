@@ -18,11 +18,12 @@ from xmodal.objectives.captioning import Captioner, caption_labels, captioning_l
 from xmodal.objectives.class_adversarial import ClassAdversary, reversal_ramp, reverse_gradient
 from xmodal.objectives.daml import DAML, HardNegativeGenerator
 from xmodal.objectives.ecaml import EnergyConfusion, energy_confusion_loss, row_norm_penalty
+from xmodal.objectives.esa import ESARanking, esa_ranking_loss
 from xmodal.objectives.ie import IncludeExclude, center_loss, include_exclude_loss
 from xmodal.objectives.metric import MetricLoss, MetricObjective, binomial_deviance_loss
 from xmodal.objectives.ranking import HingeRanking, InfoNCE, hinge_ranking_loss, info_nce_loss
 
-OBJECTIVES = {"hinge": HingeRanking, "info_nce": InfoNCE}
+OBJECTIVES = {"hinge": HingeRanking, "info_nce": InfoNCE, "esa": ESARanking}
 """Objectives by the name that a configuration uses."""
 
 METRIC_OBJECTIVES = {
@@ -41,6 +42,7 @@ __all__ = [
     "OBJECTIVES",
     "Captioner",
     "ClassAdversary",
+    "ESARanking",
     "EnergyConfusion",
     "HardNegativeGenerator",
     "HingeRanking",
@@ -55,6 +57,7 @@ __all__ = [
     "captioning_loss",
     "center_loss",
     "energy_confusion_loss",
+    "esa_ranking_loss",
     "hinge_ranking_loss",
     "include_exclude_loss",
     "info_nce_loss",

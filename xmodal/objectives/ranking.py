@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import NotNegative, Positive, Steps, at_least_float32, check_count, check_number
+from xmodal.numerics import DropShare, NotNegative, Positive, Steps, at_least_float32, check_number
 from xmodal.objectives.choices import check_choice
-from xmodal.objectives.warmup import warmth
+from xmodal.objectives.warmup import Hardness
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -146,6 +146,9 @@ class HingeRanking(nn.Module):
         hardest: weight of the hardest negatives against all of them, in [0, 1], at the end of the warm-up.
         reduction: `sum` over the pairs, as published, or `mean`.
         warmup_steps: optimizer steps of the warm-up; 0 for none.
+        curriculum: the weight of the hardest negatives after t steps is 1 - curriculum^t (0.991 in ADAPT); 0 for none.
+        all_negatives_epochs: epochs in which all negatives count alike, before the hardest do (1 in vse_infty).
+        steps_per_epoch: filled in by training; only needed for `all_negatives_epochs`.
         mask_false_negatives: keep the captions of one image from being each other's negatives.
 
     Example:
@@ -162,16 +165,18 @@ class HingeRanking(nn.Module):
         reduction: Reduction = "sum",
         warmup_steps: Steps = 0,
         mask_false_negatives: bool = True,
+        curriculum: DropShare = 0.0,
+        all_negatives_epochs: Steps = 0,
+        steps_per_epoch: int | None = None,
     ) -> None:
         super().__init__()
         check_number("margin", margin, least=0)
         _check_share("hardest", hardest)
         check_choice("reduction", reduction, Reduction)
-        check_count("warmup_steps", warmup_steps, least=0)
+        self.hardness = Hardness(warmup_steps, curriculum, all_negatives_epochs, steps_per_epoch)
         self.margin = margin
         self.hardest = float(hardest)
         self.reduction: Reduction = reduction
-        self.warmup_steps = warmup_steps
         self.mask_false_negatives = mask_false_negatives
 
     def forward(
@@ -190,7 +195,7 @@ class HingeRanking(nn.Module):
         loss = hinge_ranking_loss(
             scores,
             margin=self.margin,
-            hardest=warmth(step, self.warmup_steps) * self.hardest,
+            hardest=self.hardness(step) * self.hardest,
             reduction=self.reduction,
             caption_image=_used_ids(scores, caption_image, self.mask_false_negatives),
             positives=positives,

@@ -1,14 +1,17 @@
-"""Size augmentation: leave out some regions and words at random (Chen et al., CVPR 2021, sec. 4.1)."""
+"""What training does to a batch at random: regions and words left out, masked, replaced; several views of a pair."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from accelerate.utils.operations import recursively_apply
 
 from xmodal.data.region_store import RegionBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Bool, Int, Shaped
     from torch import Tensor
 
@@ -48,8 +51,86 @@ class Kept(NamedTuple):
         return items[torch.arange(len(items), device=items.device)[:, None], self.order]
 
 
+def repeated(batch: PairBatch, views: int) -> PairBatch:
+    """Every pair so many times, one behind the other.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.data import PairBatch, RegionBatch
+        >>> from xmodal.training.augmentation import repeated
+        >>> real, pair = torch.ones(2, 3, dtype=torch.bool), torch.arange(2)
+        >>> batch = PairBatch(RegionBatch(torch.randn(2, 3, 8), real), torch.ones(2, 3).long(), real, pair, pair)
+        >>> repeated(batch, 2).image
+        tensor([0, 0, 1, 1])
+    """
+    return recursively_apply(lambda tensor: tensor.repeat_interleave(views, dim=0), batch)
+
+
+class Corruption(NamedTuple):
+    """Words chosen at random: half of them are masked, a tenth becomes any word, the others are left out.
+
+    As in the released code of VSE-infinity, whose paper speaks of words left out alone (vse_infty,
+    lib/datasets/image_caption.py: process_caption; there whole words are chosen, here the tokens that captions come
+    in). A caption that would lose all of them keeps all.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.data import PairBatch
+        >>> from xmodal.training.augmentation import Corruption
+        >>> tokens, real, pair = torch.full((8, 50), 7), torch.ones(8, 50, dtype=torch.bool), torch.arange(8)
+        >>> batch = PairBatch(None, tokens, real, pair, pair)
+        >>> changed = Corruption(share=0.5, mask=3, words=100, keep_ends=False)(batch)
+        >>> bool((changed.tokens == 3).any()), changed.tokens.shape[1] < 50
+        (True, True)
+    """
+
+    share: float
+    mask: int
+    """Number of the word that masks others."""
+    words: int
+    """How many words there are."""
+    keep_ends: bool
+    """Whether the first and the last token of a caption, which are no words of it, stay."""
+
+    def __call__(self, batch: PairBatch) -> PairBatch:
+        """The batch with other words. Draws from torch's global generator, whose state a checkpoint holds."""
+        tokens, real = batch.tokens, batch.word_mask
+        chosen = real & (torch.rand(tokens.shape, device=tokens.device) < self.share)
+        if self.keep_ends:
+            places = torch.arange(tokens.shape[1], device=tokens.device)
+            last = real.sum(dim=1, keepdim=True) - 1
+            chosen &= (places > 0) & (places != last)
+        fate = torch.rand(tokens.shape, device=tokens.device)
+        masked, replaced, gone = chosen & (fate < 0.5), chosen & (fate >= 0.5) & (fate < 0.6), chosen & (fate >= 0.6)
+        anything = torch.randint(self.words, tokens.shape, device=tokens.device)
+        tokens = torch.where(replaced, anything, tokens.masked_fill(masked, self.mask))
+        left = real & ~gone
+        kept = Kept.those(torch.where(left.any(dim=1, keepdim=True), left, real))
+        return batch._replace(tokens=kept.of(tokens), word_mask=kept.mask)
+
+    @classmethod
+    def of(cls, share: float, words: Sequence[str], *, subwords: bool) -> Corruption:
+        """For the words of a tokenizer: what masks is `<mask>` or `[MASK]` where it has that, else the unknown word.
+
+        Raises:
+            ValueError: the tokenizer has none of them.
+
+        Example:
+            >>> from xmodal.training.augmentation import Corruption
+            >>> Corruption.of(0.2, ["<pad>", "<unk>", "dog"], subwords=False).mask
+            1
+        """
+        masks = ("<mask>", "[MASK]", "<unk>", "[UNK]")
+        mask = next((words.index(word) for word in masks if word in words), None)
+        if mask is None:
+            raise ValueError(f"corrupt_words is {share}, but the tokenizer has none of {', '.join(masks)}; set it to 0")
+        return cls(share, mask, len(words), keep_ends=subwords)
+
+
 def shrink(batch: PairBatch, drop_regions: float, drop_words: float) -> PairBatch:
-    """A batch without a share of its regions and words; dropping regions takes images that are a `RegionBatch`.
+    """Size augmentation (Chen et al., CVPR 2021, sec. 4.1): a batch without a share of its regions and words.
+
+    Dropping regions takes images that are a `RegionBatch`.
 
     Example:
         >>> import torch

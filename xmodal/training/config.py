@@ -6,6 +6,7 @@ Whoever makes one, each field takes what it is annotated with, ranges included, 
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,12 @@ class DataConfig:
     """Share of the regions left out at random in training (size augmentation; 0.2 in vse_infty)."""
     drop_words: Share = 0.0
     """Share of the words left out at random in training."""
+    corrupt_words: Share = 0.0
+    """Share of the words that are chosen at random in training: half of them are masked, a tenth becomes any word and
+    the others are left out (0.2 in vse_infty)."""
+    views: Count = 1
+    """How often a batch holds each of its pairs, with regions and words left out anew every time: 2 for the objective
+    `esa`."""
     workers: Workers = 0
     """Processes that load batches; 0 loads in the training process."""
 
@@ -88,7 +95,7 @@ class ModelConfig:
 class OptimizerConfig:
     """How the parameters move."""
 
-    name: Literal["adam", "adamw"] = "adam"
+    name: Literal["adam", "adamw", "adamax"] = "adam"
     """Optimizer, with torch's defaults."""
     learning_rate: NotNegative = 2e-4
     """Peak learning rate."""
@@ -103,17 +110,31 @@ class OptimizerConfig:
     """Weight decay."""
     clip_norm: NotNegative = 2.0
     """Largest norm of the whole gradient; 0 does not clip."""
-    schedule: Literal["step", "cosine", "constant"] = "step"
-    """After the warm-up: multiply by `decay` every `decay_epochs` epochs, fall to 0 along a cosine, or stay."""
+    schedule: Literal["step", "cosine", "constant", "factors"] = "step"
+    """After the warm-up: multiply by `decay` every `decay_epochs` epochs, fall to 0 along a cosine, stay, or go by
+    `factors`."""
     decay_epochs: Count = 15
     """Epochs between two decays of the step schedule."""
     decay: Annotated[float, Interval(ge=0, le=1)] = 0.1
     """Factor of the step schedule."""
     warmup_steps: CountOrNone = 0
     """Steps over which the learning rate grows linearly to its peak."""
+    warmup_from: Share = 0.0
+    """Share of the peak that the warm-up begins with; 0 for the first of `warmup_steps` equal ones."""
+    factors: dict[str, NotNegative] = field(default_factory=dict)
+    """For the schedule `factors`: by each the peak is multiplied from a step or an epoch on, counted from 0, until the
+    next one holds: {epoch 0: 0.4, epoch 48: 1.0, epoch 100: 0.1}, {step 10000: 0.25}."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for start in self.factors:
+            if not re.fullmatch(r"(step|epoch) \d{1,9}", start):
+                raise ValueError(f"factors: {start!r} does not say when; wanted 'epoch 8', 'step 10000' or the like")
+        if (self.schedule == "factors") != bool(self.factors):
+            raise ValueError(
+                f"schedule is {self.schedule!r} and factors are {self.factors or 'not given'}; the schedule 'factors' "
+                "needs them, and no other one reads them"
+            )
 
 
 @dataclass(frozen=True)
@@ -136,6 +157,8 @@ class RunConfig:
     t2i.R@1."""
     best_at: Literal["every_validation", "epoch_ends"] = "every_validation"
     """Which validations may pick the best checkpoint; the others are only logged."""
+    patience: CountOrNone = 0
+    """Validations without a better result after which training ends; 0 goes on to the last epoch."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the forward pass; parameters stay in float32."""
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +13,12 @@ from xmodal.data.word_vectors import load_word_vectors
 from xmodal.evaluation.matchers import evaluate_matchers
 from xmodal.evaluation.protocols import protocol_folds
 from xmodal.model import IMAGE_ENCODERS, Matcher, needs_vocabulary
-from xmodal.names import build, fill
+from xmodal.names import build, fill, find
 from xmodal.objectives import OBJECTIVES
 from xmodal.scoring.triton import check_triton, kernel_options
+from xmodal.signatures import options_of
 from xmodal.training.adversary import Adversary
-from xmodal.training.augmentation import shrink
+from xmodal.training.augmentation import Corruption, repeated, shrink
 from xmodal.training.basin import BasinWatch
 from xmodal.training.checkpoints import fingerprint
 from xmodal.training.sampler import ShuffledBatches
@@ -24,6 +26,8 @@ from xmodal.training.step import MatchingStep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch import nn
 
     from xmodal.data import PairBatch
     from xmodal.data.image_source import ImageSource
@@ -70,11 +74,15 @@ class MatchingTask:
         self.model = _build_matcher(config.model, source, data)
         dim = self.model.image_encoder.dim
         # What cannot be built is refused before all captions are tokenized.
-        objective = build("objective", OBJECTIVES, config.objective, {"dim": dim})
+        objective = _build_objective(config, dim, len(captions))
         self.adversary = None
         if config.adversary:
             self.adversary = Adversary.build(config.adversary, dim=dim, pairs=len(captions), device=device)
         self.dataset = PairDataset(source, captions, self.model.tokenizer)
+        self._corrupt = None
+        if data.corrupt_words:
+            subwords = not needs_vocabulary(config.model.text)
+            self._corrupt = Corruption.of(data.corrupt_words, self.model.tokenizer.words, subwords=subwords)
         self.fingerprint = fingerprint(
             source.image_id,
             (caption.caption_id for caption in captions),
@@ -93,8 +101,11 @@ class MatchingTask:
         return ShuffledBatches(len(self.dataset), self.config.batch_size, self.config.seed, process, processes)
 
     def prepare(self, batch: PairBatch) -> PairBatch:
-        """Size augmentation."""
-        return shrink(batch, self.config.data.drop_regions, self.config.data.drop_words)
+        """What the data's options do to a batch at random, view by view."""
+        data = self.config.data
+        batch = repeated(batch, data.views) if data.views > 1 else batch
+        batch = batch if self._corrupt is None else self._corrupt(batch)
+        return shrink(batch, data.drop_regions, data.drop_words)
 
     def describe(self, group: list[PairBatch]) -> str:
         """The images and captions of some batches."""
@@ -135,6 +146,19 @@ def _check_alike(train: ImageSource, validation: ImageSource, config: DataConfig
         )
 
 
+def _build_objective(config: TrainConfig, dim: int, captions: int) -> nn.Module:
+    """The objective of a configuration; what the data decides (dim, steps of an epoch, views) is filled in."""
+    views = config.data.views
+    takes = options_of(find("objective", OBJECTIVES, config.objective.get("name"))).named
+    if views > 1 and "views" not in takes:
+        raise ValueError(
+            f"data.views is {views}, but the objective {config.objective.get('name')!r} takes every row for a pair of "
+            "its own; set it to 1, or choose the objective 'esa'"
+        )
+    steps = math.ceil(math.ceil(captions / config.batch_size) / config.accumulate)
+    return build("objective", OBJECTIVES, config.objective, {"dim": dim, "steps_per_epoch": steps, "views": views})
+
+
 def _said(sizes: Mapping[str, int]) -> str:
     return " and ".join(f"{name} {size}" for name, size in sizes.items())
 
@@ -150,6 +174,11 @@ def _build_matcher(config: ModelConfig, source: ImageSource, data: DataConfig) -
         extractor=source.extractor,
         captioner=config.captioner or None,
     )
+    if config.text.get("fixed_dim") and config.word_vectors is None:
+        raise ValueError(
+            f"model.text.fixed_dim is {config.text['fixed_dim']}, but there are no vectors for it: name a file with "
+            "model.word_vectors, or leave fixed_dim out"
+        )
     if config.word_vectors is not None:
         if vocabulary is None:
             raise ValueError("word_vectors start a text encoder with a vocabulary; a transformer brings its own")

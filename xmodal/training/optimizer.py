@@ -7,13 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, Adamax, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -67,9 +67,23 @@ class RepeatingAdamW(_Repeating, AdamW):
     """
 
 
+class RepeatingAdamax(_Repeating, Adamax):
+    """Adamax that steps several times along one gradient for the groups that ask for it.
+
+    >>> import torch
+    >>> twice = nn.Parameter(torch.ones(1))
+    >>> optimizer = RepeatingAdamax([{"params": [twice], "times": 2}], lr=0.1)
+    >>> twice.sum().backward()
+    >>> optimizer.step()
+    >>> round(twice.item(), 4)
+    0.8
+    """
+
+
 OPTIMIZERS: dict[str, tuple[type[Optimizer], type[Optimizer]]] = {
     "adam": (Adam, RepeatingAdam),
     "adamw": (AdamW, RepeatingAdamW),
+    "adamax": (Adamax, RepeatingAdamax),
 }
 """Torch's optimizers by name, and those that repeat steps."""
 
@@ -174,8 +188,15 @@ def make_schedule(optimizer: Optimizer, config: OptimizerConfig, steps_per_epoch
     def scale(step: int, rate: float) -> float:
         return factor(step) * (rate if step >= config.rates_from_epoch * steps_per_epoch else 1.0)
 
+    starts = dict(sorted(_starts(config.factors, steps_per_epoch)))
+    first = config.warmup_from or 1 / max(1, config.warmup_steps)
+
     def factor(step: int) -> float:
-        warmth = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
+        warmth = 1.0
+        if step < config.warmup_steps:
+            warmth = first + (1 - first) * step / max(1, config.warmup_steps - 1)
+        if config.schedule == "factors":
+            return warmth * next((starts[start] for start in reversed(starts) if start <= step), 1.0)
         if config.schedule == "step":
             return warmth * config.decay ** (step // steps_per_epoch // config.decay_epochs)
         if config.schedule == "cosine":
@@ -184,3 +205,10 @@ def make_schedule(optimizer: Optimizer, config: OptimizerConfig, steps_per_epoch
         return warmth
 
     return LambdaLR(optimizer, [partial(scale, rate=group.get("rate", 1.0)) for group in optimizer.param_groups])
+
+
+def _starts(factors: Mapping[str, float], steps_per_epoch: int) -> Iterator[tuple[int, float]]:
+    """The steps from which factors hold."""
+    for start, value in factors.items():
+        unit, number = start.split()
+        yield int(number) * (steps_per_epoch if unit == "epoch" else 1), value

@@ -187,7 +187,7 @@ PARTS_OF_MATCHING: dict[str, Part] = {
         optional=True,
         needs=("model.head", "has_region_states"),
     ),
-    "objective": Part("objective", OBJECTIVES, _DIM),
+    "objective": Part("objective", OBJECTIVES, frozenset({"dim", "steps_per_epoch", "views"})),
     "adversary": Part(
         "adversary",
         ADVERSARIES,

@@ -113,6 +113,8 @@ def _train(config: RunConfig, accelerator: Accelerator, saved: dict[str, Any] | 
     with log as run.log, _SignalFlag() as stop:
         for epoch in range(run.step // steps_per_epoch, config.epochs):
             for group in _loader(run, batches, epoch):
+                if run.is_out_of_patience():
+                    return run.best
                 run.train_step(group)
                 if run.validation_is_due():
                     run.validate()
@@ -206,8 +208,21 @@ class _Run:
 
     def validation_is_due(self) -> bool:
         """At the end of every epoch, and every `validate_every` steps."""
+        return self._is_validated(self.step)
+
+    def _is_validated(self, step: int) -> bool:
         every = self.config.validate_every
-        return self._ends_epoch or (every > 0 and self.step % every == 0)
+        return step % self.steps_per_epoch == 0 or (every > 0 and step % every == 0)
+
+    def is_out_of_patience(self) -> bool:
+        """Whether so many validations as are waited for have gone by since the best."""
+        patience, best = self.config.patience, self.best.get("step")
+        if not patience or best is None or not self.validation_is_due():
+            return False
+        since = sum(self._is_validated(step) for step in range(best + 1, self.step + 1))
+        if since >= patience and self.config.progress and self.accelerator.is_main_process:
+            tqdm.write(f"step {self.step}: {since} validations without a better result; training ends")
+        return since >= patience
 
     def validate(self) -> None:
         """Evaluate the model as its task does, on the main process; keep the best one; save the state."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from xmodal.heads.base import xavier
 from xmodal.heads.pooling.base import Pooler
-from xmodal.numerics import Size  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -40,11 +41,13 @@ class ESA(Pooler):
     """`esa_pool` with logits from a linear layer on the items.
 
     The layer starts as the released code's (ESA, ESA_BIGRU/lib/encoders.py, image side): Xavier, bias zero. The
-    published training pools every set twice, each time without a random fifth of its items, and ranks all four pairs;
-    here a set gives one vector. `data.drop_regions` leaves out regions before they come here.
+    published training pools the regions of an image twice, each time without a random fifth of them: that is `drop`, in
+    a batch with two views of every pair (`data.views`) under the objective `esa`.
 
     Args:
         dim: dim of the items.
+        drop: share of the items of a set that is left out at random in training (0.2 for regions as published); a set
+            that would lose all keeps all.
 
     Example:
         >>> import torch
@@ -53,10 +56,14 @@ class ESA(Pooler):
         torch.Size([4, 256])
     """
 
-    def __init__(self, dim: Size) -> None:
+    def __init__(self, dim: Size, drop: DropShare = 0.0) -> None:
         super().__init__()
+        self.drop = drop
         self.linear = xavier(nn.Linear(dim, dim))
 
     def pool(self, items, mask):  # noqa: D102
+        if self.training and self.drop:
+            kept = mask & (torch.rand(mask.shape, device=mask.device) >= self.drop)
+            mask = torch.where(kept.any(dim=1, keepdim=True), kept, mask)
         logits = self.linear(items.to(self.linear.weight.dtype))
         return esa_pool(items, mask, logits.to(items.dtype))

@@ -1,0 +1,54 @@
+"""Regions that look at one another: the image side of CHAN beside a bi-GRU (Pan et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn import functional as F
+
+from xmodal.encoders.base import EncodedSet
+from xmodal.encoders.regions import RegionProjection
+from xmodal.numerics import Size  # noqa: TC001  # ranges are read at run time
+
+if TYPE_CHECKING:
+    from xmodal.data.region_store import RegionBatch
+
+
+class AttendingRegions(RegionProjection):
+    """Projected regions plus multi-head attention among them after a layer norm (CHAN, lib/modules.py: SelfAttention).
+
+    Only real regions are attended to; in the released code the zeros that fill an image up in training are too.
+
+    Args:
+        input_dim: dim of the stored features.
+        dim: dim of the joint space.
+        heads: of the attention; they share `dim` (8 as published).
+        normalize: L2-normalize every region.
+
+    Raises:
+        ValueError: `dim` is no multiple of the number of heads.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.data.region_store import RegionBatch
+        >>> from xmodal.encoders.attending_regions import AttendingRegions
+        >>> encoder, real = AttendingRegions(input_dim=2048, dim=64), torch.ones(2, 36, dtype=torch.bool)
+        >>> encoder(RegionBatch(torch.randn(2, 36, 2048), real)).items.shape
+        torch.Size([2, 36, 64])
+    """
+
+    def __init__(self, input_dim: Size, dim: Size, heads: Size = 8, normalize: bool = True) -> None:
+        super().__init__(input_dim, dim, normalize=False)
+        if dim % heads:
+            raise ValueError(f"dim is {dim} and heads {heads}; wanted a dim that so many heads can share")
+        self.norm = nn.LayerNorm(dim)
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.normalize_attended = normalize
+
+    def forward(self, batch: RegionBatch) -> EncodedSet:
+        """Every region; padding gives some value that the mask keeps out of every score."""
+        regions, mask = self.project(batch.regions).masked_fill(~batch.region_mask[..., None], 0.0), batch.region_mask
+        asked = self.norm(regions)
+        regions = regions + self.attention(asked, asked, asked, key_padding_mask=~mask, need_weights=False)[0]
+        return EncodedSet(F.normalize(regions, dim=-1, eps=1e-8) if self.normalize_attended else regions, mask)
