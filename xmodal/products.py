@@ -194,7 +194,7 @@ def products_as(before: Mapping[str, str]) -> Iterator[list[str]]:
     kept, lost = dict(_chosen), []
     for threads in {1, torch.get_num_threads()}:
         then = before.get(f"float32 x {threads}")
-        if then in _candidates(torch.float32, threads):
+        if then in candidates(torch.float32, threads):
             _chosen[torch.float32, threads] = then  # type: ignore[assignment]
         if then is not None and chosen_product(torch.float32, threads) != then:
             now = chosen_product(torch.float32, threads)
@@ -301,14 +301,21 @@ def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _candidates(dtype: torch.dtype, threads: int) -> list[Product]:
-    """What may be timed: all that take the dtype and that number of threads."""
-    candidates: list[Product] = ["torch"]
+def candidates(dtype: torch.dtype, threads: int) -> list[Product]:
+    """What may be chosen here: all that take the dtype and that number of threads.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.products import candidates
+        >>> candidates(torch.bfloat16, 1)
+        ['torch']
+    """
+    names: list[Product] = ["torch"]
     if dtype in DTYPES["onednn"] and _has_onednn():
-        candidates.append("onednn")
+        names.append("onednn")
     if dtype in DTYPES["numpy"] and threads == _numpy_threads():
-        candidates.append("numpy")
-    return candidates
+        names.append("numpy")
+    return names
 
 
 def _numpy_threads() -> int:
@@ -322,13 +329,13 @@ def _numpy_threads() -> int:
 def _choose(dtype: torch.dtype, threads: int) -> Product:
     """The choice that an earlier process made and kept, or the one that is measured now."""
     kept, key = _read_kept(), _key(dtype, threads)
-    candidates = _candidates(dtype, threads)
-    if kept.get(key) in candidates:
+    able = candidates(dtype, threads)
+    if kept.get(key) in able:
         logger.info("products of %s by %s: measured before (%s)", key, kept[key], _kept_in())
         return kept[key]
-    if len(candidates) == 1:
+    if len(able) == 1:
         return "torch"
-    seconds = _seconds(dtype, threads, candidates)
+    seconds = _seconds(dtype, threads, able)
     fastest = min(seconds, key=seconds.__getitem__)
     product = fastest if seconds[fastest] * MARGIN < seconds["torch"] else "torch"
     told = ", ".join(f"{name} {1e3 * each:.2f} ms" for name, each in seconds.items())
@@ -337,14 +344,14 @@ def _choose(dtype: torch.dtype, threads: int) -> Product:
     return product
 
 
-def _seconds(dtype: torch.dtype, threads: int, candidates: list[Product]) -> dict[Product, float]:
+def _seconds(dtype: torch.dtype, threads: int, names: list[Product]) -> dict[Product, float]:
     """Of the fastest turn of every product that computes, and computes well enough."""
     generator = torch.Generator().manual_seed(0)
     rows, aligned, any_number = (torch.randn(size, 1024, generator=generator, dtype=dtype) for size in (768, 512, 505))
     exact = rows[:64].double() @ aligned.double().T
     out, errors, seconds = torch.empty(len(rows), len(aligned), dtype=dtype), {}, {}
     with _threads(threads), torch.no_grad():
-        for name in candidates:
+        for name in names:
             found = _tried(name, rows, aligned, out)
             if found is not None:
                 errors[name] = float((found[:64].double() - exact).abs().max())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-SUITES = ("heads", "addr", "scoring", "later", "data", "gpu")
+SUITES = ("heads", "addr", "scoring", "step", "later", "data", "gpu")
 """Each has a file of its own."""
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from xmodal.heads import VSRN
-from xmodal.heads.vsrn import normalize_regions
+from xmodal.heads.vsrn import RegionGraph, normalize_regions
 from xmodal.objectives import hinge_ranking_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -304,3 +304,24 @@ def test_bad_input_is_named(arguments, message):
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         VSRN(4, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_joined_matrices_of_a_graph_layer_change_nothing(dtype):
+    torch.manual_seed(0)
+    layer, regions = RegionGraph(8).to(dtype).eval(), torch.randn(5, 7, 8, dtype=dtype)
+    for tensor in layer.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) - 0.3 * (tensor.ndim == 2))
+    real = torch.arange(7) < torch.tensor([7, 3, 1, 6, 5])[:, None]
+    regions = regions.masked_fill(~real[..., None], 0.0)
+    wanted = layer(regions, real)
+    assert not layer._joining_pays(regions)  # somebody may ask for a gradient
+    with torch.no_grad():
+        assert layer._joining_pays(regions)
+        assert not layer._joining_pays(regions[:1])
+        found = layer(regions, real)
+        torch.testing.assert_close(found, wanted.detach())
+        assert (found[~real] == 0).all()
+        garbage = regions.masked_fill(~real[..., None], 7.0)
+        torch.testing.assert_close(layer(garbage, real)[real], wanted[real].detach())

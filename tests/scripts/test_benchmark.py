@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.benchmark.baselines import BareProduct, bare_product, loop_over_captions
+from scripts.benchmark import step
+from scripts.benchmark.baselines import BareProduct, bare_product, loop_over_captions, vsrn_as_released
 from scripts.benchmark.measure import in_fresh_process, peak_memory, time_in_turns
 from scripts.benchmark.scoring_report import Measured
 from scripts.benchmark.sets import random_batch, random_sets, random_word_mask
-from xmodal.heads import scan_scores
+from xmodal.heads import VSRN, scan_scores
 
-SUITES = ("heads", "scoring", "data", "addr", "gpu")
+SUITES = ("heads", "scoring", "step", "data", "addr", "gpu")
 
 
 def test_help_lists_the_suites(monkeypatch, capsys):
@@ -90,6 +91,28 @@ def test_baselines_compute_what_they_stand_for():
     products = bare_product(regions, words, batch.word_mask)
     assert products.shape == (3 * regions.shape[1], int(batch.word_mask.sum()))
     BareProduct(random_sets(3, 4, regions=3, dim=8))()
+
+
+def test_vsrn_as_released_is_vsrn():
+    torch.manual_seed(0)
+    head, regions = VSRN(8).eval(), torch.rand(3, 5, 8)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        torch.testing.assert_close(vsrn_as_released(head, regions), head.embed_images(regions), rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_is_measured_whole_and_in_parts(monkeypatch, capsys):
+    for name, size in {"PAIRS": 4, "INPUT_DIM": 8, "WORDS": 20, "GRAPH_DIM": 8, "DIM": 8}.items():
+        monkeypatch.setattr(step, name, size)
+    few = random_batch(4, 4)
+    monkeypatch.setattr(
+        step, "random_batch", lambda *_: few._replace(regions=few.regions[..., :8], words=few.words[..., :8])
+    )
+    step.run(1)
+    printed = capsys.readouterr().out
+    for line in ("GFLOP/s", "training step", "SCAN, forward + backward", "VSRN, encoding", "bare product", "chosen"):
+        assert line in printed
 
 
 def test_ratios_are_to_the_bare_product():
