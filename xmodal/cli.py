@@ -55,6 +55,9 @@ class Evaluate:
     """How many images of --bank to take, with their captions."""
     rerank: str | None = None
     """Re-rank the first answers: mtfn; or mtfn_leak as published for captions, which reads the right answers."""
+    calibrate: str | None = None
+    """Fit what makes probabilities of the models' scores on this split, dev say, and keep it beside each model. Where a
+    model has it, its calibration error and how well it tells that nothing matches are printed."""
     scores: Path | None = None
     """Also write all scores, (image, caption), to this .npy file; of several models, their mean."""
     ranks: Path | None = None
@@ -134,7 +137,7 @@ class Search:
     model: tyro.conf.Positional[Path]
     """Run folder, or folder written by save_pretrained."""
     sentences: tyro.conf.Positional[tuple[str, ...]]
-    """Sentences to search for."""
+    """Sentences to search for. "a dog NOT red car" asks for dogs without red cars."""
     data: SplitOrNone
     index: Path | None = None
     """Folder that `xmodal index` made, to search instead of a split."""
@@ -144,6 +147,8 @@ class Search:
     """Folder with the image files, named by image id, to draw those that were found."""
     output: Path = Path("search.png")
     """Picture to write."""
+    like: tuple[str, ...] = ()
+    """Ids of images of the split that those found should be like; without sentences, look for such images alone."""
     top: int = 5
     """Images a sentence."""
 
@@ -218,9 +223,8 @@ def evaluate(config: Evaluate) -> None:
     from xmodal.evaluation.coco import judged_protocols
     from xmodal.evaluation.matchers import evaluate_matchers
 
-    for path in (config.scores, config.ranks, config.report, config.json):
-        if path is not None:
-            check_writable(path)
+    for path in filter(None, (config.scores, config.ranks, config.report, config.json)):
+        check_writable(path)
     after = AfterScoring(config.normalize, config.temperature, config.rerank)
     matchers = {str(path): _load(path) for path in config.models}
     split = _open_split(config.data, matchers)
@@ -244,6 +248,7 @@ def evaluate(config: Evaluate) -> None:
         after=after,
         bank=_bank(config, matchers),
         hubs=True,
+        calibrations=_calibrations(config, matchers),
         out=config.scores,
         inspect=inspect,
         progress=sys.stderr.isatty(),
@@ -256,14 +261,28 @@ def evaluate(config: Evaluate) -> None:
 def _tell(config: Evaluate, results: dict[str, Any]) -> None:
     """Print the tables, and write the report and all numbers where they were asked for."""
     from xmodal.data.atomic import written_whole
+    from xmodal.evaluation.calibration import format_calibration
     from xmodal.evaluation.report import format_results, write_report
 
     print(format_results(results))
+    if told := format_calibration(results):
+        print(f"\n{told}")
     if config.report is not None:
         write_report(config.report, results, details={"data": str(config.data.folder), "split": config.data.split})
     if config.json is not None:
         with written_whole(config.json) as whole:
             whole.write_text(json.dumps(results, indent=2), encoding="utf-8")
+
+
+def _calibrations(config: Evaluate, matchers: dict[str, Any]) -> dict[str, Any]:
+    """What makes probabilities of the scores of those models that have it, or of all where it is asked for."""
+    from xmodal.evaluation.calibration import calibrate, calibration_of
+
+    if config.calibrate is None:
+        return {path: found for path in matchers if (found := calibration_of(path)) is not None}
+    split = _open_split(replace(config.data, split=config.calibrate), matchers)
+    progress = sys.stderr.isatty()
+    return {path: calibrate(matcher, path, split, progress=progress) for path, matcher in matchers.items()}
 
 
 def _bank(config: Evaluate, matchers: dict[str, Any]) -> Any:
@@ -338,34 +357,48 @@ def build_index(config: BuildIndex) -> None:
 def search(config: Search) -> None:
     """Draw and list the best images of each sentence."""
     from xmodal.data.split import open_source
+    from xmodal.evaluation.calibration import calibration_of
     from xmodal.search.index import Index
-    from xmodal.search.pictures import Retrieved, draw_retrieved
-    from xmodal.search.retrieve import retrieve
+    from xmodal.search.pictures import draw_retrieved
+    from xmodal.search.queries import Query
+    from xmodal.search.retrieve import describe_row, retrieve
 
     if (config.index is None) == (config.data.folder is None):
         raise ValueError("give either --data.folder or --index: what is searched is a split or an index")
+    sentences = config.sentences or ("",)
+    queries = [Query.parse(sentence, config.like) for sentence in sentences]
+    calibration = calibration_of(config.model)
     if config.index is not None:
+        if not all(query.is_plain for query in queries):
+            raise ValueError("NOT and --like look at every image: give --data.folder in the place of --index")
         index = Index.open(config.index)  # a missing index is told before the model is loaded
-        matcher = _load(config.model)
-        found = index.find(matcher, list(config.sentences), config.top, exact=config.exact, words=False)
-        named = zip(config.sentences, found, strict=True)
-        rows = [
-            Retrieved(text, [hit.image_id for hit in each.hits], [hit.score for hit in each.hits])
-            for text, each in named
-        ]
+        found = index.find(_load(config.model), list(sentences), config.top, exact=config.exact, words=False)
+        rows = [_row(*each, calibration) for each in zip(sentences, found, strict=True)]
         notes = [_told(each) for each in found]
     else:
         matcher = _load(config.model)
         source = _source(config.data, config.model, matcher)
         images = open_source(config.data.folder or "", config.data.split, source)
-        rows = retrieve(matcher, images, config.sentences, top=config.top)
+        rows = retrieve(matcher, images, sentences, top=config.top, like=config.like, calibration=calibration)
         notes = [""] * len(rows)
     for row, note in zip(rows, notes, strict=True):
-        found = zip(row.scores, row.image_ids, strict=True)
-        print(row.sentence + note, *(f"  {score:.3f}  {image_id}" for score, image_id in found), sep="\n")
+        first, *others = describe_row(row)
+        print(first + note, *others, sep="\n")
     if config.images is not None:
         draw_retrieved(rows, config.images, config.output)
         print(f"wrote {config.output}")
+
+
+def _row(sentence: str, found: Any, calibration: Any) -> Any:
+    """What an index found, with the probability of a match where more than one answer says how far the first leads."""
+    import torch
+
+    from xmodal.search.pictures import Retrieved
+
+    row = Retrieved(sentence, [hit.image_id for hit in found.hits], [hit.score for hit in found.hits])
+    if calibration is None or len(found.hits) < 2:
+        return row
+    return row._replace(probability=calibration.probability(torch.tensor(row.scores), images=found.searched).tolist())
 
 
 def _told(found: Any) -> str:

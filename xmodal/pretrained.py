@@ -30,6 +30,8 @@ BEST = "best"
 """Folder of a run that has its best model."""
 CONFIG = "config.json"
 CARD = "README.md"
+CALIBRATION = "calibration.json"
+"""What makes probabilities of a model's scores; it belongs to the weights, and goes when others are saved."""
 HASH = "weights_sha256"
 """What the configuration calls the hash of the file of weights, by which damage to it is noticed."""
 
@@ -49,8 +51,8 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     2.0
     """
 
-    _own_files = (CONFIG, WEIGHTS)
-    """What `save_pretrained` writes besides the model card."""
+    _own_files = (CONFIG, WEIGHTS, CALIBRATION)
+    """What `save_pretrained` writes or removes; a model card and what else is in the folder stays."""
 
     @property
     def device(self) -> torch.device:
@@ -128,8 +130,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         folder = Path(pretrained_model_name_or_path)
         if isinstance(pretrained_model_name_or_path, str) and len(folder.parts) == 2 and not folder.exists():
             return super().from_pretrained(pretrained_model_name_or_path, **options)
-        if not (folder / CONFIG).is_file() and (folder / BEST).is_dir():
-            folder = folder / BEST
+        folder = model_folder(folder)
         _read_config(folder)
         return super().from_pretrained(str(folder), **options)
 
@@ -167,6 +168,36 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     def _options_to_load(cls, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         """The arguments with which to build a model whose weights are then read from a folder."""
         return options
+
+
+def model_folder(path: str | Path) -> Path:
+    """Where the model of a folder is: in the folder itself or, of a run folder, in `best`.
+
+    >>> Path("run", "best").mkdir(parents=True)
+    >>> model_folder("run").name
+    'best'
+    """
+    folder = Path(path)
+    return folder / BEST if not (folder / CONFIG).is_file() and (folder / BEST).is_dir() else folder
+
+
+def weights_hash(path: str | Path) -> str:
+    """The hash of the weights in the folder of a model or of its run: what its scores depend on.
+
+    Raises:
+        FileNotFoundError: no model is there.
+        ValueError: its configuration is damaged.
+
+    >>> class Scale(Pretrained):
+    ...     def __init__(self) -> None:
+    ...         super().__init__()
+    ...         self.factor = nn.Parameter(torch.ones(1))
+    >>> Scale().save_pretrained("scale")
+    >>> len(weights_hash("scale"))
+    64
+    """
+    folder = model_folder(path)
+    return _read_config(folder).get(HASH) or _hash(folder / WEIGHTS)
 
 
 class _ParametersNotDrawn(TorchFunctionMode):

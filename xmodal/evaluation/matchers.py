@@ -12,6 +12,7 @@ import torch
 from xmodal.data.atomic import written_whole
 from xmodal.data.split import SomeImages
 from xmodal.evaluation.after import NOTHING, AfterScoring, evaluate_after, evaluate_scores
+from xmodal.evaluation.calibration import evaluate_calibration
 from xmodal.evaluation.hubs import Bank
 from xmodal.evaluation.protocols import find_protocol, join_folds, protocol_folds
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, as_relevance
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from xmodal.data.relevance import Judgements, Relevance
     from xmodal.data.split import Split
     from xmodal.evaluation.after import Evaluator
+    from xmodal.evaluation.calibration import Calibration
     from xmodal.evaluation.protocols import Fold
     from xmodal.model import Matcher
 
@@ -48,6 +50,7 @@ def evaluate_matchers(
     after: AfterScoring = NOTHING,
     bank: Split | None = None,
     hubs: bool = False,
+    calibrations: Mapping[str, Calibration] | None = None,
     out: str | Path | None = None,
     inspect: Callable[[Float[Tensor, "image caption"]], None] | None = None,
     progress: bool = False,
@@ -71,6 +74,7 @@ def evaluate_matchers(
         after: what is done to the scores before they are ranked; each fold and each matcher by itself.
         bank: images and captions that the normalization looks at, instead of those that are evaluated.
         hubs: also give `hubness`.
+        calibrations: of matchers by name: also evaluate these, on the scores as they are before `after`.
         out: also write the scores, (image, caption), to this `.npy` file (of several matchers, their mean), as they are
             before `after`. They are never in memory as a whole then; with several matchers the disk takes the scores of
             all for a while.
@@ -80,7 +84,7 @@ def evaluate_matchers(
     Returns:
         Name to the dict of `evaluate_protocol` for the first protocol, and `judged`, that of `evaluate_relevance`, if
         there are judgements. Of further protocols, `also` has the results by their names. The ensemble is named
-        "ensemble".
+        "ensemble". `calibration` has what `evaluate_calibration` gives.
 
     Raises:
         ValueError: no matcher, no such protocol, a test set of another size, or an `out` that is no `.npy` file, before
@@ -116,7 +120,9 @@ def evaluate_matchers(
             sentences: list[str] = [captions[int(caption)] for caption in fold.captions.tolist()]
             for name, scores in _scored(matchers, images, sentences, None, progress):
                 part = banks[name].select(fold.images, fold.captions) if banks else None
-                of_folds.setdefault(name, []).append(evaluate_after(scores, fold, after, part, hubs))
+                result = evaluate_after(scores, fold, after, part, hubs)
+                result |= _calibrated(calibrations, name, scores, fold.caption_image)
+                of_folds.setdefault(name, []).append(result)
         return {name: join_folds(results, chosen.protocols[0]) for name, results in of_folds.items()}
     results, scores, name = {}, torch.empty(0), ""
     for name, scores in _scored(matchers, store, captions, out, progress):
@@ -124,9 +130,22 @@ def evaluate_matchers(
         results[name] = chosen.arranged(
             evaluate_scores(scores, relevance, chosen.protocols, chosen.evaluators, **options)
         )
+        results[name] |= _calibrated(calibrations, name, scores, relevance)
     if inspect is not None:
         inspect(after.normalized(scores, banks.get(name)))
     return results
+
+
+def _calibrated(
+    calibrations: Mapping[str, Calibration] | None,
+    name: str,
+    scores: Float[Tensor, "image caption"],
+    relevance: Int[Tensor, " caption"] | Relevance,
+) -> dict[str, Any]:
+    """What is said about the probabilities of a matcher that has a calibration."""
+    if calibrations is None or name not in calibrations:
+        return {}
+    return {"calibration": evaluate_calibration(calibrations[name], scores, relevance)}
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,16 @@ SURE = 0.25
 
 
 class Retrieved(NamedTuple):
-    """The images that a sentence retrieves, best first; `correct` is None where the right image is unknown."""
+    """The images that a sentence retrieves, best first; `correct` is None where the right image is unknown.
+
+    `probability` says how likely each is a match, where a calibration tells.
+    """
 
     sentence: str
     image_ids: Sequence[str]
     scores: list[float]
     correct: str | None = None
+    probability: list[float] | None = None
 
 
 def find_image(folder: Path, image_id: str) -> Path:

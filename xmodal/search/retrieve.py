@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xmodal.encoders.base import EncodedSet
+from xmodal.evaluation.calibration import LIKELY
 from xmodal.search.pictures import Retrieved, draw_attention
+from xmodal.search.queries import Query, combine_scores, score_like
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,14 +17,32 @@ if TYPE_CHECKING:
 
     from xmodal.data import RegionStore
     from xmodal.data.image_source import ImageSource
+    from xmodal.evaluation.calibration import Calibration
     from xmodal.model import Matcher
 
 
-def retrieve(matcher: Matcher, store: ImageSource, sentences: Sequence[str], *, top: int = 5) -> list[Retrieved]:
+def retrieve(
+    matcher: Matcher,
+    store: ImageSource,
+    sentences: Sequence[str],
+    *,
+    top: int = 5,
+    like: Sequence[str] = (),
+    calibration: Calibration | None = None,
+) -> list[Retrieved]:
     """The best images of a source, a region store say, for each sentence, best first.
 
+    Args:
+        matcher: what scores.
+        store: the images.
+        sentences: as for `Query.parse`: "a dog NOT red car" asks for dogs without red cars.
+        top: how many images.
+        like: ids of images of the source that all answers should be like; with them a sentence may be empty.
+        calibration: what makes probabilities of the scores of plain sentences.
+
     Raises:
-        ValueError: for `top` < 1 or an empty sentence.
+        KeyError: the source has no such image.
+        ValueError: for `top` < 1, an empty sentence, or a head that cannot tell which images are alike.
 
     >>> from xmodal.data import RegionStore, RegionStoreWriter
     >>> from xmodal.model import Matcher
@@ -36,12 +57,48 @@ def retrieve(matcher: Matcher, store: ImageSource, sentences: Sequence[str], *, 
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
-    scores = matcher.score_all(store, sentences)
-    best = scores.topk(min(top, len(store)), dim=0)
-    return [
-        Retrieved(sentence, [store.image_id[int(i)] for i in best.indices[:, column]], best.values[:, column].tolist())
-        for column, sentence in enumerate(sentences)
-    ]
+    queries = [Query.parse(sentence, like) for sentence in sentences]
+    alike = _scores_of_images(matcher, store, like)
+    texts = list(dict.fromkeys(text for query in queries for text in (*query.wanted, *query.unwanted)))
+    columns = dict(zip(texts, matcher.score_all(store, texts).T, strict=True)) if texts else {}
+    rows = []
+    for sentence, query in zip(sentences, queries, strict=True):
+        unwanted = torch.stack([columns[text] for text in query.unwanted]) if query.unwanted else None
+        scores = combine_scores(torch.stack([*(columns[text] for text in query.wanted), *alike]), unwanted)
+        best = scores.topk(min(top, len(store)))
+        names = [store.image_id[int(image)] for image in best.indices]
+        row = Retrieved(sentence, names, best.values.tolist())
+        if calibration is not None and query.is_plain:
+            row = row._replace(probability=calibration.probability(scores)[best.indices].tolist())
+        rows.append(row)
+    return rows
+
+
+def describe_row(row: Retrieved) -> list[str]:
+    """What a sentence retrieves in lines: score, probability of a match where it is known, and image.
+
+    >>> describe_row(Retrieved("a dog", ["7", "8"], [0.9, 0.2], probability=[0.31, 0.02]))
+    ['a dog', '  no good match', '  0.900   31%  7', '  0.200    2%  8']
+    """
+    lines = [row.sentence or "images like these"]
+    if row.probability is None:
+        return lines + [f"  {score:.3f}  {name}" for score, name in zip(row.scores, row.image_ids, strict=True)]
+    if max(row.probability) < LIKELY:
+        lines.append("  no good match")
+    columns = zip(row.scores, row.probability, row.image_ids, strict=True)
+    return lines + [f"  {score:.3f}  {100 * likely:3.0f}%  {name}" for score, likely, name in columns]
+
+
+def _scores_of_images(matcher: Matcher, store: ImageSource, names: Sequence[str]) -> list[torch.Tensor]:
+    """The scores of all images of a source for being like some of them."""
+    if not names:
+        return []
+    place = {name: position for position, name in enumerate(store.image_id)}
+    if strangers := [name for name in names if name not in place]:
+        raise KeyError(f"there is no image {strangers[0]!r} to be like among the {len(store)} images")
+    images, positions = matcher.embed_store(store), torch.tensor([place[name] for name in names])
+    examples = EncodedSet(images.items[positions], images.mask[positions])
+    return list(score_like(matcher.head, images, examples).T)
 
 
 def explain_pair(matcher: Matcher, store: RegionStore, image_id: str, image: Path, sentence: str, output: Path) -> None:
