@@ -394,12 +394,18 @@ def _key(dtype: torch.dtype, threads: int) -> str:
     from importlib.metadata import version
 
     name = str(dtype).removeprefix("torch.")
-    processor = f"{_processor()} {torch.backends.cpu.get_cpu_capability()}"
-    return f"{name} on {threads} threads, {processor}, torch {torch.__version__}, numpy {version('numpy')}"
+    machine = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name} on {threads} threads, {machine}, torch {torch.__version__}, numpy {version('numpy')}"
 
 
-def _processor() -> str:
-    """What the machine calls its processor."""
+def processor() -> str:
+    """What the machine calls its processor.
+
+    Example:
+        >>> from xmodal.products import processor
+        >>> len(processor()) > 0
+        True
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""What the scoring benchmark writes: a table, `scoring.json` and `scoring.png` beside the page of results."""
+"""What the scoring benchmark writes: a table, `scoring.json`, its history and pictures beside the page of results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from scripts.benchmark.history import remember
+from xmodal.products import chosen_products, processor
 
 OUTPUT = Path("docs/results")
 
@@ -60,6 +63,11 @@ def write_report(measured: Measured) -> None:
     }
     OUTPUT.mkdir(parents=True, exist_ok=True)
     (OUTPUT / "scoring.json").write_text(json.dumps(report, indent=2) + "\n")
+    about = report["environment"]
+    machine = f"{about['processor']}, {about['threads']} threads"
+    seconds = {f"t2i {large}": round(measured.seconds[large]["t2i"], 2)}
+    libraries = {name: about[name] for name in ("torch", "products")}
+    remember(OUTPUT, measured.ratios, machine=machine, **libraries, seconds=seconds)
     draw(measured.ratios[medium], measured.by_size, medium, OUTPUT / "scoring.png")
     print(json.dumps(report, indent=2))
     print_table(measured.ratios)
@@ -67,6 +75,8 @@ def write_report(measured: Measured) -> None:
 
 def _environment() -> dict[str, Any]:
     return {
+        "processor": processor(),
+        "products": chosen_products(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.benchmark import step
+from scripts.benchmark import history, step
 from scripts.benchmark.baselines import BareProduct, bare_product, loop_over_captions, vsrn_as_released
 from scripts.benchmark.measure import in_fresh_process, peak_memory, time_in_turns
-from scripts.benchmark.scoring_report import Measured
+from scripts.benchmark.scoring_report import OUTPUT, Measured
 from scripts.benchmark.sets import random_batch, random_sets, random_word_mask
 from xmodal.heads import VSRN, scan_scores
 
@@ -113,6 +113,25 @@ def test_a_step_is_measured_whole_and_in_parts(monkeypatch, capsys):
     printed = capsys.readouterr().out
     for line in ("GFLOP/s", "training step", "SCAN, forward + backward", "VSRN, encoding", "bare product", "chosen"):
         assert line in printed
+
+
+def test_every_run_is_a_line_of_the_history(tmp_path):
+    history.remember(tmp_path, {"1 x 1": {"t2i": 1.25, "BFAN": 2.0}}, machine="one")
+    first = (tmp_path / history.HISTORY).read_text()
+    history.remember(tmp_path, {"1 x 1": {"t2i": 1.12345}}, machine="other", products={"float32 x 1": "onednn"})
+    assert (tmp_path / history.HISTORY).read_text().startswith(first)
+    runs = history.read_history(tmp_path)
+    assert [run["ratios"]["1 x 1"]["t2i"] for run in runs] == [1.25, 1.123]
+    assert runs[1]["products"] == {"float32 x 1": "onednn"}
+    assert (tmp_path / history.PLOT).stat().st_size > 1000
+    with (tmp_path / history.HISTORY).open("a") as file:
+        file.write('{"date": "2026"}\n')
+    with pytest.raises(ValueError, match=r"scoring_history.jsonl, line 3 is damaged"):
+        history.read_history(tmp_path)
+
+
+def test_the_history_of_the_page_can_be_read():
+    assert all(run["ratios"]["250 x 1250"]["t2i"] > 1 for run in history.read_history(OUTPUT))
 
 
 def test_ratios_are_to_the_bare_product():
