@@ -32,7 +32,7 @@ def golden(name: str) -> dict[str, torch.Tensor]:
 
 def imported(checkpoint: str, architecture: str, vocabulary: Path) -> Matcher:
     output = vocabulary.parent / "models" / "imported"
-    main(Config(GOLDEN / f"{checkpoint}.pth.tar", vocabulary, architecture, output))
+    main(Config(GOLDEN / f"{checkpoint}.pth.tar", architecture, output, vocabulary))
     assert {"config.json", "model.safetensors"} <= {file.name for file in output.iterdir()}
     assert [folder.name for folder in output.parent.iterdir()] == ["imported"]
     return Matcher.from_pretrained(output)
@@ -78,19 +78,19 @@ def test_vsrn_towers(data, vocabulary):
 def test_bad_inputs_are_named(vocabulary, tmp_path):
     checkpoint, output = GOLDEN / "s1_scan_basic.pth.tar", tmp_path / "out"
     with pytest.raises(ValueError, match=r"vocabulary\.json is there; remove it"):
-        main(Config(checkpoint, vocabulary, "scan", vocabulary))
+        main(Config(checkpoint, "scan", vocabulary, vocabulary))
     with pytest.raises(ValueError, match="no weight image:Rs_GCN_1"):
-        main(Config(checkpoint, vocabulary, "vsrn", output))
+        main(Config(checkpoint, "vsrn", output, vocabulary))
     vsrn, given = GOLDEN / "s1_vsrn_coco_precomp.pth.tar", TrainingOptions("t2i", "clipped_l2norm", "Mean", None, 9.0)
     given = replace(given, no_imgnorm=False, no_txtnorm=False)
     with pytest.raises(ValueError, match=r"holds .*Rs_GCN_1\.W\.0\.bias.* besides"):
-        main(Config(vsrn, vocabulary, "scan", output, given))
+        main(Config(vsrn, "scan", output, vocabulary, options=given))
     with pytest.raises(ValueError, match="cannot replace it"):
-        main(Config(checkpoint, vocabulary, "scan", output, TrainingOptions(agg_func="Mean")))
+        main(Config(checkpoint, "scan", output, vocabulary, options=TrainingOptions(agg_func="Mean")))
     words = {word: index for index, word in enumerate(["<pad>", "<start>", "<end>", "<unk>"])}
     vocabulary.write_text(json.dumps({"word2idx": words}))
     with pytest.raises(ValueError, match=r"knows 23 words and .*vocabulary\.json holds 4"):
-        main(Config(checkpoint, vocabulary, "scan", output))
+        main(Config(checkpoint, "scan", output, vocabulary))
     assert not output.exists()
 
 

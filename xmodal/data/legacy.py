@@ -1,4 +1,4 @@
-"""Readers of what SCAN, BFAN and VSRN left behind: checkpoints (`*.pth.tar`) and vocabularies, json or pickled.
+"""Readers of what others left behind: checkpoints (`*.pth.tar`), those of SCAN, BFAN and VSRN here, and vocabularies.
 
 Such files are pickles, most of them written by Python 2, and a pickle can run any code. Nothing here does: torch's
 restricted unpickler reads the checkpoints and `xmodal.data.unpickling` the vocabularies, and what either does not
@@ -21,11 +21,15 @@ from xmodal.data.unpickling import PlainUnpickler, Refused
 from xmodal.data.vocabulary import SPECIAL_WORDS, Vocabulary, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
 Architecture = Literal["scan", "bfan", "vsrn"]
+"""Those that are read here; `xmodal.data.released` reads the later ones."""
+
+PARTS = ("image", "text", "sim", "criterion")
+"""What the models of a checkpoint are called here, in their order."""
 
 NORMALIZATIONS = {
     "softmax": "softmax",
@@ -85,7 +89,7 @@ def load_checkpoint(path: str | Path) -> LegacyCheckpoint:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file asks for anything but tensors, plain values and `argparse.Namespace`, cannot be read, or
-            is not laid out as a checkpoint of SCAN, BFAN or VSRN.
+            is not laid out as a checkpoint of any architecture that is known here.
 
     >>> weights = [{"fc.weight": torch.ones(4, 8)}, {"embed.weight": torch.ones(10, 3)}]
     >>> torch.save({"model": weights, "opt": argparse.Namespace(lambda_softmax=9.0)}, "model.pth.tar")
@@ -100,7 +104,7 @@ def load_checkpoint(path: str | Path) -> LegacyCheckpoint:
         record = load_torch(path)
     except Refused as error:
         raise ValueError(
-            f"{path} is refused: {error}. A checkpoint of SCAN, BFAN or VSRN needs tensors, plain values and "
+            f"{path} is refused: {error}. A checkpoint needs tensors, plain values and "
             "argparse.Namespace only; save it again with these."
         ) from None
     except Exception as error:  # a damaged file can fail in any way
@@ -116,21 +120,45 @@ def load_checkpoint(path: str | Path) -> LegacyCheckpoint:
 def _laid_out(path: Path, record: Any) -> LegacyCheckpoint:
     """The parts of a checkpoint's record."""
     models = record.get("model") if isinstance(record, dict) else None
-    if not (isinstance(models, (list, tuple)) and len(models) == 2 and all(isinstance(m, dict) for m in models)):
+    if isinstance(models, dict):
+        models = _parts_of_one(models)
+    several = isinstance(models, (list, tuple)) and 2 <= len(models) <= len(PARTS)
+    if not (several and all(isinstance(m, dict) for m in models)):
         found = f"keys {sorted(map(str, record))}" if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"{path} holds {found}; wanted 'model': [image weights, text weights] and 'opt'")
-    options = record.get("opt", {})
+        raise ValueError(f"{path} holds {found}; wanted 'model': [image weights, text weights, ...] and 'opt'")
+    options = record.get("opt", record.get("args", {}))
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     if not isinstance(options, dict):
         raise ValueError(f"{path}: 'opt' is a {type(options).__name__}; wanted an argparse.Namespace or a dict")
-    image, text = models
-    weights = {f"image:{_bare(name)}": value for name, value in image.items()}
-    weights |= {f"text:{_bare(name)}": value for name, value in text.items()}
+    weights = {
+        f"{part}:{_bare(name)}": value
+        for part, model in zip(PARTS, models, strict=False)
+        for name, value in model.items()
+    }
     for name, value in weights.items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"{path}: {name} is a {type(value).__name__}; wanted a tensor")
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
     return LegacyCheckpoint(path, weights, plain)
+
+
+def _parts_of_one(model: dict[Any, Any]) -> list[dict[str, Any]]:
+    """The parts of a model that was saved as one (ADAPT); a second name of the same weights is left out."""
+    prefixes = ("img_enc.", "txt_enc.", "similarity.similarity.", "")
+    parts: list[dict[str, Any]] = [{} for _ in prefixes]
+    for name, value in model.items():
+        bare = _bare(name)
+        twin = model.get(f"module.{bare.removeprefix('ml_')}", model.get(bare.removeprefix("ml_")))
+        if bare.startswith("ml_similarity.") and _are_equal(value, twin):
+            continue
+        place = next(place for place, prefix in enumerate(prefixes) if bare.startswith(prefix))
+        parts[place][bare.removeprefix(prefixes[place])] = value
+    return parts
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+    return tensors and one.shape == other.shape and torch.equal(one, other)
 
 
 def _bare(name: Any) -> str:
@@ -211,7 +239,7 @@ def matcher_options(
     >>> matcher_options(LegacyCheckpoint(Path("bfan.pth.tar"), weights, options), "bfan")["head"]
     {'name': 'bfan', 'focal': 'prob', 'temperature': 20.0}
     """
-    weights, options = checkpoint.weights, _Options(checkpoint, given or {})
+    weights, options = checkpoint.weights, PublishedOptions(checkpoint, given or {})
     weight_norm = "image:fc.weight_v" in weights
     projection = checkpoint.weight("image:fc.weight_v" if weight_norm else "image:fc.weight")
     # VSRN's head normalizes for itself.
@@ -228,22 +256,44 @@ def matcher_options(
         },
         "text": {
             "name": "gru",
-            "dim": checkpoint.weight("text:rnn.weight_hh_l0").shape[1],
+            **gru_sizes(checkpoint, "text:rnn"),
             "word_dim": checkpoint.weight("text:embed.weight").shape[1],
-            "bidirectional": "text:rnn.weight_ih_l0_reverse" in weights,
-            "layers": sum(re.fullmatch(r"text:rnn\.weight_ih_l\d+", name) is not None for name in weights),
             "normalize": normalize_words,
         },
         "head": {"name": architecture, **_HEAD_OPTIONS[architecture](checkpoint, options)},
     }
 
 
-def matcher_weights(checkpoint: LegacyCheckpoint, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gru_sizes(checkpoint: LegacyCheckpoint, name: str) -> dict[str, Any]:
+    """The sizes of a GRU, read off its weights: `dim`, `layers` and whether it is `bidirectional`.
+
+    >>> weights = {"text:rnn.weight_hh_l0": torch.ones(12, 4), "text:rnn.weight_ih_l0": torch.ones(12, 3)}
+    >>> gru_sizes(LegacyCheckpoint(Path("scan.pth.tar"), weights, {}), "text:rnn")
+    {'dim': 4, 'bidirectional': False, 'layers': 1}
+    """
+    return {
+        "dim": checkpoint.weight(f"{name}.weight_hh_l0").shape[1],
+        "bidirectional": f"{name}.weight_ih_l0_reverse" in checkpoint.weights,
+        "layers": sum(
+            re.fullmatch(re.escape(name) + r"\.weight_ih_l\d+", known) is not None for known in checkpoint.weights
+        ),
+    }
+
+
+def matcher_weights(
+    checkpoint: LegacyCheckpoint,
+    wanted: Mapping[str, Tensor],
+    names: Sequence[tuple[str, str]] = PUBLISHED_NAMES,
+    *,
+    unused: Sequence[str] = (),
+) -> dict[str, Tensor]:
     """The weights of a checkpoint under the names of a Matcher.
 
     Args:
         checkpoint: from `load_checkpoint`.
-        wanted: `state_dict()` of the Matcher made with `matcher_options`.
+        wanted: `state_dict()` of the Matcher made with `matcher_options`, or what of it the checkpoint holds.
+        names: as `PUBLISHED_NAMES`.
+        unused: patterns of weights that the released code keeps and does not use.
 
     Raises:
         ValueError: the checkpoint lacks a weight, holds another one or one of another shape.
@@ -252,16 +302,20 @@ def matcher_weights(checkpoint: LegacyCheckpoint, wanted: Mapping[str, Tensor]) 
     >>> matcher_weights(checkpoint, {"image_encoder.projection.bias": torch.zeros(2)})
     {'image_encoder.projection.bias': tensor([1., 1.])}
     """
-    names = {ours: _published_name(ours) for ours in wanted}
-    missing = [theirs for theirs in names.values() if theirs not in checkpoint.weights]
-    unknown = sorted(checkpoint.weights.keys() - names.values())
+    published = {ours: _published_name(ours, names) for ours in wanted}
+    missing = [theirs for theirs in published.values() if theirs not in checkpoint.weights]
+    unknown = [
+        theirs
+        for theirs in sorted(checkpoint.weights.keys() - published.values())
+        if not any(re.fullmatch(pattern, theirs) for pattern in unused)
+    ]
     if missing or unknown:
         raise ValueError(
             f"{checkpoint.path} is not a checkpoint of this architecture: it lacks {missing or 'nothing'} and holds "
             f"{unknown or 'nothing'} besides"
         )
     weights = {}
-    for ours, theirs in names.items():
+    for ours, theirs in published.items():
         value, shape = checkpoint.weights[theirs], wanted[ours].shape
         # Convolutions of width one are linear layers to us, and a length may be a scalar or a vector of one.
         if tuple(d for d in value.shape if d != 1) != tuple(d for d in shape if d != 1):
@@ -270,8 +324,14 @@ def matcher_weights(checkpoint: LegacyCheckpoint, wanted: Mapping[str, Tensor]) 
     return weights
 
 
-class _Options:
-    """The training options of a checkpoint, completed by those given; none is ever assumed."""
+class PublishedOptions:
+    """The training options of a checkpoint, completed by those given; none is ever assumed.
+
+    >>> checkpoint = LegacyCheckpoint(Path("scan.pth.tar"), {}, {"agg_func": "Mean"})
+    >>> options = PublishedOptions(checkpoint, {"lambda_lse": 6.0})
+    >>> options["lambda_lse"], options.translated("agg_func", AGGREGATIONS)
+    (6.0, 'mean')
+    """
 
     def __init__(self, checkpoint: LegacyCheckpoint, given: Mapping[str, Any]) -> None:
         self.path = checkpoint.path
@@ -296,7 +356,7 @@ class _Options:
         return words[self[name]]
 
 
-def _scan_options(checkpoint: LegacyCheckpoint, options: _Options) -> dict[str, Any]:
+def _scan_options(checkpoint: LegacyCheckpoint, options: PublishedOptions) -> dict[str, Any]:
     head = {
         "direction": options.translated("cross_attn", {"t2i": "t2i", "i2t": "i2t"}),
         "normalization": options.translated("raw_feature_norm", NORMALIZATIONS),
@@ -306,12 +366,12 @@ def _scan_options(checkpoint: LegacyCheckpoint, options: _Options) -> dict[str, 
     return {**head, "lse_scale": float(options["lambda_lse"])} if head["aggregation"] == "logsumexp" else head
 
 
-def _bfan_options(checkpoint: LegacyCheckpoint, options: _Options) -> dict[str, Any]:
+def _bfan_options(checkpoint: LegacyCheckpoint, options: PublishedOptions) -> dict[str, Any]:
     focal = options.translated("focal_type", {"prob": "prob", "equal": "equal"})
     return {"focal": focal, "temperature": float(options["lambda_softmax"])}
 
 
-def _vsrn_options(checkpoint: LegacyCheckpoint, options: _Options) -> dict[str, Any]:
+def _vsrn_options(checkpoint: LegacyCheckpoint, options: PublishedOptions) -> dict[str, Any]:
     for name, published in (("measure", "cosine"), ("use_abs", False), ("no_imgnorm", False)):
         if options.values.get(name, published) != published:
             raise ValueError(f"{options.path} was trained with {name}={options[name]!r}; wanted {published!r}")
@@ -326,11 +386,11 @@ def _vsrn_options(checkpoint: LegacyCheckpoint, options: _Options) -> dict[str, 
 _HEAD_OPTIONS = {"scan": _scan_options, "bfan": _bfan_options, "vsrn": _vsrn_options}
 
 
-def _published_name(ours: str) -> str:
+def _published_name(ours: str, names: Sequence[tuple[str, str]]) -> str:
     """What a parameter or buffer of a Matcher is called in a released checkpoint."""
-    for pattern, theirs in PUBLISHED_NAMES:
+    for pattern, theirs in names:
         match = re.fullmatch(pattern, ours)
         if match:
             layer = int(match[1]) + 1 if "{layer}" in theirs else None
             return match.expand(theirs).replace("{layer}", str(layer))
-    raise ValueError(f"{ours} has no counterpart in SCAN, BFAN or VSRN")
+    raise ValueError(f"{ours} has no counterpart in a checkpoint of this architecture")

@@ -251,7 +251,11 @@ class PlainUnpickler(pickle._Unpickler):  # the one in Python: the one in C cann
             made.__setstate__(state)
         elif type(made) in (types.SimpleNamespace, argparse.Namespace) and _is_named(state):
             vars(made).update(state)
-        elif not (isinstance(made, collections.OrderedDict) and _is_named(state) and {*state} <= {"_metadata"}):
+        elif not (
+            isinstance(made, collections.OrderedDict)
+            and _is_named(state)
+            and (state is made or {*state} <= {"_metadata"})  # a dict of addict gives itself for its attributes
+        ):
             raise ValueError(f"it changes a {type(made).__name__}, which has no attributes")
 
 
@@ -358,6 +362,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "collections.Counter": collections.Counter,
     "copyreg._reconstructor": _new_object,
     "argparse.Namespace": argparse.Namespace,
+    "addict.addict.Dict": collections.OrderedDict,  # what ADAPT keeps its options in
     "types.SimpleNamespace": argparse.Namespace,
     **{f"pathlib.{name}": path_as_text for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath")},
     "pathlib.PureWindowsPath": path_as_text,
