@@ -36,9 +36,7 @@ PROGRAMS = {
     "npz-folder": Program("npz_folder", "A region store of a folder with one array file an image."),
     "coco-annotations": Program("coco_annotations", "Region stores of COCO's annotated objects."),
     "labelled": Program("labelled_datasets", "Indexes and features of CUB, Cars196, SOP, In-Shop or any folder."),
-    "import-checkpoint": Program(
-        "import_checkpoint", "A model of a released checkpoint of SCAN, SGRAF, ADAPT or kin."
-    ),
+    "import-checkpoint": Program("import_checkpoint", "A model of a released checkpoint of SCAN, SGRAF, ADAPT or kin."),
 }
 
 
