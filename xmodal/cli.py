@@ -40,7 +40,14 @@ class Evaluate:
     """Run folders, or folders written by save_pretrained."""
     data: Split
     protocol: str = "plain"
-    """plain, f30k-1k, coco-1k-5fold, coco-5k, cxc or eccv; or several of one test set: coco-5k,cxc,eccv."""
+    """plain, f30k-1k, coco-1k-5fold, coco-5k, cxc, eccv or pmrp; or several of one test set: coco-5k,cxc,eccv."""
+    instances: Path | None = None
+    """With protocol pmrp: COCO's file of object annotations, instances_val2014.json."""
+    i2i: Path | None = None
+    """Grades of pairs of images (CxC's sis_test.csv): also evaluate retrieval of images by images."""
+    t2t: Path | None = None
+    """Grades of pairs of captions (CxC's sts_test.csv), or the word siblings for captions of one image being right
+    answers to one another: also evaluate retrieval of captions by captions."""
     relevance: Path | None = None
     """Judgements (JSON lines: image_id, caption_id, grade): also give R-precision, mAP@R and nDCG by these."""
     skip_unknown: bool = False
@@ -220,7 +227,6 @@ def evaluate(config: Evaluate) -> None:
     from xmodal.data.atomic import check_writable
     from xmodal.evaluation import write_ranks
     from xmodal.evaluation.after import AfterScoring
-    from xmodal.evaluation.coco import judged_protocols
     from xmodal.evaluation.matchers import evaluate_matchers
 
     for path in filter(None, (config.scores, config.ranks, config.report, config.json)):
@@ -229,7 +235,7 @@ def evaluate(config: Evaluate) -> None:
     matchers = {str(path): _load(path) for path in config.models}
     split = _open_split(config.data, matchers)
     caption_ids = [caption.caption_id for caption in split.captions]
-    protocols = config.protocol.split(",")
+    progress, within = sys.stderr.isatty(), _within(config, split)
     judgements = inspect = None
     if config.relevance is not None:
         options = {"skip_unknown": config.skip_unknown}
@@ -242,17 +248,18 @@ def evaluate(config: Evaluate) -> None:
         split.source,
         split.sentences,
         split.relevance,
-        protocol=protocols,
+        protocol=config.protocol.split(","),
         judgements=judgements,
-        evaluators=judged_protocols(protocols, split.source.image_id, caption_ids),
+        evaluators=_evaluators(config, split),
         after=after,
         bank=_bank(config, matchers),
         hubs=True,
         calibrations=_calibrations(config, matchers),
         out=config.scores,
         inspect=inspect,
-        progress=sys.stderr.isatty(),
+        progress=progress,
     )
+    _retrieve_within(within, matchers, split, results, progress)
     if after.leaks:
         print("t2i reads which captions of the test set describe one image: no figure to compare models by\n")
     _tell(config, results)
@@ -283,6 +290,56 @@ def _calibrations(config: Evaluate, matchers: dict[str, Any]) -> dict[str, Any]:
     split = _open_split(replace(config.data, split=config.calibrate), matchers)
     progress = sys.stderr.isatty()
     return {path: calibrate(matcher, path, split, progress=progress) for path, matcher in matchers.items()}
+
+
+def _evaluators(config: Evaluate, split: Any) -> dict[str, Any]:
+    """The protocols that know other right answers than the image a caption is about."""
+    from xmodal.evaluation.coco import judged_protocols
+    from xmodal.evaluation.plausible import PMRP, pmrp_evaluator
+
+    protocols, image_ids = config.protocol.split(","), split.source.image_id
+    caption_ids = [caption.caption_id for caption in split.captions]
+    evaluators: dict[str, Any] = judged_protocols(protocols, image_ids, caption_ids, others=[PMRP])
+    if (PMRP in protocols) != (config.instances is not None):
+        raise ValueError("protocol pmrp and --instances, the objects of every image, go together: give both or neither")
+    if config.instances is not None:
+        evaluators[PMRP] = pmrp_evaluator(config.instances, image_ids, split.relevance)
+    return evaluators
+
+
+def _within(config: Evaluate, split: Any) -> dict[str, tuple[Any, Any]]:
+    """What is asked of retrieval within one modality: the kind of items, and which belong together."""
+    from xmodal.evaluation.within import load_pairs, sibling_relevance
+
+    asked: dict[str, tuple[Any, Any]] = {}
+    skip = {"skip_unknown": config.skip_unknown}
+    if config.i2i is not None:
+        asked["i2i"] = "image", load_pairs(config.i2i, "image", split.source.image_id, **skip)
+    if config.t2t is not None:
+        siblings = split.relevance.caption_image.tolist()
+        if str(config.t2t) == "siblings":
+            asked["t2t"] = "caption", sibling_relevance(siblings)
+        else:
+            caption_ids = [caption.caption_id for caption in split.captions]
+            asked["t2t"] = "caption", load_pairs(config.t2t, "caption", caption_ids, siblings, **skip)
+    return asked
+
+
+def _retrieve_within(
+    asked: dict[str, tuple[Any, Any]], matchers: dict[str, Any], split: Any, results: dict[str, Any], progress: bool
+) -> None:
+    """Add retrieval within one modality to the results of every matcher and of all together."""
+    from xmodal.evaluation.within import evaluate_within, within_scorer
+
+    for name, (kind, pairs) in asked.items():
+        scorers = {}
+        for model, matcher in matchers.items():
+            embed, items = (
+                (matcher.embed_store, split.source) if kind == "image" else (matcher.embed_captions, split.sentences)
+            )
+            scorers[model] = within_scorer(matcher, kind, embed(items, progress=progress))
+        for model, found in evaluate_within(scorers, pairs, progress=progress).items():
+            results[model][name] = found
 
 
 def _bank(config: Evaluate, matchers: dict[str, Any]) -> Any:

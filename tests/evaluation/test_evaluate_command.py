@@ -14,7 +14,9 @@ from xmodal.data import RegionStore, RegionStoreWriter, Relevance, load_captions
 from xmodal.evaluation import PROTOCOLS, evaluate_relevance, evaluate_retrieval, retrieval_ranks
 from xmodal.evaluation.after import AfterScoring
 from xmodal.evaluation.hubs import hubness
+from xmodal.evaluation.plausible import evaluate_plausible
 from xmodal.evaluation.protocols import Protocol
+from xmodal.evaluation.within import as_pairs, evaluate_within, sibling_relevance, within_scorer
 from xmodal.model import Matcher
 from xmodal.training.config import DataConfig, ModelConfig, TrainConfig
 from xmodal.training.matching import MatchingTask
@@ -107,6 +109,35 @@ def test_what_is_done_after_scoring(data, evaluate, tmp_path, capsys):
     assert "t2i reads which captions of the test set describe one image" in printed
 
 
+def test_plausible_matches_and_retrieval_within_a_modality(data, model, evaluate, tmp_path, capsys):
+    store, captions = RegionStore(data / "dev.h5"), load_captions(data / "captions.jsonl", "dev")
+    image_of = torch.tensor([store.image_id.index(caption.image_id) for caption in captions])
+    numbers = [int(name.removeprefix("dev-")) for name in store.image_id]
+    boxes = [{"image_id": number, "category_id": 1 + number % 3} for number in numbers]
+    instances, grades, report = (tmp_path / name for name in ("instances.json", "sis.csv", "report.md"))
+    instances.write_text(json.dumps({"annotations": boxes}))
+    grades.write_text("image1,image2,agg_score\ndev-0.jpg,dev-1.jpg,4.5\ndev-0.jpg,dev-2.jpg,1\n")
+    scores = tmp_path / "scores.npy"
+    options = ["--instances", instances, "--i2i", grades, "--t2t", "siblings", "--scores", scores, "--report", report]
+    result = evaluate(data, "--protocol", "pmrp,plain", *options)
+    shown = torch.eye(3)[torch.tensor([number % 3 for number in numbers])].bool()
+    matrix = torch.from_numpy(np.load(scores))
+    for direction in ("i2t", "t2i"):
+        wanted = evaluate_plausible(matrix, shown=shown, caption_image=image_of, direction=direction)
+        assert result[direction] == wanted
+        assert result["also"]["plain"][direction] == evaluate_retrieval(matrix, image_of)[direction]
+    matcher = Matcher.from_pretrained(model)
+    pairs = as_pairs({(numbers.index(0), numbers.index(1)), (numbers.index(1), numbers.index(0))}, len(store))
+    images, sentences = matcher.embed_store(store), matcher.embed_captions([caption.caption for caption in captions])
+    assert result["i2i"] == evaluate_within({"": within_scorer(matcher, "image", images)}, pairs)[""]
+    scorer = within_scorer(matcher, "caption", sentences)
+    assert result["t2t"] == evaluate_within({"": scorer}, sibling_relevance(image_of.tolist()))[""]
+    printed = capsys.readouterr().out
+    for corner in ("plausible", "i2i", "t2t", "hubness"):
+        assert f"{corner} " in printed
+        assert f"| {corner} " in report.read_text()
+
+
 def test_a_split_serves_as_a_bank(data, evaluate):
     plain = evaluate(data, "--normalize", "dbsn", "--bank", "train", "--bank-images", "3")
     assert plain["i2t"] == evaluate(data)["i2t"]  # dbsn leaves what images retrieve
@@ -157,6 +188,9 @@ def test_validation_scores_pairs_within_folds_only(data, monkeypatch):
         (["--protocol", "coco5k"], "did you mean 'coco-5k'"),
         (["--protocol", "coco-5k"], "takes 5000 images and 25000 captions, but there are 10 x"),
         (["--protocol", "plain,eccv"], "ECCV Caption judged COCO's test split of 5000 images and 25000 captions"),
+        (["--protocol", "pmrp"], "--instances, the objects of every image, go together"),
+        (["--protocol", "pmrp", "--instances", "none.json"], "no file of object annotations at none.json"),
+        (["--i2i", "none.csv"], "no file of judgements at none.csv"),
         (["--normalize", "dualsoftmax"], "did you mean 'dual_softmax'"),
         (["--rerank", "mtfnn"], "did you mean 'mtfn'"),
         (["--bank", "train"], "--bank train is for --normalize"),

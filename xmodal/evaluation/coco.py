@@ -72,7 +72,7 @@ JUDGED: dict[str, Callable[[Sequence[str], Sequence[str]], Judgements]] = {"cxc"
 
 
 def judged_protocols(
-    names: Sequence[str], image_ids: Sequence[str], caption_ids: Sequence[str]
+    names: Sequence[str], image_ids: Sequence[str], caption_ids: Sequence[str], others: Sequence[str] = ()
 ) -> dict[str, Callable[..., dict[str, float]]]:
     """An evaluation of one direction for each of these names that is in `JUDGED`.
 
@@ -80,6 +80,7 @@ def judged_protocols(
         names: protocols, those of `PROTOCOLS` among them: they need nothing from here.
         image_ids: as for `load_cxc`.
         caption_ids: as for `load_cxc`.
+        others: names that somebody else takes care of.
 
     Raises:
         ModuleNotFoundError: the package `eccv-caption` is not installed.
@@ -89,10 +90,25 @@ def judged_protocols(
     {}
     """
     for name in names:
-        if name not in (known := (*PROTOCOLS, *JUDGED)):
+        if name not in (known := (*PROTOCOLS, *JUDGED, *others)):
             raise ValueError(f"there is no protocol {name!r}{near_miss(name, known)}; known: {', '.join(known)}")
     loaded = {name: JUDGED[name](image_ids, caption_ids) for name in names if name in JUDGED}
     return {name: partial(evaluate_direction, judgements=judgements) for name, judgements in loaded.items()}
+
+
+def number_of(kind: str, name: str) -> int:
+    """COCO's number of an image or a caption, with which its name ends.
+
+    Raises:
+        ValueError: the name has no number there.
+
+    >>> number_of("image", "COCO_val2014_000000391895.jpg"), number_of("caption", "COCO_val2014:sentid:770337")
+    (391895, 770337)
+    """
+    number = NUMBER.search(name)
+    if number is None:
+        raise ValueError(f"{kind} {name!r} has no number at the end of its name")
+    return int(number[1])
 
 
 def judgements_by_number(
@@ -116,7 +132,7 @@ def judgements_by_number(
     >>> both.i2t, both.absent_captions, both.t2i.image.tolist()
     (Relevance(1 pairs of 2 images and 2 captions), tensor([1, 0]), [0, 1])
     """
-    image_at, caption_at = _places("image", image_ids), _places("caption", caption_ids)
+    image_at, caption_at = places_by_number("image", image_ids), places_by_number("caption", caption_ids)
     images, captions, absent_captions = _pairs("image", captions_of, image_at, caption_at)
     i2t = Relevance(images, captions, None, images=len(image_ids), captions=len(caption_ids))
     captions, images, absent_images = _pairs("caption", images_of, caption_at, image_at)
@@ -146,7 +162,7 @@ def _load(title: str, name: str, image_ids: Sequence[str], caption_ids: Sequence
         split = _read(folder / "original_image_to_caption.json")
         captions = (caption for of_image in split.values() for caption in of_image)
         for kind, names, numbers in (("image", image_ids, split), ("caption", caption_ids, captions)):
-            places = _places(kind, names)
+            places = places_by_number(kind, names)
             for number in numbers:
                 _place(kind, number, places)
     except ValueError as error:
@@ -174,15 +190,20 @@ def _read(path: Path) -> dict[int, list[int]]:
     return {int(query): [int(answer) for answer in answers] for query, answers in table.items()}
 
 
-def _places(kind: str, names: Sequence[str]) -> dict[int, int]:
-    """Where the image or caption of each number is."""
+def places_by_number(kind: str, names: Sequence[str]) -> dict[int, int]:
+    """Where the image or caption of each number is.
+
+    Raises:
+        ValueError: a name has no number, or two have the same.
+
+    >>> places_by_number("image", ["COCO_val2014_000000000009.jpg", "8.jpg"])
+    {9: 0, 8: 1}
+    """
     places: dict[int, int] = {}
     for place, name in enumerate(names):
-        number = NUMBER.search(name)
-        if number is None:
-            raise ValueError(f"{kind} {name!r} has no number at the end of its name")
-        if places.setdefault(int(number[1]), place) != place:
-            raise ValueError(f"{kind}s {names[places[int(number[1])]]!r} and {name!r} have the same number")
+        number = number_of(kind, name)
+        if places.setdefault(number, place) != place:
+            raise ValueError(f"{kind}s {names[places[number]]!r} and {name!r} have the same number")
     return places
 
 

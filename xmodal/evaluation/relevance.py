@@ -38,6 +38,8 @@ __all__ = [
     "evaluate_direction",
     "evaluate_relevance",
     "load_relevance",
+    "mean_metrics",
+    "query_metrics",
     "query_scores",
 ]
 
@@ -123,6 +125,24 @@ def evaluate_direction(
     >>> evaluate_direction(torch.eye(2), relevance, "t2i")["mAP@R"]
     100.0
     """
+    return mean_metrics(*query_metrics(scores, judgements, direction, block=block))
+
+
+def query_metrics(
+    scores: Float[Tensor, "image caption"],
+    judgements: Relevance | Judgements,
+    direction: Direction,
+    *,
+    block: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rank of the best right answer, R-precision, mAP@R and nDCG of every query that has one; the latter from 0 to 1.
+
+    Arguments and errors are those of `evaluate_relevance`.
+
+    >>> best, *_ = query_metrics(torch.eye(2), Relevance.from_caption_image(torch.tensor([1, 0])), "t2i")
+    >>> best
+    tensor([2, 2])
+    """
     both = as_judgements(judgements, *scores.shape)
     relevance, absent = (both.i2t, both.absent_captions) if direction == "i2t" else (both.t2i, both.absent_images)
     if block is not None and block < 1:
@@ -130,9 +150,11 @@ def evaluate_direction(
     if not len(relevance.image):
         raise ValueError(f"{relevance} has no pair that belongs together; there is nothing to evaluate")
     absent = torch.zeros(scores.shape[0 if direction == "i2t" else 1]).long() if absent is None else absent
-    parts = answer_ranks(scores, relevance, direction, block=block)
-    columns = zip(*(_query_metrics(part, absent[part.query]) for part in parts), strict=True)
-    return _mean_metrics(*(torch.cat(column) for column in columns))
+    parts = [
+        _query_metrics(part, absent[part.query]) for part in answer_ranks(scores, relevance, direction, block=block)
+    ]
+    best, r_precision, average_precision, gain = (torch.cat(column) for column in zip(*parts, strict=True))
+    return best, r_precision, average_precision, gain
 
 
 def with_rsum(sides: Mapping[str, dict[str, float]]) -> dict[str, Any]:
@@ -281,8 +303,12 @@ def _gain(rank: Int[Tensor, "query answer"], grade: Float[Tensor, "query answer"
     return (grade / (rank + 1).double().log2().clamp_min(1)).sum(dim=1)
 
 
-def _mean_metrics(best: Tensor, r_precision: Tensor, average_precision: Tensor, gain: Tensor) -> dict[str, float]:
-    """Means over queries, in percent."""
+def mean_metrics(best: Tensor, r_precision: Tensor, average_precision: Tensor, gain: Tensor) -> dict[str, float]:
+    """Means over queries, in percent, of what `query_metrics` gives.
+
+    >>> mean_metrics(torch.tensor([1, 3]), *torch.tensor([[1.0, 0.5]] * 3).double())["mAP@R"]
+    75.0
+    """
     means = {"R-precision": r_precision, "mAP@R": average_precision, "nDCG": gain}
     percent = {name: 100 * float(values.mean()) for name, values in means.items()}
     return {**direction_metrics(best), **percent, "queries": len(best)}

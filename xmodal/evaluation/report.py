@@ -21,6 +21,9 @@ RECALLS = (*(f"{direction} R@{level}" for direction in DIRECTIONS for level in R
 JUDGED = tuple(
     f"{direction} {metric}" for direction in DIRECTIONS for metric in ("R@1", "R-precision", "mAP@R", "nDCG")
 )
+WITHIN = ("i2i", "t2t")
+WITHIN_COLUMNS = (*(f"R@{level}" for level in RECALL_LEVELS), "MedR", "R-precision", "mAP@R")
+PLAUSIBLE = tuple(f"{direction} {metric}" for direction in DIRECTIONS for metric in ("R-precision", "R@1"))
 HUBNESS = tuple(f"{direction} {measure}" for direction in DIRECTIONS for measure in ("skewness", "never", "most"))
 RANKS = tuple(f"{direction} {average}" for direction in DIRECTIONS for average in ("MedR", "MeanR"))
 
@@ -57,22 +60,6 @@ def format_judged(results: Mapping[str, Mapping[str, Any]]) -> str:
     return _plain_table(_table_rows(results, JUDGED, corner="judged"))
 
 
-def format_hubness(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay out how unevenly captions (i2t) and images (t2i) are retrieved as a table for the terminal.
-
-    Args:
-        results: model name -> result of `hubness`.
-
-    >>> import torch
-    >>> from xmodal.evaluation.hubs import hubness
-    >>> print(format_hubness({"even": hubness(torch.eye(2), k=1)}))
-    hubness  i2t skewness  i2t never  i2t most  t2i skewness  t2i never  t2i most
-    -----------------------------------------------------------------------------
-    even              0.0        0.0       1.0           0.0        0.0       1.0
-    """
-    return _plain_table(_table_rows(results, HUBNESS, corner="hubness"))
-
-
 def format_results(results: Mapping[str, Mapping[str, Any]]) -> str:
     """All tables of an evaluation for the terminal: recalls, then judgements and hubness where there are some.
 
@@ -88,12 +75,22 @@ def format_results(results: Mapping[str, Mapping[str, Any]]) -> str:
     perfect          100.0    100.0     100.0    100.0    100.0     100.0  600.0
     perfect, mine    100.0    100.0     100.0    100.0    100.0     100.0  600.0
     """
-    tables = [format_table(_lines(results))]
+    tables = [format_table(recalls)] if (recalls := _recalls(results)) else []
     if judged := _judged(results):
         tables.append(format_judged(judged))
-    if hubs := {name: result["hubness"] for name, result in _lines(results).items() if "hubness" in result}:
-        tables.append(format_hubness(hubs))
-    return "\n\n".join(tables)
+    return "\n\n".join([*tables, *map(_plain_table, _further(results))])
+
+
+def _further(results: Mapping[str, Mapping[str, Any]]) -> list[list[list[str]]]:
+    """Rows of the tables that only some evaluations have: plausible matches, within one modality, hubs."""
+    lines = _lines(results)
+    parts = [("plausible", PLAUSIBLE, {name: result for name, result in lines.items() if "rsum" not in result})]
+    for kind in WITHIN:
+        within = {model: result[kind] for model, result in results.items() if kind in result}
+        parts.append((kind, WITHIN_COLUMNS, within))
+    hubs = {name: result["hubness"] for name, result in lines.items() if "hubness" in result}
+    parts.append(("hubness", HUBNESS, hubs))
+    return [_table_rows(part, columns, corner=corner) for corner, columns, part in parts if part]
 
 
 def _lines(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -103,6 +100,11 @@ def _lines(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, A
         lines[model] = result
         lines |= {f"{model}, {protocol}": other for protocol, other in result.get("also", {}).items()}
     return lines
+
+
+def _recalls(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """What has been evaluated by recalls."""
+    return {name: result for name, result in _lines(results).items() if "rsum" in result}
 
 
 def _judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -133,7 +135,7 @@ def write_report(
     details: Mapping[str, Any] | None = None,
     pictures: Mapping[str, str | Path] | None = None,
 ) -> None:
-    """Write a Markdown report: recalls, ranks, judgements, folds where a protocol cuts them, pictures, details.
+    """Write a Markdown report: recalls, ranks, judgements, hubs, folds where a protocol cuts them, pictures, details.
 
     Args:
         path: the file to write; it appears whole or not at all.
@@ -154,7 +156,7 @@ def write_report(
     # Retrieval results
     """
     path = Path(path)
-    judged, results = _judged(results), _lines(results)
+    judged, further, results = _judged(results), _further(results), _recalls(results)
     protocols = [f"- {model}: `{result['protocol']}`" for model, result in results.items() if "protocol" in result]
     links = [_link_picture(caption, Path(file), path) for caption, file in (pictures or {}).items()]
     folds = {
@@ -170,6 +172,7 @@ def write_report(
         ranks=markdown_table(_table_rows(results, RANKS)),
         protocols="\n".join(protocols),
         judgements=markdown_table(_table_rows(judged, JUDGED)) if judged else "",
+        further="\n\n".join(map(markdown_table, further)),
         folds=format_markdown(folds) if folds else "",
         pictures="\n\n".join(links),
         details=f"```json\n{json.dumps(details, indent=2, default=str)}\n```" if details else "",
