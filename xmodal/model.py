@@ -10,6 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from xmodal.data import Vocabulary
+from xmodal.data.image_source import in_float32
 from xmodal.data.region_store import RegionBatch
 from xmodal.data.vocabulary import END, PAD, SPECIAL_WORDS, START
 from xmodal.embedder import Embedder as Embedder
@@ -292,7 +293,7 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
 
     def _encode(self, batch: Any) -> EncodedSet:
         """A batch of a source or of given images into the joint space."""
-        return EncodedSet(*self.image_encoder(send_to_device(batch, self.device)))
+        return EncodedSet(*self.image_encoder(in_float32(send_to_device(batch, self.device))))
 
     def _encode_given(self, images: GivenImages) -> EncodedSet:
         """What a user gave as one image or many into the joint space."""

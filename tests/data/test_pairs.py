@@ -78,7 +78,7 @@ def test_a_subset_still_reads_whole_batches(store):
 
 def test_any_tokenizer_will_do(store, monkeypatch):
     """One that pads on the left with nines, a few captions at a time."""
-    monkeypatch.setattr("xmodal.data.pairs.CAPTIONS_AT_ONCE", 2)
+    monkeypatch.setattr("xmodal.data.tokenized.CAPTIONS_AT_ONCE", 2)
 
     def left(texts):
         words = [[len(word) for word in text.split()] for text in texts]

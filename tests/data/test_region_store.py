@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from xmodal.data import RegionStore, RegionStoreWriter
+from xmodal.data.image_source import in_float32
 from xmodal.data.joined import join_stores
 
 DIM = 6
@@ -93,6 +94,20 @@ def test_float16_is_half_the_size_and_comes_out_as_float32(tmp_path, images):
     store = RegionStore(tmp_path / "half.h5")
     assert store[0].dtype == torch.float32
     np.testing.assert_array_equal(store[0], images[0].astype(np.float16).astype(np.float32))
+
+
+def test_float16_comes_out_as_stored_where_asked(tmp_path, images):
+    for dtype in ("float16", "float32"):
+        write(tmp_path / f"{dtype}.h5", images, dtype=dtype)
+        stored = pickle.loads(pickle.dumps(RegionStore(tmp_path / f"{dtype}.h5", "stored"))).batch([2, 0])
+        assert stored.regions.dtype == getattr(torch, dtype)
+        moved = in_float32(stored)
+        assert moved.regions.dtype == torch.float32
+        expected = RegionStore(tmp_path / f"{dtype}.h5").batch([2, 0])
+        assert torch.equal(moved.regions, expected.regions)
+        assert torch.equal(moved.region_mask, expected.region_mask)
+    with pytest.raises(ValueError, match="dtype must be float32 or stored, got 'half'"):
+        RegionStore(tmp_path / "float16.h5", "half")
 
 
 def test_what_the_detector_said_and_how_it_was_built(tmp_path):

@@ -58,7 +58,7 @@ def make_adversary(case: str) -> list[Adversary]:
 
 def measured(adversary: Adversary) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Its parameters, and squared norms that add up over processes."""
-    norms = adversary.gradient_norms()
+    norms = {name: value.item() for name, value in adversary.gradient_norms().items()}
     return adversary.objective.state_dict(), [norms[f"addr/{of}_gradient"] ** 2 for of in ("ranking", "adversarial")]
 
 

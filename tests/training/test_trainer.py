@@ -23,6 +23,7 @@ from xmodal.training.matching import MatchingTask
 from xmodal.training.optimizer import make_optimizer, make_schedule
 from xmodal.training.step import MatchingStep
 from xmodal.training.trainer import Interrupted, train
+from xmodal.training.unread import UnreadSteps
 
 
 def weights(folder):
@@ -39,15 +40,15 @@ def signal_at(monkeypatch):
     """Sends a signal to this process during a step, as a scheduler or Ctrl-C would."""
 
     def arrange(step, number=signal.SIGTERM):
-        write = checkpoints.Log.write
+        add = UnreadSteps.add
 
-        def write_and_signal(log, at, **values):
-            write(log, at, **values)
-            if at == step and "validation" not in values:
-                monkeypatch.setattr(checkpoints.Log, "write", write)
+        def add_and_signal(steps, done):
+            add(steps, done)
+            if done.step == step:
+                monkeypatch.setattr(UnreadSteps, "add", add)
                 signal.raise_signal(number)
 
-        monkeypatch.setattr(checkpoints.Log, "write", write_and_signal)
+        monkeypatch.setattr(UnreadSteps, "add", add_and_signal)
 
     return arrange
 
@@ -286,6 +287,39 @@ def test_workers_do_not_change_the_run(config, change, read_log):
     assert read_log(runs[0].output) == read_log(runs[1].output)
 
 
+def test_features_stay_as_stored_until_they_are_on_the_device(config, change, read_log, data_folder, tmp_path):
+    halves = shutil.copytree(data_folder, tmp_path / "halves")
+    for split in ("train", "dev"):
+        store = RegionStore(data_folder / f"{split}.h5")
+        with RegionStoreWriter(
+            halves / f"{split}.h5",
+            dim=store.dim,
+            max_regions=store.max_regions,
+            dtype="float16",
+            extractor="by hand",
+            overwrite=True,
+        ) as writer:
+            for position, name in enumerate(store.image_id):
+                writer.write(name, store[position])
+    config = change(config, data__folder=halves)
+    task = MatchingTask(config, torch.device("cpu"))
+    batch = task.dataset.__getitems__([3, 1])
+    assert batch.images.regions.dtype == torch.float16
+    prepared = task.prepare(batch)
+    assert prepared.images.regions.dtype == torch.float32
+    assert torch.equal(prepared.images.regions, RegionStore(halves / "train.h5").batch(batch.image).regions)
+    train(config)
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 100])
+def test_how_often_steps_are_read_changes_nothing_but_when(config, change, read_log, log_every):
+    runs = [change(config, output=config.output / str(every), log_every=every) for every in (10, log_every)]
+    assert train(runs[0]) == train(runs[1])
+    assert read_log(runs[0].output) == read_log(runs[1].output)
+    steps = [line["step"] for line in read_log(runs[1].output) if "loss/total" in line]
+    assert steps == list(range(1, len(steps) + 1))
+
+
 def test_workers_can_be_started_anew(config):
     """Where processes are spawned and not forked, all that a worker gets is pickled."""
     pairs = MatchingTask(config, torch.device("cpu")).dataset
@@ -305,8 +339,8 @@ def test_a_loss_that_is_not_finite_stops_naming_its_pairs(config, monkeypatch):
     monkeypatch.setattr(MatchingStep, "forward", poisoned)
     with pytest.raises(FloatingPointError, match=r"loss is nan after step 7.*The last checkpoint is intact") as error:
         train(config)
-    assert str(calls[-1].image.tolist()) in str(error.value)
-    assert str(calls[-1].caption.tolist()) in str(error.value)
+    assert str(calls[7].image.tolist()) in str(error.value)
+    assert str(calls[7].caption.tolist()) in str(error.value)
     assert checkpoints.load_checkpoint(config.output)["step"] < 7
     Matcher.from_pretrained(config.output / "best")
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from xmodal.data.captions import caption_image_index
+from xmodal.data.tokenized import tokenized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from jaxtyping import Bool, Int
     from torch import Tensor
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from xmodal.data.captions import Caption
     from xmodal.data.image_source import ImageSource
     from xmodal.data.vocabulary import TokenBatch
-
-CAPTIONS_AT_ONCE = 1024
-"""How many captions the tokenizer is given in one call, padding included."""
 
 
 class PairBatch(NamedTuple):
@@ -48,6 +46,7 @@ class PairDataset(Dataset[PairBatch]):
         source: the images.
         captions: the captions, all about images of the source. Images without a caption are never drawn.
         tokenizer: captions to padded numbers: a `Vocabulary`, or a transformer's own tokenizer.
+        tokens: a folder that keeps the numbers of many captions for the next time (`xmodal.data.tokenized`).
 
     Raises:
         ValueError: a caption's image is not in the source, or a caption has no words.
@@ -66,12 +65,16 @@ class PairDataset(Dataset[PairBatch]):
     """
 
     def __init__(
-        self, source: ImageSource, captions: Sequence[Caption], tokenizer: Callable[[Sequence[str]], TokenBatch]
+        self,
+        source: ImageSource,
+        captions: Sequence[Caption],
+        tokenizer: Callable[[Sequence[str]], TokenBatch],
+        *,
+        tokens: str | Path | None = None,
     ) -> None:
         self.source = source
         self.caption_image = caption_image_index(captions, source.image_id, every_image=False)
-        # All words in one tensor, without padding: long outliers cost nothing and workers get it as one piece.
-        self._words, self._start = _concatenated([caption.caption for caption in captions], tokenizer)
+        self._words, self._start = tokenized([caption.caption for caption in captions], tokenizer, tokens)
 
     def __len__(self) -> int:
         return len(self.caption_image)
@@ -101,17 +104,3 @@ def whole_batch(batch: Any) -> Any:
     [tensor([1, 0]), tensor([1])]
     """
     return batch
-
-
-def _concatenated(
-    texts: Sequence[str], tokenizer: Callable[[Sequence[str]], TokenBatch]
-) -> tuple[Int[Tensor, "all_words"], Int[Tensor, "caption+1"]]:
-    """The words of all captions one after another, and where each caption starts (and the last one ends)."""
-    words, lengths = [], [torch.zeros(1, dtype=torch.long)]
-    with tqdm(total=len(texts), desc="tokenizing", unit="caption", delay=2) as progress:
-        for first in range(0, len(texts), CAPTIONS_AT_ONCE):
-            tokens, word_mask = tokenizer(texts[first : first + CAPTIONS_AT_ONCE])
-            words.append(tokens[word_mask])
-            lengths.append(word_mask.sum(1))
-            progress.update(len(tokens))
-    return torch.cat(words), torch.cat(lengths).cumsum(0)

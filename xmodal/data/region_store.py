@@ -261,10 +261,12 @@ class RegionStore(ImageSource):
     """Reads a region store: any images, in any order, never the whole file.
 
     The file is opened once in each process that reads from it, so a store may be handed to `DataLoader` workers however
-    they are started. Features come as float32.
+    they are started.
 
     Args:
         path: a file that `RegionStoreWriter` made.
+        dtype: of the features that come out: float32, or as they are `stored`, which may be float16 and half as much to
+            move; `xmodal.data.image_source.in_float32` makes float32 of them where they are used.
 
     Raises:
         FileNotFoundError: there is no such file, or one of the files that it is joined of is missing.
@@ -277,14 +279,17 @@ class RegionStore(ImageSource):
     (torch.Size([2, 3]), tensor([3., 3., 5., 5.]), (10, 10), [])
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, dtype: Literal["float32", "stored"] = "float32") -> None:
         self.path = Path(path)
+        if dtype not in ("float32", "stored"):
+            raise ValueError(f"dtype must be float32 or stored, got {dtype!r}")
+        self.dtype = dtype
         self._opened: StoreFile | None = None
         self._identity: str = ""
         self._identity = self._open().identity
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_opened": None, "_identity": self._open().identity}
+        return {**self.__dict__, "_opened": None, "_identity": self._open().identity}
 
     def __repr__(self) -> str:
         return f"RegionStore({str(self.path)!r}): {len(self)} images, up to {self.max_regions} regions, dim {self.dim}"
@@ -328,7 +333,7 @@ class RegionStore(ImageSource):
             previous = place
         boxes = opened.relative_boxes(wanted, longest)
         return RegionBatch(
-            torch.from_numpy(regions.astype(np.float32, copy=False)),
+            torch.from_numpy(regions if self.dtype == "stored" else regions.astype(np.float32, copy=False)),
             torch.from_numpy(np.arange(longest) < num_regions[:, None]),
             None if boxes is None else torch.from_numpy(boxes),
         )

@@ -168,8 +168,12 @@ def open_vocabulary(folder: str | Path) -> Vocabulary:
     return Vocabulary.load(Path(folder) / VOCABULARY)
 
 
-def open_source(folder: str | Path, split: str, source: Mapping[str, Any] | None = None) -> ImageSource:
+def open_source(
+    folder: str | Path, split: str, source: Mapping[str, Any] | None = None, *, as_stored: bool = False
+) -> ImageSource:
     """The images of a split of a data folder; see `open_split`.
+
+    `as_stored` leaves features in the numbers that they are stored in, for whoever makes them float32 later.
 
     A source that takes a `path` gets the split's file in the data folder, one that takes `image_id` the names of the
     images that the captions of the split speak of, in that order.
@@ -182,6 +186,8 @@ def open_source(folder: str | Path, split: str, source: Mapping[str, Any] | None
     """
     options = {"name": "regions", **(source or {})}
     known: dict[str, Any] = {"path": store_file(folder, split)}
+    if as_stored and options["name"] == "regions":
+        options.setdefault("dtype", "stored")
     if "image_id" in options_of(find(KIND, SOURCES, options["name"])).named:
         known["image_id"] = list(dict.fromkeys(caption.image_id for caption in split_captions(folder, split)))
     return build(KIND, SOURCES, options, known)

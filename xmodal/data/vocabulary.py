@@ -14,6 +14,7 @@ from tqdm import tqdm
 from xmodal.data.atomic import written_whole
 from xmodal.data.segmenters import SEGMENTERS, tokenize
 from xmodal.data.text import parse_json, read_text
+from xmodal.data.tokenized import tokenizer_identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -77,6 +78,12 @@ class Vocabulary:
     def words(self) -> list[str]:
         """Every word, in order of its number."""
         return list(self._number)
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that the numbers of a caption depend on."""
+        library = {"jieba": "jieba"}.get(self.segmenter, "nltk")
+        return tokenizer_identity(library, self.segmenter, *self.words)
 
     @property
     def config(self) -> list[str] | dict[str, Any]:

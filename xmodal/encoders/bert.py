@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.data.tokenized import tokenizer_identity
 from xmodal.data.vocabulary import TokenBatch
 from xmodal.encoders.base import TextEncoder, check_dropout
 from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -155,6 +158,15 @@ class SubwordTokenizer:
     def words(self) -> list[str]:
         """Every subword, in the order of its number."""
         return self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that the numbers of a caption depend on."""
+        with tempfile.TemporaryDirectory() as folder:  # the only complete account that every tokenizer can give
+            self.save(Path(folder))
+            files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+            contents = (path.read_bytes().decode("latin-1") for path in files)
+            return tokenizer_identity("transformers", version("tokenizers"), str(self.limit), *contents)
 
     def __call__(self, captions: Sequence[str]) -> TokenBatch:
         """Subword ids and mask, padded to the longest caption and cut at the limit.

@@ -116,7 +116,7 @@ class Adversary:
         """Have the coming backward pass of the two losses measure `gradient_norms` at this process's embeddings."""
         self._gradients.watch(embeddings, ranking, adversarial)
 
-    def gradient_norms(self) -> dict[str, float]:
+    def gradient_norms(self) -> dict[str, Float[Tensor, ""]]:
         """Norms at the joint embeddings of the gradients of the two losses, as of the last backward pass; their ratio.
 
         Names are those of the log: `addr/ranking_gradient`, `addr/adversarial_gradient`, `addr/gradient_ratio`
@@ -176,13 +176,13 @@ class _GradientNorms:
             squares = squares - 2 * total.dot(adversarial) / self.scale + square  # of the difference, without a copy
         self.ranking = self.ranking + squares.clamp_min(0) / processes**2
 
-    def norms(self) -> dict[str, float]:
+    def norms(self) -> dict[str, Tensor]:
         if not self.watched:
             return {}
         self.watched = False
-        ranking, adversarial = self.ranking.sqrt().item(), self.adversarial.sqrt().item()
+        ranking, adversarial = self.ranking.sqrt().to(self.adversarial), self.adversarial.sqrt()
         return {
             f"{self.log_name}/ranking_gradient": ranking,
             f"{self.log_name}/adversarial_gradient": adversarial,
-            f"{self.log_name}/gradient_ratio": adversarial / ranking if ranking else math.inf,
+            f"{self.log_name}/gradient_ratio": (adversarial / ranking).nan_to_num(nan=math.inf, posinf=math.inf),
         }

@@ -152,6 +152,9 @@ class RunConfig:
     """Batches whose gradients are averaged into one step."""
     validate_every: CountOrNone = 0
     """Steps between validations; 0 validates at the end of every epoch only."""
+    log_every: Count = 10
+    """Steps between readings of what steps came to, each of which waits for a GPU: every step is logged and checked to
+    be finite, in groups of so many."""
     criterion: str = "rsum"
     """Which result of the validation picks the best checkpoint: the largest. Several results are added: i2t.R@1 +
     t2i.R@1."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xmodal.data import PairDataset
+from xmodal.data.image_source import in_float32
 from xmodal.data.split import Split, open_source, open_vocabulary, split_captions
 from xmodal.data.word_vectors import load_word_vectors
 from xmodal.evaluation.matchers import evaluate_matchers
@@ -63,7 +64,7 @@ class MatchingTask:
         self.workers = config.data.workers
         data = config.data
         source, validation_source = (
-            open_source(data.folder, split, data.source) for split in (data.train, data.validation)
+            open_source(data.folder, split, data.source, as_stored=True) for split in (data.train, data.validation)
         )
         _check_alike(source, validation_source, data)
         validation = Split.of(validation_source, split_captions(data.folder, data.validation))
@@ -78,7 +79,7 @@ class MatchingTask:
         self.adversary = None
         if config.adversary:
             self.adversary = Adversary.build(config.adversary, dim=dim, pairs=len(captions), device=device)
-        self.dataset = PairDataset(source, captions, self.model.tokenizer)
+        self.dataset = PairDataset(source, captions, self.model.tokenizer, tokens=data.folder)
         self._corrupt = None
         if data.corrupt_words:
             subwords = not needs_vocabulary(config.model.text)
@@ -101,11 +102,12 @@ class MatchingTask:
         return ShuffledBatches(len(self.dataset), self.config.batch_size, self.config.seed, process, processes)
 
     def prepare(self, batch: PairBatch) -> PairBatch:
-        """What the data's options do to a batch at random, view by view."""
+        """What the data's options do to a batch at random, view by view; float32 from here on."""
         data = self.config.data
         batch = repeated(batch, data.views) if data.views > 1 else batch
         batch = batch if self._corrupt is None else self._corrupt(batch)
-        return shrink(batch, data.drop_regions, data.drop_words)
+        batch = shrink(batch, data.drop_regions, data.drop_words)
+        return batch._replace(images=in_float32(batch.images))
 
     def describe(self, group: list[PairBatch]) -> str:
         """The images and captions of some batches."""

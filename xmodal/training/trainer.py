@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object, send_to_device, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -26,9 +26,11 @@ from xmodal.products import products_as
 from xmodal.training import checkpoints
 from xmodal.training.config import RetrievalConfig, RunConfig, TrainConfig, criterion_of, flatten, from_dict, to_dict
 from xmodal.training.matching import MatchingTask
+from xmodal.training.moving import moved
 from xmodal.training.optimizer import clip_gradient, make_optimizer, make_schedule
 from xmodal.training.parts import changes, completed
 from xmodal.training.retrieval import RetrievalTask
+from xmodal.training.unread import ReadStep, UnreadStep, UnreadSteps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,6 +143,7 @@ class _Run:
     scheduler: LambdaLR
     steps_per_epoch: int
     log: checkpoints.Log | None = None
+    unread: UnreadSteps = field(default_factory=UnreadSteps)
     step: int = 0
     best: dict[str, Any] = field(default_factory=dict)
 
@@ -150,35 +153,43 @@ class _Run:
         accelerator = self.accelerator
         self.step_module.train()
         losses: list[dict[str, torch.Tensor]] = []
-        for batch in group:
-            prepared = self.task.prepare(send_to_device(batch, accelerator.device))
+        for batch in moved(group, accelerator.device):
+            prepared = self.task.prepare(batch)
             is_last = len(losses) == len(group) - 1
             with contextlib.nullcontext() if is_last else accelerator.no_sync(self.step_module):
                 terms = self.step_module(prepared, self.step, *self._opponents)
-                self._check_finite("loss", terms["total"], group)
                 accelerator.backward(terms["total"] / len(group))
-            losses.append(terms)
-        norm = self._clip()
-        if accelerator.scaler is None:  # a scaler of float16 gradients skips such steps by itself
-            self._check_finite("gradient", norm, group)
+            losses.append({name: term.detach() for name, term in terms.items()})
+        norms = {name: value for opponent in self._opponents for name, value in opponent.gradient_norms().items()}
+        norms["gradient_norm"] = self._clip()
         learning_rate = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.step += 1
-        if self.log is not None:
-            means = {name: sum(terms[name].item() for terms in losses) / len(losses) for name in losses[0]}
+        took = time.perf_counter() - started
+        self.unread.add(UnreadStep(self.step, self.task.describe(group), losses, norms, learning_rate, took))
+        if self.step % self.config.log_every == 0:
+            self.read_steps()
+
+    def read_steps(self) -> None:
+        """Read what the steps since the last reading came to: check that it is finite, and log it."""
+        for read in self.unread.read():
+            self._check_finite("loss", read.losses["total"], read)
+            if self.accelerator.scaler is None:  # a scaler of float16 gradients skips such steps by itself
+                self._check_finite("gradient", read.others["gradient_norm"], read)
+            if self.log is None:
+                continue
             self.log.write(
-                self.step,
-                epoch=(self.step - 1) // self.steps_per_epoch,
-                **{f"loss/{name}": value for name, value in means.items()},
-                **{name: value for opponent in self._opponents for name, value in opponent.gradient_norms().items()},
-                gradient_norm=norm.item(),
-                learning_rate=learning_rate,
-                seconds=time.perf_counter() - started,
+                read.step,
+                epoch=(read.step - 1) // self.steps_per_epoch,
+                **{f"loss/{name}": value for name, value in read.losses.items()},
+                **read.others,
+                learning_rate=read.learning_rate,
+                seconds=read.seconds,
             )
-            if warning := self.task.warning(means):
-                tqdm.write(f"warning, step {self.step}: {warning}")
+            if warning := self.task.warning(read.losses):
+                tqdm.write(f"warning, step {read.step}: {warning}")
 
     @property
     def _opponents(self) -> tuple[Adversary, ...]:
@@ -194,10 +205,11 @@ class _Run:
             return clip_gradient(self.optimizer.param_groups, limit)
         return torch.as_tensor(accelerator.clip_grad_norm_(self.step_module.parameters(), limit))
 
-    def _check_finite(self, name: str, value: torch.Tensor, group: list[Any]) -> None:
-        if not bool(value.isfinite()):
+    @staticmethod
+    def _check_finite(name: str, value: float, read: ReadStep) -> None:
+        if not math.isfinite(value):
             raise FloatingPointError(
-                f"the {name} is {value.item()} after step {self.step}, on {self.task.describe(group)} (positions in "
+                f"the {name} is {value} after step {read.step - 1}, on {read.items} (positions in "
                 "the training split). The last checkpoint is intact. Lower the learning rate, or look for bad features "
                 "with RegionStore.validate()."
             )
@@ -227,6 +239,7 @@ class _Run:
     def validate(self) -> None:
         """Evaluate the model as its task does, on the main process; keep the best one; save the state."""
         config, task = self.config, self.task
+        self.read_steps()
         if self.accelerator.is_main_process:
             self.step_module.eval()
             results = task.validate()
@@ -250,7 +263,8 @@ class _Run:
             checkpoints.save_best(self.config.output, self.task.model)
 
     def save(self) -> None:
-        """Save everything that a resumed run needs to be the same run."""
+        """Save everything that a resumed run needs to be the same run, once its steps are known to be good."""
+        self.read_steps()
         random_states = gather_object([checkpoints.random_states()])
         if self.accelerator.is_main_process:
             checkpoints.save_checkpoint(
@@ -367,7 +381,7 @@ def _take_products_of(saved: dict[str, Any] | None, stack: contextlib.ExitStack)
 
 def _refuse_other_config(saved: RunConfig, config: RunConfig, *, data_is_known: bool) -> None:
     """A resumed run may train longer or elsewhere, but not differently; data that is known again may have moved."""
-    free = {"output", "data.workers", "resume", "resume_if_present", "keep", "progress", "validate_every"}
+    free = {"output", "data.workers", "resume", "resume_if_present", "keep", "progress", "validate_every", "log_every"}
     if config.optimizer.schedule != "cosine":  # which depends on the number of epochs
         free.add("epochs")
     if data_is_known:
@@ -397,6 +411,7 @@ def _loader(run: _Run, batches: Batches, epoch: int) -> Iterator[list[Any]]:
         collate_fn=whole_batch,  # type: ignore[arg-type]  # `__getitems__` may return anything
         num_workers=run.task.workers,
         worker_init_fn=_ignore_signals,
+        pin_memory=run.accelerator.device.type == "cuda",
         # An own generator: the loader must not draw from the global one, which a resumed run could not repeat.
         generator=torch.Generator().manual_seed(config.seed),
     )
