@@ -22,12 +22,12 @@ REGIONS, DIM, PART = 36, 2048, 64
 
 
 class Store(Dataset):
-    """The region store of the package."""
+    """The region store of the package, as training reads it: what is float16 becomes float32 on the device."""
 
     suffix = ".h5"
 
     def __init__(self, path: Path) -> None:
-        self.store = RegionStore(path)
+        self.store = RegionStore(path, "stored")
 
     def __len__(self) -> int:
         return len(self.store)
@@ -54,7 +54,7 @@ class Mapped(Dataset):
         return len(self.array)
 
     def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        return torch.from_numpy(self.array[indices].astype(np.float32, copy=False))
+        return torch.from_numpy(self.array[indices])
 
 
 class Whole(Dataset):
