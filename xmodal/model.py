@@ -126,6 +126,7 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         known = {"dim": dim} if words is None else {"dim": dim, "vocabulary_size": len(words)}
         self.text_encoder = build("text encoder", TEXT_ENCODERS, text, known)
         self.tokenizer: Tokenizer = words if words is not None else self.text_encoder.tokenizer
+        self._vocabulary = words
         _check_same_dim(dim, self.text_encoder.dim)
         self.head = build("head", HEADS, head, {"dim": dim})
         self.extractor = extractor
@@ -285,6 +286,11 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         with evaluating(self):
             regions, words = self._encode_given([image]), self.embed_captions([caption])
             return self.head.attention(regions.items, words.items, regions.mask, words.mask)
+
+    @property
+    def tokenizer_identity(self) -> str | None:
+        """A hash of all that the numbers of captions depend on; None if the text encoder does not know it."""
+        return self.text_encoder.tokenizer_identity if self._vocabulary is None else self._vocabulary.identity()
 
     def token_words(self, caption: str) -> list[str]:
         """The tokens of a caption as the model knows them, in the order of `attention`'s rows."""

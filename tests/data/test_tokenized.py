@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from xmodal.data import Vocabulary, tokenized
+from xmodal.data.tokenized import KeptTokens
 from xmodal.data.tokenized import tokenized as tokenize_all
 
 CAPTIONS = [f"a dog number {number} runs" for number in range(20)]
@@ -24,10 +25,6 @@ class Counting:
     def __init__(self, vocabulary):
         self.vocabulary, self.asked = vocabulary, 0
 
-    @property
-    def identity(self):
-        return self.vocabulary.identity
-
     def __call__(self, captions):
         self.asked += len(captions)
         return self.vocabulary(captions)
@@ -41,7 +38,7 @@ def test_captions_are_tokenized_once(tmp_path):
     wanted = [VOCABULARY.encode(caption) for caption in CAPTIONS]
     tokenizer = Counting(VOCABULARY)
     for _ in range(2):
-        words, start = tokenize_all(CAPTIONS, tokenizer, tmp_path)
+        words, start = tokenize_all(CAPTIONS, tokenizer, KeptTokens(tmp_path, VOCABULARY.identity()))
         bounds = zip(start.tolist(), start[1:].tolist(), strict=False)
         assert [words[first:end].tolist() for first, end in bounds] == wanted
     assert tokenizer.asked == len(CAPTIONS)
@@ -58,18 +55,18 @@ def test_captions_are_tokenized_once(tmp_path):
     ],
 )
 def test_other_captions_words_and_ways_to_split_are_others(tmp_path, captions, vocabulary):
-    tokenize_all(CAPTIONS, VOCABULARY, tmp_path)
+    tokenize_all(CAPTIONS, VOCABULARY, KeptTokens(tmp_path, VOCABULARY.identity()))
     tokenizer = Counting(vocabulary)
-    again = tokenize_all(captions, tokenizer, tmp_path)
+    again = tokenize_all(captions, tokenizer, KeptTokens(tmp_path, vocabulary.identity()))
     assert tokenizer.asked == len(captions)
     assert torch.equal(again.words, tokenize_all(captions, vocabulary).words)
     assert len(files(tmp_path)) == 2
 
 
 def test_another_version_of_the_library_is_another_tokenizer(monkeypatch):
-    before = VOCABULARY.identity
+    before = VOCABULARY.identity()
     monkeypatch.setattr(tokenized, "version", lambda package: f"0.0 of {package}")
-    assert VOCABULARY.identity != before
+    assert VOCABULARY.identity() != before
 
 
 @pytest.mark.parametrize(
@@ -85,22 +82,22 @@ def test_another_version_of_the_library_is_another_tokenizer(monkeypatch):
     ],
 )
 def test_a_damaged_file_is_made_anew(tmp_path, damage, caplog):
-    wanted = tokenize_all(CAPTIONS, VOCABULARY, tmp_path)
+    wanted = tokenize_all(CAPTIONS, VOCABULARY, KeptTokens(tmp_path, VOCABULARY.identity()))
     (path,) = tmp_path.iterdir()
     damage(path)
     with caplog.at_level(logging.WARNING, "xmodal"):
-        again = tokenize_all(CAPTIONS, VOCABULARY, tmp_path)
+        again = tokenize_all(CAPTIONS, VOCABULARY, KeptTokens(tmp_path, VOCABULARY.identity()))
     assert "made anew" in caplog.text
     assert all(torch.equal(one, other) for one, other in zip(wanted, again, strict=True))
     tokenizer = Counting(VOCABULARY)
-    tokenize_all(CAPTIONS, tokenizer, tmp_path)
+    tokenize_all(CAPTIONS, tokenizer, KeptTokens(tmp_path, VOCABULARY.identity()))
     assert tokenizer.asked == 0
 
 
 def test_where_nothing_can_be_kept_nothing_is(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     wanted = tokenize_all(CAPTIONS, VOCABULARY)
-    assert torch.equal(tokenize_all(CAPTIONS, VOCABULARY, tmp_path / "file").words, wanted.words)
-    tokenize_all(CAPTIONS, VOCABULARY.__call__, tmp_path)
-    tokenize_all(CAPTIONS[:9], VOCABULARY, tmp_path)
+    assert torch.equal(tokenize_all(CAPTIONS, VOCABULARY, KeptTokens(tmp_path / "file", "known")).words, wanted.words)
+    tokenize_all(CAPTIONS, VOCABULARY, KeptTokens(tmp_path, None))
+    tokenize_all(CAPTIONS[:9], VOCABULARY, KeptTokens(tmp_path, "known"))
     assert files(tmp_path) == ["file"]

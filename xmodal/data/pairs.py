@@ -9,11 +9,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from xmodal.data.captions import caption_image_index
-from xmodal.data.tokenized import tokenized
+from xmodal.data.tokenized import KeptTokens, tokenized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from jaxtyping import Bool, Int
     from torch import Tensor
@@ -46,7 +45,7 @@ class PairDataset(Dataset[PairBatch]):
         source: the images.
         captions: the captions, all about images of the source. Images without a caption are never drawn.
         tokenizer: captions to padded numbers: a `Vocabulary`, or a transformer's own tokenizer.
-        tokens: a folder that keeps the numbers of many captions for the next time (`xmodal.data.tokenized`).
+        kept: where the numbers of many captions are kept for the next time.
 
     Raises:
         ValueError: a caption's image is not in the source, or a caption has no words.
@@ -70,11 +69,11 @@ class PairDataset(Dataset[PairBatch]):
         captions: Sequence[Caption],
         tokenizer: Callable[[Sequence[str]], TokenBatch],
         *,
-        tokens: str | Path | None = None,
+        kept: KeptTokens | None = None,
     ) -> None:
         self.source = source
         self.caption_image = caption_image_index(captions, source.image_id, every_image=False)
-        self._words, self._start = tokenized([caption.caption for caption in captions], tokenizer, tokens)
+        self._words, self._start = tokenized([caption.caption for caption in captions], tokenizer, kept)
 
     def __len__(self) -> int:
         return len(self.caption_image)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from xmodal.data.atomic import written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from jaxtyping import Int
     from torch import Tensor
@@ -40,16 +40,24 @@ class Tokenized(NamedTuple):
     """Where each caption starts, and the last one ends."""
 
 
+class KeptTokens(NamedTuple):
+    """Where the numbers of captions are kept."""
+
+    folder: Path
+    """In a file that is named by a hash of all that they depend on. Where it cannot be written, nothing is kept."""
+    identity: str | None
+    """A hash of the tokenizer and of how it works; without it nothing is kept."""
+
+
 def tokenized(
-    captions: Sequence[str], tokenizer: Callable[[Sequence[str]], TokenBatch], folder: str | Path | None = None
+    captions: Sequence[str], tokenizer: Callable[[Sequence[str]], TokenBatch], kept: KeptTokens | None = None
 ) -> Tokenized:
     """Tokenize captions, or read what an earlier start made of the same captions in the same way.
 
     Args:
         captions: what to tokenize.
-        tokenizer: captions to padded numbers. What it makes is kept only if its `identity` says how it does.
-        folder: where to keep the numbers of many captions, in a file named by a hash of all that they depend on; None
-            keeps nothing. Where it cannot be written, nothing is kept.
+        tokenizer: captions to padded numbers.
+        kept: where the numbers of many captions are kept; None keeps nothing.
 
     Raises:
         ValueError: the tokenizer refuses a caption.
@@ -58,12 +66,11 @@ def tokenized(
     >>> tokenized(["a dog", "dog"], Vocabulary(["a", "dog"]))
     Tokenized(words=tensor([1, 4, 5, 2, 1, 5, 2]), start=tensor([0, 4, 7]))
     """
-    identity = getattr(tokenizer, "identity", None)  # a tokenizer of somebody's own need not have one
-    if folder is None or identity is None or len(captions) < WORTH_KEEPING:
+    if kept is None or kept.identity is None or len(captions) < WORTH_KEEPING:
         return _tokenize(captions, tokenizer)
-    path = Path(folder) / f".tokens-{_hash(identity, captions)}.safetensors"
-    if (kept := _kept(path, len(captions))) is not None:
-        return kept
+    path = kept.folder / f".tokens-{_hash(kept.identity, captions)}.safetensors"
+    if (read := _read(path, len(captions))) is not None:
+        return read
     made = _tokenize(captions, tokenizer)
     try:
         with written_whole(path) as temporary:
@@ -92,7 +99,7 @@ def _hash(first: str, texts: Sequence[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _kept(path: Path, count: int) -> Tokenized | None:
+def _read(path: Path, count: int) -> Tokenized | None:
     """What a file holds, if it is there and whole."""
     try:
         tensors = load_file(path)

@@ -79,7 +79,6 @@ class Vocabulary:
         """Every word, in order of its number."""
         return list(self._number)
 
-    @property
     def identity(self) -> str:
         """A hash of all that the numbers of a caption depend on."""
         library = {"jieba": "jieba"}.get(self.segmenter, "nltk")

@@ -126,6 +126,11 @@ class TextEncoder(nn.Module):
         """A state for every token; padding gives some value that the mask keeps out of every score."""
         raise NotImplementedError
 
+    @property
+    def tokenizer_identity(self) -> str | None:
+        """A hash of all that its tokenizer's numbers depend on, so that they may be kept; None if that is not known."""
+        return None
+
     def start_from(self, vectors: Float[Tensor, "word word_dim"], found: Bool[Tensor, " word"]) -> None:
         """Start the embeddings of the words that were found from pretrained vectors.
 

@@ -93,6 +93,11 @@ class BERTEncoder(TextEncoder):
         words = F.normalize(words, dim=-1, eps=1e-8) if self.normalize else words
         return words.masked_fill(~word_mask[..., None], 0.0)
 
+    @property
+    def tokenizer_identity(self) -> str:
+        """That of the files of its tokenizer."""
+        return self.tokenizer.identity()
+
     def save_architecture(self, folder: Path) -> None:
         """Write what `BERTEncoder(folder, load_weights=False)` needs: configuration and tokenizer, no weights."""
         self.transformer.config.save_pretrained(folder)
@@ -159,7 +164,6 @@ class SubwordTokenizer:
         """Every subword, in the order of its number."""
         return self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
 
-    @property
     def identity(self) -> str:
         """A hash of all that the numbers of a caption depend on."""
         with tempfile.TemporaryDirectory() as folder:  # the only complete account that every tokenizer can give

@@ -10,6 +10,7 @@ import torch
 from xmodal.data import PairDataset
 from xmodal.data.image_source import in_float32
 from xmodal.data.split import Split, open_source, open_vocabulary, split_captions
+from xmodal.data.tokenized import KeptTokens
 from xmodal.data.word_vectors import load_word_vectors
 from xmodal.evaluation.matchers import evaluate_matchers
 from xmodal.evaluation.protocols import protocol_folds
@@ -79,7 +80,8 @@ class MatchingTask:
         self.adversary = None
         if config.adversary:
             self.adversary = Adversary.build(config.adversary, dim=dim, pairs=len(captions), device=device)
-        self.dataset = PairDataset(source, captions, self.model.tokenizer, tokens=data.folder)
+        kept = KeptTokens(data.folder, self.model.tokenizer_identity)
+        self.dataset = PairDataset(source, captions, self.model.tokenizer, kept=kept)
         self._corrupt = None
         if data.corrupt_words:
             subwords = not needs_vocabulary(config.model.text)
