@@ -162,7 +162,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Explain:
-    """Draw where each word of a sentence looks in an image."""
+    """Show why a sentence fits an image as it does: what looks where, how surely, what adds how much to the score."""
 
     model: tyro.conf.Positional[Path]
     """Run folder, or folder written by save_pretrained."""
@@ -173,8 +173,10 @@ class Explain:
     data: Split
     images: Path
     """Folder with the image files, named by image id."""
-    output: Path = Path("attention.png")
+    output: Path = Path("explanation.png")
     """Picture to write."""
+    page: Path = Path("explanation.html")
+    """Page to write, one file that needs nothing else."""
 
 
 @dataclass(frozen=True)
@@ -467,16 +469,20 @@ def _told(found: Any) -> str:
 
 
 def explain(config: Explain) -> None:
-    """Draw the attention of one pair."""
+    """Write the picture and the page of one pair."""
     from xmodal.data import RegionStore
     from xmodal.data.split import store_file
+    from xmodal.search.explained_page import write_page
+    from xmodal.search.explained_picture import draw_explanation
+    from xmodal.search.explanation import explained
     from xmodal.search.pictures import find_image
-    from xmodal.search.retrieve import explain_pair
 
     store = RegionStore(store_file(config.data.folder, config.data.split))
     image = find_image(config.images, config.image_id)
-    explain_pair(_load(config.model), store, config.image_id, image, config.sentence, config.output)
-    print(f"wrote {config.output}")
+    pair = explained(_load(config.model), store, config.image_id, image, config.sentence)
+    draw_explanation(pair, config.output)
+    write_page(pair, config.page)
+    print(f"score {pair.score:.4f}\nwrote {config.output} and {config.page}")
 
 
 def inspect(config: Inspect) -> None:

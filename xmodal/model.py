@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from xmodal.data.image_source import ImageSource
     from xmodal.given import GivenImage, GivenImages
-    from xmodal.heads import Head
+    from xmodal.heads import Explanation, Head
 
 IMAGE_ENCODERS: dict[str, type[ImageEncoder]] = {
     "regions": RegionProjection,
@@ -286,6 +286,17 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         with evaluating(self):
             regions, words = self._encode_given([image]), self.embed_captions([caption])
             return self.head.attention(regions.items, words.items, regions.mask, words.mask)
+
+    def explain(self, image: GivenImage, caption: str) -> tuple[Explanation, ...]:
+        """Every way in which one caption and one image look at one another, in evaluation mode; see `Head.explain`.
+
+        Args:
+            image: as for `score`, but one.
+            caption: the sentence.
+        """
+        with evaluating(self):
+            regions, words = self._encode_given([image]), self.embed_captions([caption])
+            return self.head.explain(regions.items, words.items, regions.mask, words.mask)
 
     @property
     def tokenizer_identity(self) -> str | None:

@@ -4,7 +4,8 @@ from PIL import Image
 
 from xmodal.data import RegionStore, RegionStoreWriter
 from xmodal.model import Matcher
-from xmodal.search.retrieve import explain_pair, pixel_boxes, retrieve
+from xmodal.search.explanation import pixel_boxes
+from xmodal.search.retrieve import explain_pair, retrieve
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "cat"]
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL import Image
     from torch import Tensor
@@ -136,14 +137,7 @@ def draw_attention(
     >>> Path("attention.png").exists()
     True
     """
-    import numpy as np
-    from matplotlib.patches import Rectangle
-
-    picture = read_image(image)
-    size = torch.tensor([picture.width, picture.height])
-    picture.thumbnail((PANEL, PANEL))
-    pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 255)
-    boxes = boxes * (torch.tensor([picture.width, picture.height]) / size).repeat(2)
+    pixels, boxes = picture_with_boxes(image, boxes)
     columns = min(6, len(words))
     rows = -(-len(words) // columns)
     figure = new_figure(2.2 * columns, 2.4 * rows + 0.4)
@@ -151,16 +145,72 @@ def draw_attention(
     for panel in panels:
         panel.set_axis_off()
     for panel, word, row, sure in zip(panels, words, weights, certainty(weights).tolist(), strict=False):
-        bright = min(1.0, sure / SURE)
-        light = DARK + (1 - DARK) * bright * _light(row, boxes, picture.height, picture.width)
-        panel.imshow((pixels * light[..., None]).numpy())
-        x1, y1, x2, y2 = boxes[row.argmax()].tolist()
-        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="tab:red", alpha=bright, linewidth=2)
-        panel.add_patch(frame)
-        panel.set_title(f"{word}  {100 * sure:.0f}%", fontsize=10, color=str(0.6 * (1 - bright)))
+        draw_look(panel, pixels, boxes, row, f"{word}  {100 * sure:.0f}%", sure=sure)
     meaning = "100%: looks at one region, 0%: at all alike"
     figure.suptitle(meaning if score is None else f"score {score:.3f}   ({meaning})", fontsize=9, color="0.35")
     save_figure(figure, output)
+
+
+def picture_with_boxes(
+    image: Path, boxes: Float[Tensor, "region 4"], longest: int = PANEL
+) -> tuple[Float[Tensor, "height width 3"], Float[Tensor, "region 4"]]:
+    """An image shrunk to a panel, from 0 to 1, and the boxes that lie on it.
+
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> Image.new("RGB", (960, 480), "red").save("7.png")
+    >>> pixels, boxes = picture_with_boxes(Path("7.png"), torch.tensor([[0.0, 0.0, 960.0, 240.0]]))
+    >>> pixels.shape, boxes
+    (torch.Size([240, 480, 3]), tensor([[  0.,   0., 480., 120.]]))
+    """
+    import numpy as np
+
+    picture = read_image(image)
+    size = torch.tensor([picture.width, picture.height])
+    picture.thumbnail((longest, longest))
+    pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 255)
+    return pixels, boxes * (torch.tensor([picture.width, picture.height]) / size).repeat(2)
+
+
+def draw_look(
+    panel: Axes,
+    pixels: Float[Tensor, "height width 3"],
+    boxes: Float[Tensor, "region 4"],
+    weights: Float[Tensor, " region"],
+    title: str,
+    *,
+    sure: float,
+    kept: Bool[Tensor, " region"] | None = None,
+) -> None:
+    """One panel: the image, lit where something looks, with a frame around its most attended region.
+
+    Args:
+        panel: where to draw.
+        pixels: the image, as `picture_with_boxes` gives it.
+        boxes: regions on it.
+        weights: attention over them.
+        title: to write above.
+        sure: how sure it is of where it looks; the less, the darker the panel.
+        kept: regions that a focal mask keeps, which get a thin frame.
+
+    >>> axes = new_figure(2, 2).subplots()
+    >>> box = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+    >>> draw_look(axes, torch.ones(8, 8, 3), box, torch.ones(1), "dog  100%", sure=1.0)
+    >>> axes.get_title()
+    'dog  100%'
+    """
+    from matplotlib.patches import Rectangle
+
+    bright = min(1.0, sure / SURE)
+    light = DARK + (1 - DARK) * bright * _light(weights, boxes, *pixels.shape[:2])
+    panel.imshow((pixels * light[..., None]).numpy())
+    for region in [] if kept is None else kept.nonzero().flatten().tolist():
+        x1, y1, x2, y2 = boxes[region].tolist()
+        panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=0.6))
+    x1, y1, x2, y2 = boxes[weights.argmax()].tolist()
+    frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="tab:red", alpha=bright, linewidth=2)
+    panel.add_patch(frame)
+    panel.set_title(title, fontsize=10, color=str(0.6 * (1 - bright)))
 
 
 def certainty(weights: Float[Tensor, "word region"]) -> Float[Tensor, "word"]:

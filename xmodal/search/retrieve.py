@@ -8,7 +8,10 @@ import torch
 
 from xmodal.encoders.base import EncodedSet
 from xmodal.evaluation.calibration import LIKELY
-from xmodal.search.pictures import Retrieved, draw_attention
+from xmodal.search.explained_page import write_page
+from xmodal.search.explained_picture import draw_explanation
+from xmodal.search.explanation import explained
+from xmodal.search.pictures import Retrieved
 from xmodal.search.queries import Query, combine_scores, score_like
 
 if TYPE_CHECKING:
@@ -102,7 +105,15 @@ def _scores_of_images(matcher: Matcher, store: ImageSource, names: Sequence[str]
 
 
 def explain_pair(matcher: Matcher, store: RegionStore, image_id: str, image: Path, sentence: str, output: Path) -> None:
-    """Draw where each token of a sentence looks in one image of a store.
+    """Show why a sentence fits an image of a store as it does: what looks where, and what adds how much to the score.
+
+    Args:
+        matcher: what scores.
+        store: regions of the image, with boxes.
+        image_id: its name in the store.
+        image: its file.
+        sentence: the sentence.
+        output: the picture to write or, with the suffix `.html`, a page that needs nothing else.
 
     Raises:
         KeyError: if the store has no such image.
@@ -121,25 +132,8 @@ def explain_pair(matcher: Matcher, store: RegionStore, image_id: str, image: Pat
     >>> Path("attention.png").exists()
     True
     """
-    index = store.index(image_id)
-    batch = store.batch([index])
-    attention = matcher.attention(batch, sentence)
-    words = matcher.token_words(sentence)
-    score = matcher.score(batch, sentence).item()
-    draw_attention(image, pixel_boxes(store, index), words, attention.weights[0].cpu(), output, score=score)
-
-
-def pixel_boxes(store: RegionStore, index: int) -> torch.Tensor:
-    """Boxes of an image in pixels, whatever convention the store keeps them in.
-
-    >>> from xmodal.data import RegionStore, RegionStoreWriter
-    >>> with RegionStoreWriter("test.h5", dim=1, extractor="by hand", box_convention="xyxy relative") as writer:
-    ...     writer.write("7", [[1.0]], boxes=[[0.0, 0.5, 0.25, 1.0]], image_size=(80, 60))
-    >>> pixel_boxes(RegionStore("test.h5"), 0)
-    tensor([[ 0., 30., 20., 60.]])
-    """
-    boxes = store.boxes(index)
-    if store.attributes["box_convention"] == "xyxy pixels":
-        return boxes
-    width, height = store.image_size(index)
-    return boxes * torch.tensor([width, height, width, height])
+    pair = explained(matcher, store, image_id, image, sentence)
+    if output.suffix.lower() in (".html", ".htm"):
+        write_page(pair, output)
+    else:
+        draw_explanation(pair, output)
