@@ -50,7 +50,7 @@ Direction = Literal["i2t", "t2i"]
 DIRECTIONS: tuple[Direction, ...] = ("i2t", "t2i")
 
 COUNTED = 32
-"""Up to so many right answers of a query, counting the scores above each is faster than sorting all."""
+"""Up to so many values of a query on average, counting the scores above each is faster than sorting all."""
 
 
 class AnswerRanks(NamedTuple):
@@ -258,27 +258,40 @@ def _rank(
     order = order.gather(1, right.gather(1, order).argsort(dim=1, descending=True, stable=True))
     right, grades = right.gather(1, order), grades.gather(1, order)
     real = grades > 0
-    as_good = count_as_good(scores, right)
+    as_good = count_as_good(scores, right, real.sum(dim=1))
     as_good_right = torch.searchsorted(-right, -right, right=True).minimum(real.sum(dim=1, keepdim=True))
     place = torch.arange(1, right.shape[1] + 1)
     return (as_good - as_good_right + place) * real, grades
 
 
 def count_as_good(
-    scores: Float[Tensor, "query item"], values: Float[Tensor, "query value"]
+    scores: Float[Tensor, "query item"],
+    values: Float[Tensor, "query value"],
+    counts: Int[Tensor, " query"],
 ) -> Int[Tensor, "query value"]:
-    """How many scores of a query are at least as high as each of some values.
+    """How many scores of a query are at least as high as each of its values.
 
-    >>> count_as_good(torch.tensor([[0.1, 0.5, 0.3]]), torch.tensor([[0.3, 0.9]]))
+    Args:
+        scores: on the CPU.
+        values: of each query the first `counts` are looked at; what is told of the others means nothing.
+        counts: how many values a query has.
+
+    >>> count_as_good(torch.tensor([[0.1, 0.5, 0.3]]), torch.tensor([[0.3, 0.9]]), torch.tensor([2]))
     tensor([[2, 0]])
     """
-    if values.shape[1] <= COUNTED:  # numpy counts several times as fast as torch
-        table, wanted = scores.numpy(), values.numpy()
-        counts = [np.count_nonzero(table >= wanted[:, place, None], axis=1) for place in range(wanted.shape[1])]
-        return torch.from_numpy(np.stack(counts, axis=1))
-    # ... and sorts so, too, since torch sorts the indices as well.
-    rising = torch.from_numpy(np.sort(scores.numpy(), axis=1))
-    return scores.shape[1] - torch.searchsorted(rising, values)
+    if int(counts.sum()) > COUNTED * len(counts):
+        rising = torch.from_numpy(np.sort(scores.numpy(), axis=1))  # torch would sort indices too
+        return scores.shape[1] - torch.searchsorted(rising, values)
+    # Queries of many values first: those that have a next one are then the first rows. NumPy counts faster than torch.
+    order = counts.argsort(descending=True, stable=True)
+    table, wanted, kept = scores[order].numpy(), values[order].numpy(), counts[order].numpy()
+    found = np.zeros(values.shape, dtype=np.int64)
+    for place in range(values.shape[1]):
+        rows = slice(0, int(np.count_nonzero(kept > place)))
+        found[rows, place] = np.count_nonzero(table[rows] >= wanted[rows, place, None], axis=1)
+    result = torch.empty(values.shape, dtype=torch.int64)
+    result[order] = torch.from_numpy(found)
+    return result
 
 
 def _query_metrics(answers: AnswerRanks, absent: Int[Tensor, " query"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

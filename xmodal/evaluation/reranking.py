@@ -133,7 +133,7 @@ def _standings(
     for block in torch.arange(len(asked)).split(max(1, BLOCK_ELEMENTS // items)):
         part = query_scores(scores, asked[block], direction)
         wanted = pad_sequence([parts[place] for place in block.tolist()], batch_first=True)
-        as_good = count_as_good(part, wanted)
+        as_good = count_as_good(part, wanted, counts[block])
         found += [row[:count] for row, count in zip(as_good, counts[block].tolist(), strict=True)]
     result = torch.empty_like(query)
     result[order] = torch.cat(found)
