@@ -120,9 +120,16 @@ def test_sinkhorn_equals_plain_loops(bank, rounds):
     assert_equal(sinkhorn(scores, temperature=0.05, rounds=rounds), *slow_sinkhorn(scores.tolist(), 0.05, rounds))
 
 
+@pytest.mark.usefixtures("blocks")
 def test_sinkhorn_is_computed_in_logarithms():
     """At the published temperature, scores of 10 would overflow a kernel that is computed as such."""
     scores = 20 * random(4, 6) - 10
+    scores[:, 2] -= 30  # no image has a weight of this caption in float64
+    log_u, log_v = torch.zeros(4).double(), torch.zeros(6).double()
+    for _ in range(10):
+        log_u = -((scores.double() - 1) / 0.01 + log_v).logsumexp(dim=1) - math.log(4)
+        log_v = -((scores.double() - 1) / 0.01 + log_u[:, None]).logsumexp(dim=0) - math.log(6)
+    assert_equal(sinkhorn(scores), (-0.01 * log_u).tolist(), (-0.01 * log_v).tolist())
     offsets = sinkhorn(scores)
     shifted = sinkhorn(scores + 5)
     assert all(offset.isfinite().all() for offset in offsets)

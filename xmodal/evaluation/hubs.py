@@ -7,6 +7,7 @@ changes a ranking, that of who asks does not, so that one matrix serves both dir
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 ROUNDS = 10
 """Rounds of Sinkhorn's algorithm, as published for DBSN."""
+
+SMALLEST = 1e-280
+"""Sums of float64 below which what is too small for it may have been lost."""
 
 
 class Bank(NamedTuple):
@@ -262,7 +266,7 @@ def sinkhorn_potentials(
 ) -> Offsets:
     """- temperature log u and - temperature log v of the scalings that give exp(-(1 - score) / temperature) equal sums.
 
-    All in logarithms and float64, and in one pass over the scores a round.
+    All in float64, in logarithms where it matters, and in one pass over the scores a round.
 
     Args:
         parts: the matrix, its images in parts.
@@ -281,17 +285,40 @@ def sinkhorn_potentials(
     images, captions = sum(map(len, parts)), parts[0].shape[1]
     log_u, log_v = torch.zeros(images).double(), torch.zeros(captions).double()
     for _ in range(rounds):
-        of_rows: list[Tensor] = []
-
-        def scaled(of_rows: list[Tensor] = of_rows, log_v: Tensor = log_v) -> Iterator[Tensor]:
-            for part in (rows for scores in parts for rows in _rows(scores)):
-                kernel = (part - 1) / temperature
-                of_rows.append(-(kernel + log_v).logsumexp(dim=1) - math.log(images))
-                yield kernel + of_rows[-1][:, None]
-
-        log_v = -_over_rows(scaled()) - math.log(captions)
+        of_rows, shares = [], torch.zeros(captions).double()
+        for part in _kernels(parts, temperature):
+            largest = part.add_(log_v).amax(dim=1)
+            weights = part.sub_(largest[:, None]).exp_()
+            masses = weights.sum(dim=1)
+            of_rows.append(-largest - masses.log() - math.log(images))
+            shares += masses.reciprocal() @ weights
         log_u = torch.cat(of_rows)
+        log_v = log_v + math.log(images / captions) - shares.log()
+        lost = (shares < SMALLEST).nonzero().flatten()
+        if len(lost):  # of a caption that no image has a weight for in float64; in logarithms there is one
+            log_v[lost] = -_log_sums(parts, temperature, log_u, lost) - math.log(captions)
     return Offsets(-temperature * log_u, -temperature * log_v)
+
+
+def _kernels(
+    parts: Sequence[Float[Tensor, "some_image caption"]], temperature: float
+) -> Iterator[Float[Tensor, "some_image caption"]]:
+    """Logarithms of the kernel, some images at a time, free to be written to."""
+    for part in (rows for scores in parts for rows in _rows(scores)):
+        yield (part - 1).div_(temperature)
+
+
+def _log_sums(
+    parts: Sequence[Float[Tensor, "some_image caption"]],
+    temperature: float,
+    log_u: Float[Tensor, " image"],
+    columns: Int[Tensor, " some_caption"],
+) -> Float[Tensor, " some_caption"]:
+    """Logarithms of the sums over the images of u times the kernel, for some captions."""
+    chosen = [scores[:, columns] for scores in parts]
+    starts = [0, *itertools.accumulate(len(kernel) for kernel in _kernels(chosen, temperature))]
+    kernels = zip(starts, _kernels(chosen, temperature), strict=False)
+    return _over_rows(kernel + log_u[start : start + len(kernel), None] for start, kernel in kernels)
 
 
 @torch.no_grad()
