@@ -314,16 +314,16 @@ def _within(config: Evaluate, split: Any) -> dict[str, tuple[Any, Any]]:
     from xmodal.evaluation.within import load_pairs, sibling_relevance
 
     asked: dict[str, tuple[Any, Any]] = {}
-    skip = {"skip_unknown": config.skip_unknown}
+    skip = config.skip_unknown
     if config.i2i is not None:
-        asked["i2i"] = "image", load_pairs(config.i2i, "image", split.source.image_id, **skip)
+        asked["i2i"] = "image", load_pairs(config.i2i, "image", split.source.image_id, skip_unknown=skip)
     if config.t2t is not None:
         siblings = split.relevance.caption_image.tolist()
         if str(config.t2t) == "siblings":
             asked["t2t"] = "caption", sibling_relevance(siblings)
         else:
             caption_ids = [caption.caption_id for caption in split.captions]
-            asked["t2t"] = "caption", load_pairs(config.t2t, "caption", caption_ids, siblings, **skip)
+            asked["t2t"] = "caption", load_pairs(config.t2t, "caption", caption_ids, siblings, skip_unknown=skip)
     return asked
 
 

@@ -53,6 +53,16 @@ def test_scores_are_those_of_the_head_on_what_it_makes_of_one_side(name, kind):
                 assert float(found[row, item]) == pytest.approx(float(pair), abs=2e-5)
 
 
+@pytest.mark.parametrize("name", ["adapt", "scan"])
+def test_where_captions_are_embedded_otherwise_regions_are_words(name):
+    """ADAPT makes another shape of a caption: it is asked as it is, with images on both sides. SCAN embeds neither."""
+    matcher, encoded = matcher_of({"name": name}), items(5)
+    found = within_scorer(matcher, "image", encoded)([4, 1])
+    with torch.no_grad():
+        whole = matcher.head.eval()(encoded.items, encoded.items, encoded.mask, encoded.mask)
+    assert torch.allclose(found, whole[[4, 1]], atol=2e-5)
+
+
 def test_a_head_of_ones_own_is_asked_itself():
     class Sum(Head):
         def compare(self, images, captions, region_mask=None, word_mask=None):
@@ -136,12 +146,3 @@ def test_what_cannot_be_compared_or_read_is_named(tmp_path):
         load_pairs(path, "caption", ["1", "2"])
     with pytest.raises(ValueError, match="no two captions"):
         sibling_relevance([0, 1])
-
-    class Uneven(Head):
-        def embed_images(self, regions, region_mask=None):
-            return regions.mean(dim=1)
-
-    matcher = matcher_of({"name": "cosine"})
-    matcher.head = Uneven()
-    with pytest.raises(ValueError, match=r"Uneven makes .* so that it cannot compare one image with another"):
-        within_scorer(matcher, "image", items(3))

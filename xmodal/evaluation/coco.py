@@ -171,8 +171,10 @@ def _load(title: str, name: str, image_ids: Sequence[str], caption_ids: Sequence
             f"but {error}; evaluate that split, its captions written with `xmodal prepare captions ... "
             "--captions-per-image 5`, or give judgements of your own with --relevance"
         ) from error
-    tables = [_read(folder / f"{name}_{kind}.json") for kind in ("image_to_caption", "caption_to_image")]
-    return judgements_by_number(*tables, image_ids, caption_ids)
+    captions_of, images_of = (
+        _read(folder / f"{name}_{kind}.json") for kind in ("image_to_caption", "caption_to_image")
+    )
+    return judgements_by_number(captions_of, images_of, image_ids, caption_ids)
 
 
 def _data_folder() -> Path:

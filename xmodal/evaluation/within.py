@@ -1,8 +1,9 @@
 """Retrieval within one modality: images for images and captions for captions, by the head that compares the two.
 
 A head compares what stands for an image with what stands for a caption. Both are sets of vectors, or vectors, of one
-joint space, so that it can also compare an image with an image: its regions then take the place of words. CxC (Parekh
-et al., EACL 2021) grades pairs of both kinds.
+joint space, so that it can also compare an image with an image. What answers is embedded as what asks is; where a head
+makes something of another shape of captions than of images (ADAPT), its regions take the place of words from there on.
+CxC (Parekh et al., EACL 2021) grades pairs of both kinds.
 """
 
 from __future__ import annotations
@@ -53,27 +54,27 @@ class OneSide(Head):
 
     Args:
         head: the head.
-        kind: what both sides are.
+        kind: what both sides are, and how they are embedded.
+        alike: whether both sides are embedded as `kind`; otherwise each is as the head embeds the side that it takes.
 
     >>> from xmodal.heads import SCAN
     >>> OneSide(SCAN(), "image")(torch.randn(2, 36, 8), torch.randn(3, 36, 8)).shape
     torch.Size([2, 3])
     """
 
-    def __init__(self, head: Head, kind: Kind) -> None:
+    def __init__(self, head: Head, kind: Kind, *, alike: bool = True) -> None:
         super().__init__()
-        self.head, self.kind = head.in_stages, kind
-
-    def _embed(self, items: Tensor, mask: Tensor | None) -> Tensor:
-        return self.head.embed_images(items, mask) if self.kind == "image" else self.head.embed_captions(items, mask)
+        self.head, self.kind, self.alike = head.in_stages, kind, alike
 
     def embed_images(self, regions: Tensor, region_mask: Tensor | None = None) -> Tensor:
-        """What asks, as the head embeds its kind."""
-        return self._embed(regions, region_mask)
+        """What asks."""
+        as_caption = self.alike and self.kind == "caption"
+        return (self.head.embed_captions if as_caption else self.head.embed_images)(regions, region_mask)
 
     def embed_captions(self, words: Tensor, word_mask: Tensor | None = None) -> Tensor:
-        """What answers, as the head embeds its kind."""
-        return self._embed(words, word_mask)
+        """What answers."""
+        as_image = self.alike and self.kind == "image"
+        return (self.head.embed_images if as_image else self.head.embed_captions)(words, word_mask)
 
     def compare(
         self, images: Tensor, captions: Tensor, region_mask: Tensor | None = None, word_mask: Tensor | None = None
@@ -86,7 +87,7 @@ class OneSide(Head):
         return self.head.pair_bytes(image, caption)
 
     @property
-    def comparison(self) -> Comparison | None:
+    def comparison(self) -> Comparison | None:  # type: ignore[override]
         """That of the head."""
         return self.head.comparison
 
@@ -224,10 +225,6 @@ def within_scorer(matcher: Matcher, kind: Kind, items: EncodedSet) -> Callable[[
         kind: what the items are.
         items: what `matcher.embed_store` or `matcher.embed_captions` gives.
 
-    Raises:
-        ValueError: the head makes something of another shape of images than of captions, so that it cannot compare
-            either with itself.
-
     >>> from xmodal.encoders.base import EncodedSet
     >>> from xmodal.model import Matcher
     >>> image, text = {"name": "regions", "input_dim": 8, "dim": 4}, {"name": "gru", "dim": 4, "word_dim": 4}
@@ -239,12 +236,7 @@ def within_scorer(matcher: Matcher, kind: Kind, items: EncodedSet) -> Callable[[
     head = matcher.head.in_stages
     with evaluating(head):
         shapes = [embed(items.items[:1], items.mask[:1]).shape for embed in (head.embed_images, head.embed_captions)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"{type(matcher.head).__name__} makes {tuple(shapes[0][1:])} of an image and {tuple(shapes[1][1:])} of a "
-            f"caption of the same size, so that it cannot compare one {kind} with another"
-        )
-    one_side = OneSide(head, kind)
+    one_side = OneSide(head, kind, alike=shapes[0] == shapes[1])
 
     def score(queries: Sequence[int]) -> Tensor:
         chosen = torch.as_tensor(queries, device=items.items.device)
