@@ -322,3 +322,54 @@ def test_a_killed_change_is_there_whole_or_not_at_all(store, tmp_path):
         number += 1
     assert outcomes == {True, False}
     assert not [path for path in index.path.iterdir() if path.name.startswith(".")]
+
+
+def test_an_index_without_floats_embeds_again_and_notices_other_images(store, tmp_path):
+    matcher = make_matcher({"name": "scan"})
+    index = Index.build(matcher, store, tmp_path / "i", floats=False, segment_items=60)
+    with_floats = Index.build(matcher, store, tmp_path / "j")
+    wanted = with_floats.search(matcher, "a dog and a cat", rescored=10)
+    for opened in (index, Index.open(index.path, source=store)):
+        hits = opened.search(matcher, "a dog and a cat", rescored=10)
+        assert names(hits) == names(wanted)
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in wanted], abs=1e-6)
+    assert index.bytes_each()["floats"] == 0 < with_floats.bytes_each()["floats"]
+    with pytest.raises(ValueError, match="open it with the source of its images"):
+        Index.open(index.path).search(matcher, "a dog")
+    with pytest.raises(ValueError, match="gives other images"):
+        Index.open(index.path, source=Subset(store, [*range(1, len(store)), 0])).search(matcher, "a dog")
+    with pytest.raises(ValueError, match="built of more images"):
+        Index.open(index.path, source=Subset(store, range(3))).search(matcher, "a dog")
+    with pytest.raises(ValueError, match="keeps no float vectors"):
+        index.add(matcher, Subset(store, range(3)))
+
+
+def test_cells_find_candidates_and_stay_with_the_items(store, captions, tmp_path, monkeypatch):
+    monkeypatch.setattr("xmodal.search.ranking.SHORTLIST", 60)
+    matcher = make_matcher({"name": "scan"})
+    index = Index.build(matcher, Subset(store, range(100)), tmp_path / "i", cells=12, segment_items=30)
+    for n in range(100, 116):
+        index.add(matcher, Subset(store, [n]))
+    index.remove(["new-3", "new-103"])
+    sentences = [caption.caption for caption in captions[:30]]
+    assert index.measure(matcher, sentences, rescored=50) > 80
+    exact = index.search(matcher, sentences, words=False)
+    scores = matcher.score_all(Subset(store, [n for n in range(116) if n not in (3, 103)]), sentences).T
+    for row, hits in zip(scores, exact, strict=True):
+        assert [hit.score for hit in hits] == pytest.approx(row.topk(10).values.tolist(), abs=1e-5)
+    with pytest.raises(ValueError, match="cells are for heads with cross attention"):
+        Index.build(make_matcher({"name": "cosine"}), store, tmp_path / "j", cells=4)
+    with pytest.raises(ValueError, match="ask for fewer"):
+        Index.build(matcher, Subset(store, range(3)), tmp_path / "j", cells=4000)
+
+
+def test_what_was_read_can_be_forgotten(scan, monkeypatch):
+    matcher, index = scan
+    before = index.search(matcher, "a dog and a cat", words=False)
+    monkeypatch.setattr("xmodal.search.compressed.RESIDENT", 0)
+    monkeypatch.setattr("xmodal.search.compressed.FEW", 0)
+    torch.set_num_threads(2)
+    try:
+        assert names(index.search(matcher, "a dog and a cat", words=False)) == names(before)
+    finally:
+        torch.set_num_threads(1)

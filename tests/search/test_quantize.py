@@ -37,19 +37,10 @@ def test_rotation_keeps_products(seed, dim):
 def test_four_bits_keep_a_tenth_of_a_normal_vectors_error():
     vectors = torch.nn.functional.normalize(torch.randn(500, 64, generator=torch.Generator().manual_seed(0)), dim=1)
     quantizer = Quantizer.fit(vectors)
-    lead, tail = unpack_scan(quantizer.encode(vectors).scan)
-    error = (lead - quantizer.rotate(vectors)[:, :64]).norm(dim=1).mean()
-    assert 0.09 < float(error) < 0.12  # sqrt(0.01154), Max 1960
-    assert float(tail.max()) == 0
-
-
-def test_the_length_of_the_rest_is_kept():
-    vectors = torch.randn(50, 96, generator=torch.Generator().manual_seed(0))
-    quantizer = Quantizer.fit(vectors, lead=32)
     codes = quantizer.encode(vectors, bits=4)
+    error = (unpack_scan(codes.scan) - quantizer.rotate(vectors)[:, :64]).norm(dim=1).mean()
+    assert 0.09 < float(error) < 0.12  # sqrt(0.01154), Max 1960
     assert codes.lead is None
-    rest = quantizer.rotate(vectors)[:, 32:].norm(dim=1)
-    assert torch.allclose(unpack_scan(codes.scan)[1], rest, rtol=2e-3)
 
 
 def test_the_same_quantizer_comes_back():

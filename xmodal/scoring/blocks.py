@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from xmodal.scoring.backends import Backend
     from xmodal.scoring.packing import Block
     from xmodal.scoring.tiles import FastPath
+
+Result = TypeVar("Result")
 
 AHEAD = 32
 """Tiles that are begun before the first is waited for: enough that every thread has work."""
@@ -165,7 +167,7 @@ def _fast_tiles(path: FastPath, sides: Sides, plan: Plan, wanted: Callable[[Tens
         chosen_product(plan.dtype, threads=1 if workers > 1 else None)  # measured before threads disturb one another
     images, captions = (Collection(side.items, side.mask, plan.dtype, plan.device) for side in sides)
     tasks = _fast_tasks(path, images, captions, plan.budget_bytes, wanted)
-    yield from _side_by_side(tasks, workers) if workers > 1 else (task() for task in tasks)
+    yield from side_by_side(tasks, workers) if workers > 1 else (task() for task in tasks)
 
 
 def _fast_tasks(
@@ -200,9 +202,13 @@ def _fast_tasks(
             yield from (partial(score, image_block, caption_block) for image_block in chosen)
 
 
-def _side_by_side(tiles: Iterator[Callable[[], Tile]], workers: int) -> Iterator[Tile]:
-    """Tiles in their order, each computed by one thread alone: the passes over a tile are too short to be shared."""
-    threads, running = torch.get_num_threads(), deque[Future[Tile]]()
+def side_by_side(tiles: Iterator[Callable[[], Result]], workers: int) -> Iterator[Result]:
+    """Tiles in their order, each computed by one thread alone: the passes over a tile are too short to be shared.
+
+    >>> list(side_by_side(iter([lambda: 1, lambda: 2]), workers=2))
+    [1, 2]
+    """
+    threads, running = torch.get_num_threads(), deque[Future[Result]]()
     # Given within a thread, the number holds for that thread, for later ones, and for products everywhere.
     alone = partial(torch.set_num_threads, 1)
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from xmodal.search.segment import Segment, padded
+from xmodal.search.segment import Segment  # noqa: TC001  # of a NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.search.manifest import SegmentEntry
-
-Filter = "Sequence[str] | Mapping[str, Any]"
-"""Which items may be found: ids, or what their metadata must be, a value or several."""
-
-Again = "Callable[[Int[Tensor, ' item']], tuple[Float[Tensor, 'item place dim'], Tensor]]"
-"""Embeds items, given by their places in the source, once more."""
 
 
 class Part(NamedTuple):
@@ -46,15 +40,22 @@ class Collection:
         >>> from pathlib import Path
         >>> from xmodal.search.collection import Collection
         >>> from xmodal.search.manifest import SegmentEntry
-        >>> from xmodal.search.segment import Items, Segment, write_segment
-        >>> write_segment(Path("a.safetensors"), Items(["7", "8"], torch.eye(2), torch.tensor([1, 1])), None)
+        >>> from xmodal.search.draft import Items, draft, write_segment
+        >>> from xmodal.search.segment import Segment
+        >>> items = Items(["7", "8"], torch.eye(2), torch.tensor([1, 1]))
+        >>> write_segment(Path("a.safetensors"), [draft(items, None)])
         >>> segments = [Segment(Path("a.safetensors"))]
         >>> collection = Collection(segments, [SegmentEntry("a.safetensors", 2, 0, removed=[0])])
         >>> len(collection), collection.alive.tolist(), collection.id(1), collection.find("7")
         (2, [False, True], '8', None)
     """
 
-    def __init__(self, segments: Sequence[Segment], entries: Sequence[SegmentEntry], again: Any = None) -> None:
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        entries: Sequence[SegmentEntry],
+        again: Callable[[Part], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         self.segments, self.again = list(segments), again
         sizes = torch.tensor([len(segment) for segment in segments], dtype=torch.long)
         self.ends = sizes.cumsum(0)
@@ -67,7 +68,8 @@ class Collection:
 
     def parts(self, items: Int[Tensor, " some"]) -> Iterator[Part]:
         """Some items, in any order, segment by segment."""
-        order = items.argsort()
+        is_sorted = bool((items[1:] > items[:-1]).all())
+        order = torch.arange(len(items)) if is_sorted else items.argsort()
         counts = torch.bincount(torch.searchsorted(self.ends, items, right=True), minlength=len(self.ends)).tolist()
         start = 0
         for segment, count, end in zip(self.segments, counts, self.ends.tolist(), strict=True):
@@ -91,7 +93,8 @@ class Collection:
         segment, local = self._locate(item)
         if "boxes" not in segment.arrays:
             return None
-        return torch.from_numpy(segment.arrays["boxes"][segment.rows(torch.tensor([local])).numpy()])
+        boxes = torch.from_numpy(segment.arrays["boxes"][segment.rows(torch.tensor([local])).numpy()])
+        return None if bool(boxes.isnan().any()) else boxes
 
     def find(self, name: str) -> int | None:
         """The number of an id that was not removed."""
@@ -153,12 +156,10 @@ class Collection:
     def _of_segment(self, part: Part) -> tuple[Tensor, Tensor]:
         if "floats" in part.segment.arrays:
             return part.segment.vectors(part.items)
+        assert self.again is not None, "vectors are kept, or embedded again"
         return self.again(part)
 
     def _locate(self, item: int) -> tuple[Segment, int]:
         number = int(torch.searchsorted(self.ends, item, right=True))
         segment = self.segments[number]
         return segment, item - (int(self.ends[number]) - len(segment))
-
-
-__all__ = ["Collection", "Part", "padded"]

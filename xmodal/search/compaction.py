@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xmodal.search.draft import kept, write_segment
 from xmodal.search.manifest import SEGMENT, Manifest, SegmentEntry
-from xmodal.search.segment import Segment, merge_segments
+from xmodal.search.segment import Segment
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from xmodal.search.cells import Cells
 
 TOGETHER = 8
 """Segments of like size that become one; so that every item is written anew about log_8(items) times."""
 
 
-def compacted(folder: Path, manifest: Manifest, most_items: int) -> Manifest:
+def compacted(folder: Path, manifest: Manifest, most_items: int, cells: Cells | None = None) -> Manifest:
     """The manifest with segments merged that should be; what they were merged into is written, the old ones stay.
 
     Merged are eight segments of like size, where they are small enough together, and a segment of which more than half
@@ -28,12 +31,14 @@ def compacted(folder: Path, manifest: Manifest, most_items: int) -> Manifest:
         folder: of the index.
         manifest: what is true otherwise.
         most_items: of a segment.
+        cells: of the index.
 
     >>> from pathlib import Path
-    >>> from xmodal.search.segment import Items, write_segment
+    >>> from xmodal.search.draft import Items, draft
     >>> entries = []
     >>> for number in range(8):
-    ...     write_segment(Path(f"{number}"), Items([f"image {number}"], torch.eye(1), torch.tensor([1])), None)
+    ...     one = draft(Items([f"image {number}"], torch.eye(1), torch.tensor([1])), None)
+    ...     write_segment(Path(f"{number}"), [one])
     ...     entries.append(SegmentEntry(f"{number}", 1, 0))
     >>> manifest = Manifest("images", "", {}, bits=8, dim=1, segments=entries)
     >>> [entry.items for entry in compacted(Path("."), manifest, most_items=100).segments]
@@ -51,9 +56,9 @@ def compacted(folder: Path, manifest: Manifest, most_items: int) -> Manifest:
             segment = Segment(folder / entry.file)
             alive = torch.ones(len(segment), dtype=torch.bool)
             alive[torch.tensor(entry.removed, dtype=torch.long)] = False
-            parts.append((segment, alive.nonzero()[:, 0]))
-        merge_segments(path, parts)
-        merged = SegmentEntry(path.name, sum(len(items) for _, items in parts), path.stat().st_size)
+            parts.append(kept(segment, alive.nonzero()[:, 0]))
+        write_segment(path, parts, cells)
+        merged = SegmentEntry(path.name, sum(len(part.ids) for part in parts), path.stat().st_size)
         left = [entry for entry in entries if entry not in chosen]
         manifest = replace(manifest, segments=[*left, merged], next_segment=manifest.next_segment + 1)
 

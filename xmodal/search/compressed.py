@@ -4,29 +4,74 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from xmodal.heads.attention import Side, stacked_attention
+from xmodal.heads.attention import EPSILON, Side, stacked_attention
 from xmodal.heads.bfan import refocus
-from xmodal.search.bound import Estimate, upper_bounds
+from xmodal.scoring.blocks import side_by_side
+from xmodal.search.bound import STEPS, Estimate, aggregated, nearest_direction, upper_bounds
 from xmodal.search.quantize import unpack_scan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from jaxtyping import Float, Int
+    from jaxtyping import Float, Int, Int8
     from torch import Tensor
 
     from xmodal.heads.comparison import CrossAttention
-    from xmodal.search.collection import Collection
+    from xmodal.search.collection import Collection, Part
     from xmodal.search.manifest import Indexed
     from xmodal.search.quantize import Quantizer
     from xmodal.search.segment import Segment
 
-PRODUCTS = 1 << 21
+PRODUCTS = 1 << 20
 """Products of a block, at most: a few buffers of them stay in the cache or near it."""
+
+RESIDENT = 1 << 30
+"""Bytes of an index up to which what was read of it stays in memory, whatever else the system keeps of its files."""
+
+FEW = 1024
+"""Items for which other threads are not woken."""
+
+COLUMNS = 16
+"""Vectors of queries are padded to a multiple of this, in which integer products are fastest."""
+
+
+class Rounded(NamedTuple):
+    """Vectors in integers, for products with those of an index."""
+
+    codes: Int8[Tensor, "column coordinate"]
+    """Padded with zeros; one vector a row, or with `fine` steps two: coarse ones, then what they leave out."""
+    count: int
+    """Vectors."""
+    step: float
+    error: float
+    """Length of what is left out of a vector, at most."""
+    norm: float
+    """The greatest of the vectors."""
+    least: float = 1.0
+    """Of the factors that the vectors were divided by, in units of their lengths, the smallest."""
+
+    @classmethod
+    def of(cls, coordinates: Float[Tensor, "place coordinate"], *, fine: bool = False) -> Rounded:
+        """Round all vectors with one step."""
+        step = float(coordinates.abs().max()) / 127 or 1.0
+        codes = (coordinates / step).round()
+        left = coordinates - codes * step
+        rows = [codes]
+        if fine:
+            rows.append((left * (FINE / step)).round().clamp(-127, 127))
+            left = left - rows[1] * (step / FINE)
+        padding = codes.new_zeros(-len(codes) * len(rows) % COLUMNS, codes.shape[1])
+        norm = float(coordinates.norm(dim=1).max())
+        error = float(left.norm(dim=1).max()) + 1e-5 * norm
+        return cls(torch.cat([*rows, padding]).to(torch.int8), len(codes), step, error, norm)
+
+
+FINE = 254
+"""Fine steps in a coarse one."""
 
 
 class Query(NamedTuple):
@@ -38,13 +83,28 @@ class Query(NamedTuple):
     gram: Float[Tensor, "place place"]
     spread: float
     """The greatest length of the products of these vectors with a vector of length one."""
+    fine: Rounded
+    attending: Rounded
+    """The vectors in length one: as queries, of whose products with contexts the greatest counts."""
+    reach: Float[Tensor, " place"]
+    """Products of the vectors with the direction nearest to all, at least; zero where that is not near."""
+    attended: Rounded | None
+    """The vectors divided by their products with the direction nearest to all: as contexts; None if there is none."""
 
     @classmethod
     def of(cls, vectors: Float[Tensor, "place dim"], quantizer: Quantizer) -> Query:
         """The query of some vectors."""
         vectors = vectors.float()
+        coordinates, norms, gram = quantizer.rotate(vectors), vectors.norm(dim=1), vectors @ vectors.T
         spread = float(torch.linalg.matrix_norm(vectors.double(), 2)) * (1 + 1e-5)
-        return cls(vectors, quantizer.rotate(vectors), vectors.norm(dim=1), vectors @ vectors.T, spread)
+        fine = Rounded.of(coordinates, fine=True)
+        attending = Rounded.of(coordinates / norms[:, None].clamp_min(EPSILON))
+        reach = (nearest_direction(gram[None])[0] - 1e-5 * float(norms.max())).clamp_min(0)
+        attended = None
+        if float(reach.min()) > 1e-3:
+            least = float((reach / norms).min())
+            attended = Rounded.of(coordinates / reach[:, None])._replace(least=least)
+        return cls(vectors, coordinates, norms, gram, spread, fine, attending, reach, attended)
 
 
 class Compressed:
@@ -64,10 +124,11 @@ class Compressed:
         >>> from xmodal.search.compressed import Compressed, Query
         >>> from xmodal.search.manifest import SegmentEntry
         >>> from xmodal.search.quantize import Quantizer
-        >>> from xmodal.search.segment import Items, Segment, write_segment
+        >>> from xmodal.search.draft import Items, draft, write_segment
+        >>> from xmodal.search.segment import Segment
         >>> vectors = torch.nn.functional.normalize(torch.randn(6, 8), dim=1)
         >>> quantizer, path = Quantizer.fit(vectors), Path("a.safetensors")
-        >>> write_segment(path, Items(["7", "8"], vectors, torch.tensor([2, 4])), quantizer)
+        >>> write_segment(path, [draft(Items(["7", "8"], vectors, torch.tensor([2, 4])), quantizer)])
         >>> collection = Collection([Segment(path)], [SegmentEntry(path.name, 2, 0)])
         >>> compressed = Compressed(collection, quantizer, CrossAttention(), "images")
         >>> both, query = torch.arange(2), Query.of(vectors[:3], quantizer)
@@ -93,24 +154,24 @@ class Compressed:
             torch.stack([queries[number].coordinates[:, :lead] for number in group], 1) for group in groups.values()
         ]
         columns = torch.cat([stack.flatten(0, 1) for stack in stacks])
-        for part in self.collection.parts(items):
-            done = 0
-            for length, some in part.segment.blocks(part.items, max(1, PRODUCTS // len(columns))):
-                places = part.places[done : done + len(some)]
-                done += len(some)
-                values, tail = unpack_scan(part.segment.take("scan", length, some))
-                products = (values @ columns.T).split([stack.shape[0] * stack.shape[1] for stack in stacks], dim=1)
-                values, tail = values.view(len(some), length, -1), tail.view(len(some), length)
-                norms = part.segment.norms(length, some)
-                gram = values @ values.transpose(1, 2) if True in self.roles else None
-                if gram is not None:
-                    gram.diagonal(dim1=1, dim2=2).copy_(norms.square())
-                contexts = Side(values, torch.ones_like(norms, dtype=torch.bool), norms, gram)  # type: ignore[arg-type]
-                for group, of_group in zip(groups.values(), products, strict=True):
-                    tile = of_group.reshape(len(some), length, -1, len(group))
-                    scores[torch.tensor(group)[:, None], places] = self._attended(
-                        tile, contexts, [queries[number] for number in group]
-                    )
+        members = list(groups.values())
+
+        def work(segment: Segment, length: int, some: Int[Tensor, " item"]) -> Float[Tensor, "query item"]:
+            values = unpack_scan(segment.take("scan", length, some))
+            products = (values @ columns.T).split([stack.shape[0] * stack.shape[1] for stack in stacks], dim=1)
+            values, norms = values.view(len(some), length, -1), segment.norms(length, some)
+            gram = values @ values.transpose(1, 2) if True in self.roles else norms
+            if True in self.roles:
+                gram.diagonal(dim1=1, dim2=2).copy_(norms.square())
+            contexts, found = Side(values, torch.ones_like(norms, dtype=torch.bool), norms, gram), []
+            for group, tile in zip(members, products, strict=True):
+                tile = tile.reshape(len(some), length, -1, len(group))
+                found.append(self._attended(tile, contexts, [queries[number] for number in group]))
+            return torch.cat(found)
+
+        order = torch.tensor([number for group in members for number in group])
+        for places, found in self._blocks(items, PRODUCTS // len(columns), work):
+            scores[order[:, None], places] = found
         return scores
 
     def _attended(
@@ -137,36 +198,156 @@ class Compressed:
                 total += score(exchanged, others, items.norms.T[None], items.mask.T[None])
         return total
 
-    def bounds(self, query: Query, items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
-        """The most that the scores of some items with a query can be, by the 8-bit coordinates."""
-        bounds = torch.empty(len(items))
-        most_rows = max(1, PRODUCTS // 8 // len(query.vectors))
-        for part in self.collection.parts(items):
-            done = 0
-            for length, some in part.segment.blocks(part.items, most_rows):
-                places = part.places[done : done + len(some)]
-                done += len(some)
-                bounds[places] = self._bounded(query, part.segment, length, some)
+    def cone_bounds(self, queries: Sequence[Query], items: Int[Tensor, " item"]) -> Float[Tensor, "query item"]:
+        """Wide bounds on the scores of queries with items, at the price of one product with all queries a block.
+
+        Whatever the attention weights are, a similarity is at most the greatest product with a context item, divided by
+        that of the context item with one direction (see `xmodal.search.bound`).
+        """
+        if not all(role or query.attended for role in self.roles for query in queries):
+            return torch.full((len(queries), len(items)), torch.inf)
+        bounds = torch.empty(len(queries), len(items))
+        rounded = [[query.attending if role else query.attended for query in queries] for role in self.roles]
+        codes = torch.cat([each.codes for row in rounded for each in row if each is not None])
+        tasks = self._blocks(items, PRODUCTS // len(codes), lambda *block: self._cones(rounded, codes, *block))
+        for places, found in tasks:
+            bounds[:, places] = found
         return bounds
 
-    def _bounded(
-        self, query: Query, segment: Segment, length: int, items: Int[Tensor, " item"]
+    def bounds(self, query: Query, items: Int[Tensor, " item"], *, steps: int = STEPS) -> Float[Tensor, " item"]:
+        """The most that the scores of some items with a query can be."""
+        bounds = torch.empty(len(items))
+        most_rows = PRODUCTS // 4 // len(query.fine.codes)
+        for places, found in self._blocks(items, most_rows, lambda *block: self._bounded(query, steps, *block)):
+            bounds[places] = found
+        return bounds
+
+    def _blocks(
+        self,
+        items: Int[Tensor, " item"],
+        most_rows: int,
+        work: Callable[[Segment, int, Int[Tensor, " item"]], Tensor],
+    ) -> Iterator[tuple[Int[Tensor, " some"], Tensor]]:
+        """The results of blocks of items of equal length, and where in `items` they are, by all threads."""
+
+        large = sum(len(segment.mapped) for segment in self.collection.segments) > RESIDENT
+        workers = torch.get_num_threads() if len(items) > FEW else 1
+        for part in self.collection.parts(items):
+            tasks = self._tasks(part, max(1, most_rows), work)
+            yield from side_by_side(tasks, workers) if workers > 1 else (task() for task in tasks)
+            if large:
+                part.segment.forget()
+
+    def _tasks(
+        self, part: Part, most_rows: int, work: Callable[[Segment, int, Int[Tensor, " item"]], Tensor]
+    ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+        done = 0
+        for length, some in part.segment.blocks(part.items, most_rows):
+            places = part.places[done : done + len(some)]
+            done += len(some)
+            yield partial(_with_places, places, work, part.segment, length, some)
+
+    def _products(
+        self, codes: Int8[Tensor, "column coordinate"], segment: Segment, length: int, items: Int[Tensor, " item"]
+    ) -> list[Int[Tensor, "column row"]]:
+        """Integer products of a query's codes with the two parts of the items'."""
+        lead = self.quantizer.lead
+        products = []
+        for name, part in (("lead", codes[:, :lead]), ("rest", codes[:, lead:])):
+            if part.shape[1]:
+                rows = torch.from_numpy(segment.take(name, length, items))
+                products.append(torch._int_mm(part.contiguous(), rows.T))
+        return products
+
+    def _cones(
+        self,
+        rounded: list[list[Rounded]],
+        codes: Int8[Tensor, "column coordinate"],
+        segment: Segment,
+        length: int,
+        items: Int[Tensor, " item"],
+    ) -> Float[Tensor, "query item"]:
+        products = self._products(codes, segment, length, items)
+        steps, errors, norms = _scales(segment, length, items)
+        start, total = 0, torch.zeros(len(rounded[0]), len(items))
+        for role, row in zip(self.roles, rounded, strict=True):
+            cosine = _cosines(segment, length, items) if role else torch.ones_like(norms)
+            reach = norms * cosine
+            scale = 1 / reach.clamp_min(1e-9)
+            nothing = torch.where(reach > 0, 0.0, torch.inf)  # is known
+            for number, query in enumerate(row):
+                columns = slice(start, start + query.count)
+                start += len(query.codes)
+                found = (query.norm * errors + query.error * (norms + errors)) * scale + nothing
+                for each, step in zip(products, steps, strict=False):
+                    found = torch.addcmul(found, each[columns].float(), step * scale, value=query.step)
+                least = cosine.view(len(items), length).amin(dim=1) if role else query.least
+                total[number] += self._most(found.view(-1, len(items), length), role, least)
+        return total
+
+    def _most(
+        self, found: Float[Tensor, "column item place"], as_context: bool, least: Float[Tensor, " item"] | float
     ) -> Float[Tensor, " item"]:
-        codes = (segment.take(name, length, items) for name in ("lead", "rest", "steps"))
-        products = (self.quantizer.decode(*codes) @ query.coordinates.T).view(len(items), length, -1)
-        errors = torch.from_numpy(segment.take("errors", length, items).astype("float32")).view(len(items), length)
-        norms = segment.norms(length, items)
+        """The score where every query has its greatest similarity: products divided by reach, of which one is `least`.
+
+        All that is negative is to be divided by the length of the context item instead, which is more.
+        """
+        most = found.amax(dim=2) if as_context else found.amax(dim=0).T
+        return aggregated(self.how, torch.where(most < 0, most * least, most))
+
+    def _bounded(
+        self, query: Query, steps: int, segment: Segment, length: int, items: Int[Tensor, " item"]
+    ) -> Float[Tensor, " item"]:
+        many, shape = query.fine.count, (query.fine.count, len(items), length)
+        scales, errors, norms = _scales(segment, length, items)
+        products = torch.zeros(many, len(errors))
+        for each, scale in zip(self._products(query.fine.codes, segment, length, items), scales, strict=False):
+            fine = torch.add(each[:many].float(), each[many : 2 * many].float(), alpha=1 / FINE)
+            products.addcmul_(fine, scale, value=query.fine.step)
+        products = products.view(shape)
+        missed = (query.fine.error * (norms + errors)).view(shape[1:]).T  # (place, item), as all that follows
+        errors, norms = errors.view(shape[1:]).T, norms.view(shape[1:]).T
         total = torch.zeros(len(items))
         for as_context in self.roles:
             if as_context:
-                gram = segment.gram(length, items)
-                wrong = 2.0**-11 * gram.abs().amax(dim=(1, 2)) + 4e-5 * norms.amax(dim=1).square()
-                entry = errors[:, :, None] * query.norms
-                estimate = Estimate(products, entry, query.spread * errors, gram, wrong, query.norms[None])
+                gram, cosines = segment.gram(length, items), _cosines(segment, length, items).view(shape[1:]).T
+                wrong = 2.0**-11 * gram.flatten(1).abs().amax(dim=1) + 4e-5 * norms.amax(dim=0).square()
+                entry = errors[:, None] * query.norms[:, None] + missed[:, None]
+                column = query.spread * errors + many**0.5 * missed
+                estimate = Estimate(
+                    products.permute(2, 0, 1).contiguous(),
+                    entry,
+                    column,
+                    gram,
+                    wrong,
+                    query.norms[:, None],
+                    norms,
+                    norms * cosines,
+                )
             else:
-                entry = query.norms[None, :, None] * errors[:, None]
-                column = query.norms * errors.norm(dim=1, keepdim=True)
-                exact = torch.zeros(1)
-                estimate = Estimate(products.transpose(1, 2), entry, column, query.gram[None], exact, norms)
-            total += upper_bounds(self.how, estimate)
+                entry = query.norms[:, None, None] * errors + missed
+                column = query.norms[:, None] * errors.norm(dim=0) + missed.norm(dim=0)
+                exchanged = products.transpose(1, 2).contiguous()
+                sure = torch.zeros(1)
+                near = (query.gram[None], sure, norms, query.norms[:, None], query.reach[:, None])
+                estimate = Estimate(exchanged, entry, column, *near)
+            total += upper_bounds(self.how, estimate, steps=steps)
         return total
+
+
+def _scales(
+    segment: Segment, length: int, items: Int[Tensor, " item"]
+) -> tuple[list[Float[Tensor, " row"]], Float[Tensor, " row"], Float[Tensor, " row"]]:
+    """The steps of both parts of the vectors, what they leave out and the vectors' lengths."""
+    steps = torch.from_numpy(segment.take("steps", length, items)).float()
+    errors = torch.from_numpy(segment.take("errors", length, items)).float()
+    return [steps[:, 0], steps[:, 1]], errors, segment.norms(length, items).flatten()
+
+
+def _cosines(segment: Segment, length: int, items: Int[Tensor, " item"]) -> Float[Tensor, " row"]:
+    """Of the vectors with the direction nearest to all of their item."""
+    return torch.from_numpy(segment.take("reach", length, items)).float() / 255
+
+
+def _with_places(places: Tensor, work: Callable[..., Tensor], *block: Any) -> tuple[Tensor, Tensor]:
+    return places, work(*block)

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from xmodal.data.captions import Caption
 from xmodal.encoders.base import EncodedSet
-from xmodal.heads.comparison import InnerProduct
+from xmodal.heads.comparison import CrossAttention, InnerProduct
 from xmodal.inference import evaluating
 from xmodal.model import BATCH_SIZE
 from xmodal.scoring.blocks import bar_options
 from xmodal.scoring.embedding import in_dtype
-from xmodal.search.segment import Items
+from xmodal.search.draft import Items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -158,7 +158,7 @@ def _compared(
 ) -> tuple[Float[Tensor, "row dim"], Bool[Tensor, "item place"]]:
     """What is compared, one vector a row, and which places of each item they are."""
     items, mask = encoded.items.float(), encoded.mask
-    if head.comparison is not None:
+    if isinstance(head.comparison, (CrossAttention, InnerProduct)):  # others are asked themselves, for what they embed
         items = embed(items, mask)
     if isinstance(head.comparison, InnerProduct):
         items, mask = items[:, None], torch.ones(len(items), 1, dtype=torch.bool, device=items.device)

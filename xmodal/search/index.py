@@ -20,14 +20,17 @@ from safetensors.numpy import load_file, save_file
 from xmodal.data.atomic import folder_written_whole, locked, refuse_existing
 from xmodal.heads.comparison import CrossAttention
 from xmodal.inference import evaluating
+from xmodal.numerics import check_count
+from xmodal.search.cells import Cells
 from xmodal.search.collection import Collection
 from xmodal.search.compaction import compacted
+from xmodal.search.draft import draft, write_segment
 from xmodal.search.embed import embedded_blocks, indexed_side, item_ids, query_vectors
 from xmodal.search.hits import Found, Hit, WordHit, word_shares
 from xmodal.search.manifest import MANIFEST, QUANTIZER, SEGMENT, Manifest, SegmentEntry, remove_strangers
 from xmodal.search.quantize import Quantizer
 from xmodal.search.ranking import Ranked, make_ranking, rank
-from xmodal.search.segment import Segment, joined, write_segment
+from xmodal.search.segment import Segment, padded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +46,9 @@ if TYPE_CHECKING:
 
 SEGMENT_ITEMS = 8192
 """Items of a segment, at most."""
+
+MOST_ITEMS = 1 << 16
+"""What `segment_items` may be; item numbers then take two bytes."""
 
 SAMPLE = 2048
 """Items that the rotation of an index is fitted to."""
@@ -119,6 +125,7 @@ class Index:
         floats: bool = True,
         metadata: Mapping[str, Mapping[str, Any]] | None = None,
         queries: Sequence[Any] = (),
+        cells: int = 0,
         segment_items: int = SEGMENT_ITEMS,
         overwrite: bool = False,
         progress: bool = False,
@@ -134,7 +141,9 @@ class Index:
                 again, from a source that `open` is given.
             metadata: what to keep of items, by id, for `filter`: `{"7": {"license": "CC0"}}`.
             queries: sentences (for captions: images) to measure the recall of inexact search by.
-            segment_items: items of a segment, at most: what is held in memory.
+            cells: parts of the space by which inexact search looks items up instead of scanning all (see
+                `xmodal.search.cells`), a thousand for a million images; 0 for none. For heads with cross attention.
+            segment_items: items of a segment, at most 65,536: what is held in memory.
             overwrite: replace an index that is there.
             progress: show a bar.
 
@@ -144,6 +153,10 @@ class Index:
         """
         if bits not in (4, 8):
             raise ValueError(f"bits is {bits}; wanted 8, or 4 for an index without certificate")
+        if not floats and (bits == 4 or not isinstance(matcher.head.comparison, CrossAttention)):
+            raise ValueError("floats=False needs bits=8 and a head with cross attention, to know the vectors again by")
+        check_count("segment_items", segment_items)
+        segment_items = min(segment_items, MOST_ITEMS)
         path, ids = Path(path), item_ids(items)
         if not overwrite:
             refuse_existing(path)
@@ -154,9 +167,15 @@ class Index:
             if isinstance(matcher.head.comparison, CrossAttention):
                 spread = sorted({number * len(ids) // SAMPLE for number in range(SAMPLE)})
                 sample = torch.cat([block.vectors for block in embedded_blocks(matcher, items, places=spread)])
-                save_file(Quantizer.fit(sample).arrays(), folder / QUANTIZER)
-            manifest = _written(folder, manifest, matcher, items, metadata, segment_items, floats, progress)
-            manifest.save(folder)
+                quantizer = Quantizer.fit(sample)
+                arrays = quantizer.arrays()
+                if cells:
+                    arrays["centers"] = Cells.fit(quantizer.encode(sample, bits=4).scan, cells).centers.numpy()
+                save_file(arrays, folder / QUANTIZER)
+            elif cells:
+                raise ValueError("cells are for heads with cross attention; this one compares in another way")
+            writer = _Writer(folder, matcher, metadata or {}, floats, progress)
+            writer.append(manifest, items, segment_items).save(folder)
         index = cls(path, source=None if floats else items)  # type: ignore[arg-type]
         if queries:
             index.measure(matcher, queries)
@@ -244,13 +263,15 @@ class Index:
         items = self.collection.admitted(filter)
         if not len(items):
             return [Found([], 0, 0, None)] * len(queries)
-        ranking = make_ranking(matcher.head, self.collection, self.quantizer, self.manifest.indexed, self.manifest.bits)
+        ranking = make_ranking(
+            matcher.head, self.collection, self.quantizer, self.cells, self.manifest.indexed, self.manifest.bits
+        )
         asked, found = self._vectors(matcher, queries), []
         at_once = max(1, QUERY_SCORES // len(items))
         for start in range(0, len(asked), at_once):
             some = asked[start : start + at_once]
             if engine is None:
-                candidates = ranking.candidates(some, items, max(k, rescored))
+                candidates = ranking.candidates(some, items, max(k, rescored), exact=exact)
             else:
                 candidates = [self._named(engine.candidates(query, max(k, rescored)), items) for query in some]
             for query, few in zip(some, candidates, strict=True):
@@ -293,8 +314,9 @@ class Index:
             floats = all("floats" in segment.arrays for segment in self.collection.segments)
             if not floats:
                 raise ValueError(f"{self.path} keeps no float vectors, so that its source cannot grow; build it again")
-            grown = _written(self.path, manifest, matcher, items, metadata, SEGMENT_ITEMS, True, progress)
-            self._commit(compacted(self.path, grown, SEGMENT_ITEMS))
+            writer = _Writer(self.path, matcher, metadata or {}, True, progress)
+            grown = writer.append(manifest, items, SEGMENT_ITEMS)
+            self._commit(compacted(self.path, grown, SEGMENT_ITEMS, self.cells))
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove items by id: all of these or, should this process die, none.
@@ -312,7 +334,7 @@ class Index:
                 number = self.collection.segments.index(part.segment)
                 removed = sorted({*entries[number].removed, *part.items.tolist()})
                 entries[number] = replace(entries[number], removed=removed)
-            self._commit(compacted(self.path, replace(manifest, segments=entries), SEGMENT_ITEMS))
+            self._commit(compacted(self.path, replace(manifest, segments=entries), SEGMENT_ITEMS, self.cells))
 
     def measure(self, matcher: Matcher, queries: Sequence[Any], *, rescored: int = RESCORED) -> float:
         """Measure the share of the exact top 10 that inexact search finds, in percent, and note it in the index."""
@@ -337,7 +359,7 @@ class Index:
     def bytes_each(self) -> dict[str, float]:
         """Mean bytes of an item, by what they are for: `scan`, `certificate`, `floats`, `other`."""
         kinds = {"scan": "scan", "floats": "floats"}
-        kinds |= dict.fromkeys(("lead", "rest", "steps", "errors", "gram", "norms"), "certificate")
+        kinds |= dict.fromkeys(("lead", "rest", "steps", "errors", "gram", "reach", "norms"), "certificate")
         total = dict.fromkeys(("scan", "certificate", "floats", "other"), 0.0)
         for segment in self.collection.segments:
             for name, array in segment.arrays.items():
@@ -366,11 +388,7 @@ class Index:
             if len(segment.mapped) != entry.bytes or len(segment) != entry.items:
                 raise ValueError(f"{segment.path} is damaged: it is not what {MANIFEST} says. Build the index again.")
             segments.append(segment)
-        quantizer = self.path / QUANTIZER
-        try:
-            self.quantizer = Quantizer.from_arrays(load_file(quantizer)) if quantizer.is_file() else None
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{quantizer} is damaged ({error}). Build the index again.") from error
+        self.quantizer, self.cells = _read_quantizer(self.path)
         self.manifest = manifest
         self.collection = Collection(segments, manifest.segments, self._again)
 
@@ -427,8 +445,30 @@ class Index:
         return told
 
     def _again(self, part: Part) -> tuple[Tensor, Tensor]:
-        """The vectors of items that the index does not keep."""
-        raise NotImplementedError
+        """The vectors of items that the index does not keep, made sure to be those that it was built of."""
+        if self.source is None or self._matcher is None:
+            raise ValueError(
+                f"{self.path} keeps no float vectors: open it with the source of its images, "
+                "Index.open(path, source=store)"
+            )
+        places = part.segment.arrays["places"][part.items.numpy()]
+        if int(places.max()) >= len(self.source):
+            raise ValueError(f"{self.path} was built of more images than the {len(self.source)} of its source")
+        blocks = embedded_blocks(self._matcher, self.source, places=places.tolist())
+        vectors = torch.cat([block.vectors for block in blocks])
+        lengths = part.segment.lengths[part.items]
+        if len(vectors) != int(lengths.sum()) or not self._are_those(part, vectors):
+            raise ValueError(f"the source of {self.path} gives other images than those that it was built of")
+        return padded(vectors, lengths)
+
+    def _are_those(self, part: Part, vectors: Float[Tensor, "row dim"]) -> bool:
+        """Whether vectors are as near to the compressed ones as these say."""
+        assert self.quantizer is not None, "vectors that are not kept were compressed"
+        rows = part.segment.rows(part.items).numpy()
+        arrays = part.segment.arrays
+        believed = self.quantizer.decode(*(arrays[name][rows] for name in ("lead", "rest", "steps")))
+        missed = (self.quantizer.rotate(vectors) - believed).norm(dim=1)
+        return bool((missed <= torch.from_numpy(arrays["errors"][rows]).float() + 1e-4 * vectors.norm(dim=1)).all())
 
 
 def _data(items: Any) -> dict[str, Any]:
@@ -438,29 +478,51 @@ def _data(items: Any) -> dict[str, Any]:
     return {"sizes": dict(items.sizes), "extractor": items.extractor}
 
 
-def _written(
-    folder: Path,
-    manifest: Manifest,
-    matcher: Matcher,
-    items: Any,
-    metadata: Mapping[str, Mapping[str, Any]] | None,
-    size: int,
-    floats: bool,
-    progress: bool,
-) -> Manifest:
-    """Write segments of items, and the manifest that names them too."""
-    comparison = matcher.head.comparison
-    quantizer = Quantizer.from_arrays(load_file(folder / QUANTIZER)) if (folder / QUANTIZER).is_file() else None
-    gram = isinstance(comparison, CrossAttention) and (
-        comparison.both or (comparison.direction == "t2i") == (manifest.indexed == "images")
-    )
-    ids, entries, number = item_ids(items), [], manifest.next_segment
-    for start in range(0, len(ids), size):
-        places = range(start, min(start + size, len(ids)))
-        blocks = list(embedded_blocks(matcher, items, places=places, metadata=metadata, progress=progress))
-        path = folder / SEGMENT.format(number)
-        write_segment(path, joined(blocks), quantizer, bits=manifest.bits, gram=gram, floats=floats)
-        entries.append(SegmentEntry(path.name, len(places), path.stat().st_size))
-        number += 1
-    dim = blocks[0].vectors.shape[1]
-    return replace(manifest, segments=[*manifest.segments, *entries], next_segment=number, dim=dim)
+def _read_quantizer(folder: Path) -> tuple[Quantizer | None, Cells | None]:
+    path = folder / QUANTIZER
+    if not path.is_file():
+        return None, None
+    try:
+        arrays = load_file(path)
+        cells = Cells(torch.from_numpy(arrays["centers"])) if "centers" in arrays else None
+        return Quantizer.from_arrays(arrays), cells
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Build the index again.") from error
+
+
+class _Writer:
+    """Writes items into new segments of a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        matcher: Matcher,
+        metadata: Mapping[str, Mapping[str, Any]],
+        floats: bool,
+        progress: bool,
+    ) -> None:
+        self.folder, self.matcher, self.metadata = folder, matcher, metadata
+        self.floats, self.progress = floats, progress
+        self.quantizer, self.cells = _read_quantizer(folder)
+
+    def append(self, manifest: Manifest, items: Any, size: int) -> Manifest:
+        """The manifest that names segments of these items too."""
+        how = self.matcher.head.comparison
+        gram = isinstance(how, CrossAttention) and (
+            how.both or (how.direction == "t2i") == (manifest.indexed == "images")
+        )
+        ids, entries, number, dim = item_ids(items), [], manifest.next_segment, manifest.dim
+        options = {"bits": manifest.bits, "gram": gram, "floats": self.floats}
+        for start in range(0, len(ids), size):
+            places = range(start, min(start + size, len(ids)))
+            drafts = []
+            for block in embedded_blocks(
+                self.matcher, items, places=places, metadata=self.metadata, progress=self.progress
+            ):
+                drafts.append(draft(block, self.quantizer, **options))
+                dim = block.vectors.shape[1]
+            path = self.folder / SEGMENT.format(number)
+            write_segment(path, drafts, self.cells)
+            entries.append(SegmentEntry(path.name, len(places), path.stat().st_size))
+            number += 1
+        return replace(manifest, segments=[*manifest.segments, *entries], next_segment=number, dim=dim)

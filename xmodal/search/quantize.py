@@ -4,7 +4,7 @@ A rotation comes first. Its leading coordinates are those in which the vectors v
 at random among themselves, and so are the others: a random turn spreads a vector evenly over its coordinates, so that
 one step fits them all. A vector is then kept twice:
 
-- for the scan, its leading coordinates in 4 bits with a step, and the length of the rest;
+- for the scan, its leading coordinates in 4 bits with a step;
 - for the certificate, all coordinates in 8 bits with a step for either part, and the length of what is left out.
 """
 
@@ -35,7 +35,7 @@ class Codes(NamedTuple):
     """Vectors as they are kept, one a row."""
 
     scan: UInt8[np.ndarray, "row byte"]
-    """Leading coordinates, two a byte, then their step and the length of the rest, both float16."""
+    """Leading coordinates, two a byte, then their step, float16."""
     lead: Int8[np.ndarray, "row lead"] | None = None
     rest: Int8[np.ndarray, "row rest"] | None = None
     steps: Float16[np.ndarray, "row 2"] | None = None
@@ -59,7 +59,7 @@ class Quantizer:
         >>> codes = quantizer.encode(vectors)
         >>> missed = (quantizer.decode(codes.lead, codes.rest, codes.steps) - vectors @ quantizer.basis).norm(dim=1)
         >>> bool((missed <= torch.from_numpy(codes.errors)).all()), codes.scan.shape
-        (True, (100, 8))
+        (True, (100, 6))
     """
 
     def __init__(self, basis: Float[Tensor, "dim coordinate"], lead: int) -> None:
@@ -113,7 +113,7 @@ class Quantizer:
         """
         coordinates = self.rotate(vectors)
         lead, rest = coordinates[:, : self.lead], coordinates[:, self.lead :]
-        scan = _four_bits(lead, rest.norm(dim=1))
+        scan = _four_bits(lead)
         if bits == 4:
             return Codes(scan)
         pairs = [_eight_bits(part) for part in (lead, rest)]
@@ -135,18 +135,16 @@ class Quantizer:
         return torch.cat(parts, dim=1)
 
 
-def unpack_scan(scan: UInt8[np.ndarray, "row byte"]) -> tuple[Float[Tensor, "row lead"], Float[Tensor, " row"]]:
-    """The leading coordinates that the 4 bits stand for, and the length of the rest.
+def unpack_scan(scan: UInt8[np.ndarray, "row byte"]) -> Float[Tensor, "row lead"]:
+    """The leading coordinates that the 4 bits stand for.
 
     >>> vectors = torch.eye(4)
-    >>> lead, tail = unpack_scan(Quantizer.fit(vectors, lead=2).encode(vectors).scan)
-    >>> lead.shape, tail.shape
-    (torch.Size([4, 2]), torch.Size([4]))
+    >>> unpack_scan(Quantizer.fit(vectors, lead=2).encode(vectors).scan).shape
+    torch.Size([4, 2])
     """
-    ends = torch.from_numpy(np.ascontiguousarray(scan[:, -4:]).view(np.float16).astype(np.float32))
-    codes = torch.from_numpy(np.ascontiguousarray(scan[:, :-4]))
-    lead = torch.cat([codes & 15, codes >> 4], dim=1).float()
-    return lead.sub_(7.5).mul_(ends[:, :1]), ends[:, 1]
+    step = torch.from_numpy(np.ascontiguousarray(scan[:, -2:]).view(np.float16).astype(np.float32))
+    codes = torch.from_numpy(np.ascontiguousarray(scan[:, :-2]))
+    return torch.cat([codes & 15, codes >> 4], dim=1).float().sub_(7.5).mul_(step)
 
 
 def rounded_up(values: Float[Tensor, " row"]) -> Float16[np.ndarray, " row"]:
@@ -166,14 +164,13 @@ def rounded_up(values: Float[Tensor, " row"]) -> Float16[np.ndarray, " row"]:
     return half
 
 
-def _four_bits(lead: Float[Tensor, "row lead"], tail: Float[Tensor, " row"]) -> UInt8[np.ndarray, "row byte"]:
+def _four_bits(lead: Float[Tensor, "row lead"]) -> UInt8[np.ndarray, "row byte"]:
     step = lead.square().mean(dim=1, keepdim=True).sqrt() * GAUSSIAN_STEP
     codes = (lead / step.clamp_min(torch.finfo(torch.float32).tiny)).floor().clamp(-8, 7)
     levels = codes + 0.5
-    step = (lead * levels).sum(dim=1) / levels.square().sum(dim=1)  # the best one for these levels
+    step = (lead * levels).sum(dim=1, keepdim=True) / levels.square().sum(dim=1, keepdim=True)  # best for these levels
     first, second = (codes + 8).to(torch.uint8).chunk(2, dim=1)
-    ends = np.stack([rounded_up(step.clamp_min(0)), rounded_up(tail * (1 + ROUNDING))], axis=1)
-    return np.concatenate([(first | second << 4).numpy(), ends.view(np.uint8)], axis=1)
+    return np.concatenate([(first | second << 4).numpy(), step.half().numpy().view(np.uint8)], axis=1)
 
 
 def _eight_bits(part: Float[Tensor, "row part"]) -> tuple[Int8[np.ndarray, "row part"], Float16[np.ndarray, " row"]]:

@@ -10,7 +10,7 @@ import torch
 from xmodal.heads import Head
 from xmodal.heads.comparison import CrossAttention, InnerProduct
 from xmodal.scoring import score_all
-from xmodal.search.bound import MARGIN
+from xmodal.search.bound import MARGIN, STEPS
 from xmodal.search.compressed import Compressed, Query
 
 if TYPE_CHECKING:
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+    from xmodal.search.cells import Cells
     from xmodal.search.collection import Collection
     from xmodal.search.manifest import Indexed
     from xmodal.search.quantize import Quantizer
+
+SHORTLIST = 4096
+"""Items that cells find, whose compressed vectors are then scored."""
 
 BLOCK = 1024
 """Items whose float vectors are scored at a time."""
@@ -43,13 +47,15 @@ class Ranking(Protocol):
     """Whether candidates are the best ones in truth, so that nothing needs to be bounded."""
 
     def candidates(
-        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int, *, exact: bool
     ) -> list[Int[Tensor, " some"]]:
-        """About so many items that every query may match best, among some."""
+        """About so many items that every query may match best, among some; `exact` says what they are for."""
         ...
 
-    def bounds(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
-        """The most that their scores can be."""
+    def reaching(
+        self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"], least: float
+    ) -> Int[Tensor, " some"]:
+        """Those of some items whose scores may be so high."""
         ...
 
     def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
@@ -63,26 +69,46 @@ class AttentionRanking:
     complete = False
 
     def __init__(
-        self, collection: Collection, quantizer: Quantizer, how: CrossAttention, indexed: Indexed, bits: int
+        self,
+        collection: Collection,
+        quantizer: Quantizer,
+        cells: Cells | None,
+        how: CrossAttention,
+        indexed: Indexed,
+        bits: int,
     ) -> None:
-        self.collection, self.quantizer, self.indexed, self.bits = collection, quantizer, indexed, bits
+        self.collection, self.quantizer, self.cells, self.how = collection, quantizer, cells, how
+        self.indexed, self.bits = indexed, bits
         self.compressed = Compressed(collection, quantizer, how, indexed)
         self.head = _Declared(how)
 
     def candidates(  # noqa: D102
-        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int, *, exact: bool
     ) -> list[Int[Tensor, " some"]]:
         asked = [Query.of(query, self.quantizer) for query in queries]
-        scores = self.compressed.approximate(asked, items)
-        return [items[best] for best in scores.topk(min(count, len(items)), dim=1).indices]
+        if self.cells is None or len(items) <= SHORTLIST:
+            scores = self.compressed.approximate(asked, items)
+            return [items[best] for best in scores.topk(min(count, len(items)), dim=1).indices]
+        found = []
+        for query in asked:
+            lead = query.coordinates[:, : self.quantizer.lead]
+            few = self.cells.candidates(lead, self.collection, items, SHORTLIST, self.how)
+            found.append(few[self.compressed.approximate([query], few)[0].topk(min(count, len(few))).indices])
+        return found
 
-    def bounds(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
+    def reaching(  # noqa: D102
+        self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"], least: float
+    ) -> Int[Tensor, " some"]:
         if self.bits != 8:
             raise ValueError(
                 f"this index keeps {self.bits} bits, which certify nothing; search with exact=False, or build it with "
                 "bits=8"
             )
-        return self.compressed.bounds(Query.of(query, self.quantizer), items)
+        asked = Query.of(query, self.quantizer)
+        items = items[self.compressed.cone_bounds([asked], items)[0] >= least]
+        for steps in (1, STEPS):  # the first excludes most of them at half the price
+            items = items[self.compressed.bounds(asked, items, steps=steps) >= least]
+        return items
 
     def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
         return _scored(self.head, self.collection, self.indexed, query, items)
@@ -97,7 +123,7 @@ class InnerProductRanking:
         self.collection = collection
 
     def candidates(  # noqa: D102
-        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int, *, exact: bool
     ) -> list[Int[Tensor, " some"]]:
         import faiss  # here: loading it takes a while
 
@@ -114,8 +140,10 @@ class InnerProductRanking:
         order = np.concatenate(products, axis=1).argsort(axis=1, kind="stable")[:, ::-1][:, :count]
         return list(torch.from_numpy(np.take_along_axis(np.concatenate(found, axis=1), order, axis=1)))
 
-    def bounds(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
-        return self.scores(query, items)
+    def reaching(  # noqa: D102
+        self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"], least: float
+    ) -> Int[Tensor, " some"]:
+        return items[self.scores(query, items) >= least]
 
     def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
         return self.collection.vectors(items)[0][:, 0] @ query[0]
@@ -130,31 +158,38 @@ class ExhaustiveRanking:
         self.collection, self.head, self.indexed = collection, head, indexed
 
     def candidates(  # noqa: D102
-        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int, *, exact: bool
     ) -> list[Int[Tensor, " some"]]:
         return [items] * len(queries)
 
-    def bounds(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
-        return self.scores(query, items)
+    def reaching(  # noqa: D102
+        self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"], least: float
+    ) -> Int[Tensor, " some"]:
+        return items[self.scores(query, items) >= least]
 
     def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
         return _scored(self.head, self.collection, self.indexed, query, items)
 
 
 def make_ranking(
-    head: Head, collection: Collection, quantizer: Quantizer | None, indexed: Indexed, bits: int
+    head: Head,
+    collection: Collection,
+    quantizer: Quantizer | None,
+    cells: Cells | None,
+    indexed: Indexed,
+    bits: int,
 ) -> Ranking:
     """The ranking that a head's comparison allows.
 
     >>> from xmodal.heads import Cosine
     >>> from xmodal.search.collection import Collection
-    >>> make_ranking(Cosine(), Collection([], []), None, "images", 8).complete
+    >>> make_ranking(Cosine(), Collection([], []), None, None, "images", 8).complete
     True
     """
     how = head.comparison
     if isinstance(how, CrossAttention):
         assert quantizer is not None, "what is compared by attention was compressed"
-        return AttentionRanking(collection, quantizer, how, indexed, bits)
+        return AttentionRanking(collection, quantizer, cells, how, indexed, bits)
     if isinstance(how, InnerProduct):
         return InnerProductRanking(collection)
     return ExhaustiveRanking(collection, head, indexed)
@@ -181,9 +216,10 @@ def rank(
     certified = ranking.complete or len(candidates) == len(items)
     if exact and not certified:
         least = scores.topk(min(k, len(scores))).values[-1]
-        others = items[~torch.isin(items, candidates)]
-        bounds = ranking.bounds(query, others)
-        reachable = others[bounds >= least - MARGIN * max(1.0, float(least.abs()))]
+        scored = torch.zeros(int(items[-1]) + 1, dtype=torch.bool)
+        scored[candidates] = True
+        others = items[~scored[items]]
+        reachable = ranking.reaching(query, others, float(least - MARGIN * max(1.0, float(least.abs()))))
         if len(reachable):
             candidates = torch.cat([candidates, reachable])
             scores = torch.cat([scores, ranking.scores(query, reachable)])
