@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-NOISE = 0.5
+NOISE = 0.3
 """Length of the noise that is added to a vector of length one."""
 POOL = 1 << 16
 """Different noises; which of them a region gets depends on the image and the region."""

@@ -348,13 +348,13 @@ def test_cells_find_candidates_and_stay_with_the_items(store, captions, tmp_path
     monkeypatch.setattr("xmodal.search.ranking.SHORTLIST", 60)
     matcher = make_matcher({"name": "scan"})
     index = Index.build(matcher, Subset(store, range(100)), tmp_path / "i", cells=12, segment_items=30)
-    for n in range(100, 116):
+    for n in range(100, 108):
         index.add(matcher, Subset(store, [n]))
     index.remove(["new-3", "new-103"])
-    sentences = [caption.caption for caption in captions[:30]]
+    sentences = [caption.caption for caption in captions[:12]]
     assert index.measure(matcher, sentences, rescored=50) > 80
     exact = index.search(matcher, sentences, words=False)
-    scores = matcher.score_all(Subset(store, [n for n in range(116) if n not in (3, 103)]), sentences).T
+    scores = matcher.score_all(Subset(store, [n for n in range(108) if n not in (3, 103)]), sentences).T
     for row, hits in zip(scores, exact, strict=True):
         assert [hit.score for hit in hits] == pytest.approx(row.topk(10).values.tolist(), abs=1e-5)
     with pytest.raises(ValueError, match="cells are for heads with cross attention"):

@@ -121,7 +121,7 @@ def aggregated(how: CrossAttention, cosines: Float[Tensor, "query item"]) -> Flo
     return aggregate(cosines[None], real, aggregation=how.aggregation, lse_scale=how.lse_scale)[0]
 
 
-def nearest_direction(gram: Float[Tensor, "item place place"], steps: int = 60) -> Float[Tensor, "item place"]:
+def nearest_direction(gram: Float[Tensor, "item place place"], steps: int = 40) -> Float[Tensor, "item place"]:
     """Products of vectors with a unit vector of which the least is large: towards the point of their hull next to zero.
 
     Frank and Wolfe's method (Naval Research Logistics 3, 1956) on the weights of the point, by products alone.
@@ -181,7 +181,7 @@ def _reach(
     if len(known.gram) == 1:
         gathered = (known.gram[0] @ weights.flatten(1)).view_as(weights)
     else:
-        gathered = (known.gram @ weights.permute(2, 0, 1)).permute(1, 2, 0).contiguous()
+        gathered = (known.gram @ weights.permute(2, 0, 1).contiguous()).permute(1, 2, 0).contiguous()
     square = (weights * gathered).sum(dim=0)
     gathered -= known.gram_error
     # Divided by no less than the length where that makes h smaller, by no more where it is negative.

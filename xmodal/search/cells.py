@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from xmodal.products import inner_products
 from xmodal.search.quantize import unpack_scan
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Cells:
         half, found = self.centers.square().sum(dim=1) / 2, []
         for start in range(0, len(scan), ROWS):
             values = unpack_scan(scan[start : start + ROWS])
-            found.append(torch.addmm(-half, values, self.centers.T).argmax(dim=1))
+            found.append(inner_products(values, self.centers).sub_(half).argmax(dim=1))
         keys = (torch.cat(found) * len(lengths) + owners).unique()
         ends = torch.searchsorted(keys, torch.arange(1, len(self.centers) + 1) * len(lengths))
         kind = np.uint16 if len(lengths) <= 1 << 16 else np.int32

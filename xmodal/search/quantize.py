@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from xmodal.products import inner_products
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -64,6 +66,7 @@ class Quantizer:
 
     def __init__(self, basis: Float[Tensor, "dim coordinate"], lead: int) -> None:
         self.basis, self.lead = basis, lead
+        self._columns = basis.T.contiguous()
 
     @classmethod
     def fit(cls, vectors: Float[Tensor, "row dim"], *, lead: int = LEAD, seed: int = 0) -> Quantizer:
@@ -99,7 +102,7 @@ class Quantizer:
 
     def rotate(self, vectors: Float[Tensor, "row dim"]) -> Float[Tensor, "row coordinate"]:
         """The coordinates of vectors; products of two rotated ones are those of the vectors."""
-        return vectors.float() @ self.basis
+        return inner_products(vectors.float(), self._columns)
 
     def encode(self, vectors: Float[Tensor, "row dim"], *, bits: int = 8) -> Codes:
         """Compress.

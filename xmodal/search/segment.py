@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -185,13 +185,10 @@ class Segment:
         each = length * (length - 1) // 2
         before = sum((r.stop - r.start) * r.length * (r.length - 1) // 2 for r in self.runs if r.start < run.start)
         table = self.arrays["gram"][before : before + (run.stop - run.start) * each].reshape(run.stop - run.start, each)
-        upper = torch.triu_indices(length, length, 1)
-        gram = torch.empty(len(items), length, length)
-        packed = torch.from_numpy(table[(items - run.start).numpy()].astype(np.float32))
-        gram[:, upper[0], upper[1]] = packed
-        gram[:, upper[1], upper[0]] = packed
-        gram.diagonal(dim1=1, dim2=2).copy_(self.norms(length, items).square())
-        return gram
+        packed = torch.from_numpy(table[(items - run.start).numpy()]).float()
+        squares = self.norms(length, items).square()
+        entries = torch.cat([packed, squares], dim=1).index_select(1, _unpacking(length))
+        return entries.view(len(items), length, length)
 
     def norms(self, length: int, items: Int[Tensor, " item"]) -> Float[Tensor, "item place"]:
         """The lengths of the vectors of items of equal length."""
@@ -206,6 +203,15 @@ class Segment:
     def rows(self, items: Int[Tensor, " item"]) -> Int[Tensor, " row"]:
         """The rows of some items."""
         return rows_of(self.lengths, items)
+
+
+@cache
+def _unpacking(length: int) -> Int[Tensor, " entry"]:
+    """Where the entries of a symmetric matrix are in those above its diagonal and then the diagonal."""
+    places, upper = torch.empty(length, length, dtype=torch.long), torch.triu_indices(length, length, 1)
+    places[upper[0], upper[1]] = places[upper[1], upper[0]] = torch.arange(upper.shape[1])
+    places.diagonal().copy_(upper.shape[1] + torch.arange(length))
+    return places.flatten()
 
 
 def padded(
