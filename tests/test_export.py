@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from xmodal import export
 from xmodal.cli import main
 from xmodal.data.region_store import RegionBatch
 from xmodal.encoders.base import ImageEncoder
-from xmodal.export import PACKAGES, export_matcher
+from xmodal.export import PACKAGES, WRITERS, export_matcher
 from xmodal.heads.recurrent import _step_by_step, read_in_order
+from xmodal.inference import evaluating
 from xmodal.model import IMAGE_ENCODERS, Matcher
 
 needs_onnx = pytest.mark.skipif(
@@ -57,12 +59,13 @@ def run_torch(folder, name, *tensors):
 
 
 slow = pytest.mark.slow
+PAIRWISE = ("dprnn", "rdan_style")
 CASES = [
     pytest.param("scan", "onnx", run_onnx, marks=needs_onnx, id="scan-onnx"),
     *(pytest.param(head, "onnx", run_onnx, marks=[needs_onnx, slow]) for head in ("bfan", "vsrn", "cosine")),
     *(
         pytest.param(head, "torch", run_torch, marks=slow)
-        for head in ("scan", "bfan", "vsrn", "cosine", "chan", "naaf", "mtfn")
+        for head in ("scan", "bfan", "vsrn", "cosine", "chan", "naaf", "mtfn", *PAIRWISE)
     ),
 ]
 
@@ -86,6 +89,23 @@ def test_programs_score_as_the_model_does(head, form, run, tmp_path):
     torch.testing.assert_close(scores, wanted, atol=1e-5, rtol=0)
     words = json.loads((tmp_path / "out" / "words.json").read_text(encoding="utf-8"))
     assert words == matcher.tokenizer.words
+
+
+def test_no_size_is_fixed_in_the_graphs_of_vectors():
+    """Those of VSRN's image side and of inner products: quick enough to be run every time."""
+    model = make("vsrn", layers=1)
+    with evaluating(model):
+        examples = [export._examples(model, *sizes) for sizes in export.SIZES]
+        image, _, head = export._pieces(model, examples[0]["image"])
+        for piece in (image, head):
+            given = [example[piece.name] for example in examples]
+            program = export._captured(piece, given).module()
+
+            def run(tensors, program=program):
+                result = program(*tensors)
+                return list(result) if isinstance(result, tuple) else [result]
+
+            assert export._difference(piece, run, given) <= 1e-5
 
 
 @needs_onnx
@@ -148,15 +168,25 @@ def test_a_program_that_differs_is_refused(tmp_path, monkeypatch):
     assert not Path(tmp_path / "out").exists()
 
 
+def test_a_program_that_does_not_run_on_every_size_is_refused(tmp_path, monkeypatch):
+    def odd(example):
+        raise RuntimeError("Guard failed")
+
+    monkeypatch.setitem(WRITERS, "torch", lambda program, piece, given, folder: (odd, "image.pt2"))
+    with pytest.raises(ValueError, match=r"'image' does not run on inputs of \[\(2, 5, 6\), \(2, 5\)\]: Guard failed"):
+        export_matcher(make("cosine"), tmp_path / "out", form="torch")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_says_how_far_the_programs_are(tmp_path, capsys, monkeypatch):
     make("cosine").save_pretrained(tmp_path / "model")
     seen = []
 
-    def export(model, folder, form):
+    def record(model, folder, form):
         seen.append((folder, form))
         return {"text": 1e-7}
 
-    monkeypatch.setattr("xmodal.export.export_matcher", export)
+    monkeypatch.setattr("xmodal.export.export_matcher", record)
     main(["export", str(tmp_path / "model"), "--format", "torch", "--output", str(tmp_path / "out")])
     assert capsys.readouterr().out == f"text   differs from the model by at most 1.0e-07\nwrote {tmp_path / 'out'}\n"
     assert seen == [(tmp_path / "out", "torch")]

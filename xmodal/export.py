@@ -35,7 +35,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-5
 """How far a number of a program may be from the model's."""
 
-SIZES = ((2, 5, 3, 4), (3, 7, 2, 6), (1, 1, 1, 1), (4, 36, 5, 20))
+SIZES = ((2, 5, 3, 4), (3, 9, 2, 7), (1, 1, 1, 1), (4, 36, 5, 20))
 """Images, regions, captions and words of what the programs are traced with (the first) and checked on (all)."""
 
 AXES = ("image", "region", "caption", "word")
@@ -182,12 +182,8 @@ def _tensors(given: Any) -> tuple[Tensor, ...]:
 def _captured(piece: Piece, given: list[Any]) -> torch.export.ExportedProgram:
     """The graph of a piece; axes that differ between the examples are free in it."""
     first, second = _tensors(given[0]), _tensors(given[1])
-    # Axes of one name are one symbol, so that nothing inside has to find out that they are equal.
-    known = {name: torch.export.Dim(name) for name in AXES}
-    free = tuple(
-        {axis: known.get(name, torch.export.Dim.AUTO) for axis, name in _free(*pair).items()}
-        for pair in zip(first, second, strict=True)
-    )
+    # Where a part has a limit, positions of a transformer say, torch finds it; that nothing is fixed is checked later.
+    free = tuple(dict.fromkeys(_free(*pair), torch.export.Dim.AUTO) for pair in zip(first, second, strict=True))
     told = io.StringIO()  # of a graph that fails torch prints all that it has
     try:
         with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
@@ -201,8 +197,12 @@ def _captured(piece: Piece, given: list[Any]) -> torch.export.ExportedProgram:
 
 
 def _free(one: Tensor, other: Tensor) -> dict[int, str]:
-    """The axes in which the first two examples of an input differ, and of what they count how many there are."""
+    """The axes in which the first two examples of an input differ, and of what they count how many there are.
+
+    Some heads put one more item, of the whole set, before its items.
+    """
     names = dict(zip(zip(*SIZES[:2], strict=True), AXES, strict=True))
+    names |= {(first + 1, second + 1): f"{name} + 1" for (first, second), name in names.items()}
     sizes = enumerate(zip(one.shape, other.shape, strict=True))
     return {axis: names.get((some, others), "any") for axis, (some, others) in sizes if some != others}
 
@@ -259,7 +259,12 @@ def _difference(piece: Piece, run: Run, given: list[Any]) -> float:
     largest = 0.0
     for example in map(_tensors, given):
         wanted = piece.module(*example)
-        for one, other in zip(run(example), wanted if isinstance(wanted, tuple) else (wanted,), strict=True):
+        try:
+            found = run(example)
+        except Exception as error:  # of a runtime: it may raise anything
+            sizes = [tuple(tensor.shape) for tensor in example]
+            raise ValueError(f"the program {piece.name!r} does not run on inputs of {sizes}: {error}") from error
+        for one, other in zip(found, wanted if isinstance(wanted, tuple) else (wanted,), strict=True):
             if one.shape != other.shape:
                 raise ValueError(
                     f"the program {piece.name!r} gives {tuple(one.shape)} for inputs of "

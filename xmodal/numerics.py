@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jaxtyping import Bool, Float
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,24 @@ def unit_means(
     lengths = torch.linalg.vector_norm(items, dim=-1).clamp_min(1e-8)
     weights = mask / (lengths * mask.sum(dim=1, keepdim=True))
     return (weights[:, None] @ items)[:, 0]
+
+
+def normed_real(
+    norm: nn.Module, items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"]
+) -> Float[Tensor, "set item dim"]:
+    """A batch norm of the real items of sets; padding enters no statistics and comes out as zero.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.numerics import normed_real
+        >>> items, real = torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([[True, True, False]])
+        >>> normed_real(torch.nn.BatchNorm1d(1), items, real).detach().round().flatten()
+        tensor([-1.,  1.,  0.])
+    """
+    if norm.training:
+        real = norm(items[mask])
+        return real.new_zeros(items.shape).masked_scatter(mask[..., None], real)
+    return norm(items.flatten(0, 1)).view_as(items).masked_fill(~mask[..., None], 0.0)
 
 
 def check_number(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> None:

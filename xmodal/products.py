@@ -217,13 +217,13 @@ def _check(product: Any, name: str) -> Product:
 
 def _product_for(rows: Tensor, columns: Tensor) -> Product:
     """What computes a product; torch all that the others do not take, or where they do not pay."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return "torch"  # first: a graph whose sizes are compared is one for these sizes
     if rows.device.type != "cpu" or columns.device.type != "cpu" or rows.dtype != columns.dtype:
         return "torch"
     if rows.ndim < 2 or columns.ndim != 2 or rows.shape[-1] != columns.shape[1]:
         return "torch"
     if rows.numel() * len(columns) < SMALLEST:
-        return "torch"
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return "torch"
     return chosen_product(rows.dtype)
 

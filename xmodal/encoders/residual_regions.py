@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from xmodal.encoders.base import EncodedSet
 from xmodal.encoders.regions import RegionProjection
-from xmodal.numerics import Size  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import Size, normed_real  # ranges are read at run time
 from xmodal.products import Linear
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class ResidualRegions(RegionProjection):
     def forward(self, batch: RegionBatch) -> EncodedSet:
         """Every real region; padding comes out as zero."""
         projected, mask = self.project(batch.regions), batch.region_mask
-        real = batch.regions[mask].to(projected.dtype)
-        regions = projected[mask] + self.output(self.norm(self.hidden(real)).relu())
+        hidden = normed_real(self.norm, self.hidden(batch.regions.to(projected.dtype)), mask)
+        regions = projected + self.output(hidden.relu())
         if self.normalize_sum:
             regions = F.normalize(regions, dim=-1, eps=1e-8)
-        return EncodedSet(projected.new_zeros(projected.shape).masked_scatter(mask[..., None], regions), mask)
+        return EncodedSet(regions.masked_fill(~mask[..., None], 0.0), mask)

@@ -13,7 +13,7 @@ from xmodal.numerics import full_mask
 if TYPE_CHECKING:
     from typing import Any
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from xmodal.heads.comparison import Comparison
@@ -316,6 +316,20 @@ def check_items(
         if not bool(finite.all()):
             item, position = (~finite).nonzero()[0].tolist()
             raise ValueError(f"{name}[{item}, {position}] holds NaN or infinity; features must be finite")
+
+
+def every_pair(
+    images: Float[Tensor, "image ..."], captions: Float[Tensor, "caption ..."]
+) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
+    """The image and the caption of every pair, image by image, where their numbers are free: in a graph.
+
+    >>> image, caption = every_pair(torch.ones(2, 8), torch.ones(3, 8))
+    >>> image.tolist(), caption.tolist()
+    ([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2])
+    """
+    count = captions.shape[0]
+    pairs = torch.arange(images.shape[0] * count, device=images.device)
+    return pairs // count, pairs % count
 
 
 def unit_length(vectors: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from xmodal.heads.attention import tile_bytes
-from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length
+from xmodal.heads.base import Attention, Head, check_inputs, check_items, every_pair, unit_length
 from xmodal.heads.recurrent import read_in_order
 from xmodal.numerics import Size, at_least_float32, full_mask
 
@@ -169,6 +170,10 @@ class DPRNN(Head):
     def compare(self, images, captions, region_mask=None, word_mask=None):
         """Scores of all pairs, or in training of the candidates."""
         region_mask, word_mask = full_mask(images, region_mask), full_mask(captions, word_mask)
+        if torch.compiler.is_exporting():  # neither candidates nor memory are known in a graph
+            image, caption = every_pair(images, captions)
+            scores = self._score(images[image], captions[caption], region_mask[image], word_mask[caption])
+            return scores.view(images.shape[0], captions.shape[0])
         chosen = torch.ones(len(images), len(captions), dtype=torch.bool, device=images.device)
         if self.training and self.candidates:
             if len(images) != len(captions):
@@ -273,12 +278,13 @@ class DPRNN(Head):
         word_mask: Bool[Tensor, "pair word"],
     ) -> Float[Tensor, "pair region dim"]:
         """The states of the GRU that reads the objects in the order of the words, each in its object's place."""
-        # An order is no matter of rounding, and the states of many steps add up theirs.
-        with torch.autocast(objects.device.type, enabled=False):
-            with torch.no_grad():
-                shares = self._shares(words, word_mask, "word")
-                relevance = shares[:, None] * (at_least_float32(objects) @ at_least_float32(words).transpose(1, 2))
-                order = object_order(relevance, region_mask, word_mask)
+        # An order is no matter of rounding, and the states of many steps add up theirs. A graph is made with no
+        # autocast and has no room for such a block around a GRU.
+        is_graph = torch.compiler.is_exporting()
+        with nullcontext() if is_graph else torch.autocast(objects.device.type, enabled=False):
+            shares = self._shares(words.detach(), word_mask, "word").detach()
+            products = at_least_float32(objects.detach()) @ at_least_float32(words.detach()).transpose(1, 2)
+            order = object_order(shares[:, None] * products, region_mask, word_mask)
             ordered = objects.gather(1, order[..., None].expand_as(objects))
             forward, backward = read_in_order(rnn, ordered, region_mask).chunk(2, dim=-1)
             read = unit_length(at_least_float32((forward + backward) / 2)).to(objects.dtype)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from xmodal.heads.attention import real_lengths, tile_bytes
-from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length, xavier
+from xmodal.heads.base import Attention, Head, check_inputs, check_items, every_pair, unit_length, xavier
 from xmodal.numerics import Positive, Size, at_least_float32, full_mask
 
 if TYPE_CHECKING:
@@ -125,6 +125,10 @@ class RDANStyle(Head):
 
     def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
         region_mask, word_mask = full_mask(images, region_mask), full_mask(captions, word_mask)
+        if torch.compiler.is_exporting():  # neither lengths nor memory are known in a graph
+            image, caption = every_pair(images, captions)
+            pairs = self._attend(images[image], captions[caption], region_mask[image], word_mask[caption])
+            return pairs.scores.view(images.shape[0], captions.shape[0])
         lengths = real_lengths(word_mask)
         size = max(1, tile_bytes(images.device) // (self.pair_bytes(images[:1], captions[:1]) * len(images)))
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from xmodal.heads.base import xavier
 from xmodal.heads.pooling.base import Pooler, mean_pool
-from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import DropShare, Size, normed_real  # ranges are read at run time
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -87,5 +87,4 @@ class SelfAttention(Pooler):
     ) -> Float[Tensor, "set item dim"]:
         if self.norm != "channel":
             return self.local_norm(local)
-        real = self.local_norm(local[mask])  # only real items enter the batch statistics
-        return real.new_zeros(local.shape).masked_scatter(mask[..., None], real)
+        return normed_real(self.local_norm, local, mask)
