@@ -16,11 +16,13 @@ while the innermost one stays contiguous, and the Gram product is a plain batche
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from xmodal.heads.attended import STEEPEST, How, attended_cosines
 from xmodal.numerics import at_least_float32, full_mask
 from xmodal.products import inner_products
 
@@ -45,6 +47,13 @@ TILE_BYTES = {"cpu": 3 << 20, "cuda": 256 << 20}
 """Size of one tile of products: on a CPU it should stay in the cache, on a GPU it should fill the chip."""
 
 
+FEWER_QUERIES = 3
+"""How many times as long as it is wide a tile is: few queries are of nearly one length, so that padding is little."""
+
+TILES_A_PRODUCT = 3
+"""How many tiles one product is cut into: small tiles stay in the cache, small products are slow."""
+
+
 class Side(NamedTuple):
     """One side of the comparison, with what the kernel needs to know of it. Padding is zero."""
 
@@ -54,11 +63,14 @@ class Side(NamedTuple):
     gram: Float[Tensor, "set item item"]
 
 
-def prepare_side(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None) -> Side:
+def prepare_side(
+    items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None, *, gram: bool = True
+) -> Side:
     """Zero the padding, so that it drops out of every product and sum, and compute norms and Gram matrices.
 
     Norms and Gram matrices are kept in at least float32, also under autocast: they are cheap, and the square root of a
-    quadratic form would lose what half precision leaves of it.
+    quadratic form would lose what half precision leaves of it. Only contexts need Gram matrices: without `gram` they
+    are empty.
 
     >>> words = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
     >>> side = prepare_side(words, torch.tensor([[True, False]]))
@@ -72,7 +84,8 @@ def prepare_side(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set i
         items = items.masked_fill(~mask[:, :, None], 0.0)
     with torch.autocast(items.device.type, enabled=False):
         exact = at_least_float32(items)
-        return Side(items, mask, _safe_sqrt(exact.square().sum(-1)), exact @ exact.transpose(1, 2))
+        grams = exact @ exact.transpose(1, 2) if gram else exact.new_empty(exact.shape[0], 0, 0)
+        return Side(items, mask, torch.linalg.vector_norm(exact, dim=-1), grams)
 
 
 def contexts_and_queries(direction: Direction, images: Side, captions: Side) -> tuple[Side, Side]:
@@ -217,13 +230,24 @@ def stacked_attention(
     >>> all_pairs(images, captions, score_tile).shape
     torch.Size([4, 6])
     """
-    weights = attention_weights(
-        products, contexts.mask, query_mask, normalization=normalization, temperature=temperature
-    )
-    if focus is not None:
-        weights = focus(weights, contexts.mask)
-    similarities = attended_cosine(products, weights, contexts.gram, query_norms)
+
+    def attend(products: Tensor, gram: Tensor, query_norms: Tensor, context_mask: Tensor) -> Tensor:
+        weights = attention_weights(
+            products, context_mask, query_mask, normalization=normalization, temperature=temperature
+        )
+        weights = weights if focus is None else focus(weights, context_mask)
+        return attended_cosine(products, weights, gram, query_norms)
+
+    if normalization in ("clipped_l2", "l2") and temperature <= STEEPEST and _on_cpu(products):
+        slope = NEGATIVE_SLOPE if normalization == "clipped_l2" else 1.0
+        attend = partial(attended_cosines, how=How(slope, temperature, EPSILON, focus, attend))
+    similarities = attend(products, contexts.gram, query_norms, contexts.mask)
     return aggregate(similarities, query_mask, aggregation=aggregation, lse_scale=lse_scale)
+
+
+def _on_cpu(products: Tensor) -> bool:
+    """Where passes over memory are what attention costs; a compiler finds its own."""
+    return products.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
 
 
 def all_pairs(
@@ -251,28 +275,49 @@ def all_pairs(
     >>> all_pairs(images, captions, score_tile, both_directions=True).shape
     torch.Size([4, 6])
     """
+    score = partial(_score_products, score_tile=score_tile, both_directions=both_directions, query_grams=query_grams)
     if torch.compiler.is_compiling():  # a compiler tiles the whole computation itself, and cannot read lengths
-        return _score_product(contexts, queries, score_tile, both_directions, query_grams)
+        return score(_products(contexts, _rows(queries), queries), contexts, queries)
     contexts, context_rank = _sort_by_length(contexts)
     queries, query_rank = _sort_by_length(queries)
     size = _tile_size(contexts, queries)
-    query_tiles = _split_and_crop(queries, size)
-    rows = [
-        torch.cat([_score_product(some, tile, score_tile, both_directions, query_grams) for tile in query_tiles], dim=1)
-        for some in _split_and_crop(contexts, size)
-    ]
-    return torch.cat(rows)[context_rank[:, None], query_rank]
+    few, many = max(1, size // FEWER_QUERIES), size * FEWER_QUERIES
+    query_tiles = [(tile, _rows(tile)) for tile in _split_and_crop(queries, few)]
+    blocks = []
+    for some in _split_and_crop(contexts, TILES_A_PRODUCT * many):  # large products, small tiles of them
+        tiles, columns = _split_and_crop(some, many), []
+        for query_tile, rows in query_tiles:
+            parts = zip(_products(some, rows, query_tile).split(many), tiles, strict=True)
+            scores = [score(part[:, : tile.items.shape[1]], tile, query_tile) for part, tile in parts]
+            columns.append(torch.cat(scores))
+        blocks.append(torch.cat(columns, dim=1))
+    return torch.cat(blocks)[context_rank[:, None], query_rank]
 
 
-def _score_product(
-    contexts: Side, queries: Side, score_tile: Callable[..., Tensor], both_directions: bool, query_grams: bool
+def _rows(queries: Side) -> Float[Tensor, "query_row dim"]:
+    """The items of queries in the kernel's layout: all first ones, all second ones, ..."""
+    return queries.items.transpose(0, 1).flatten(0, 1)
+
+
+def _products(
+    contexts: Side, rows: Float[Tensor, "query_row dim"], queries: Side
+) -> Float[Tensor, "context_item context query query_item"]:
+    """One matrix product in the kernel's layout."""
+    products = at_least_float32(inner_products(contexts.items.flatten(0, 1), rows))
+    count, length, _ = queries.items.shape  # `len` would be a fixed number in a graph
+    return products.view(*contexts.items.shape[:2], length, count)
+
+
+def _score_products(
+    products: Float[Tensor, "context_item context query query_item"],
+    contexts: Side,
+    queries: Side,
+    *,
+    score_tile: Callable[..., Tensor],
+    both_directions: bool,
+    query_grams: bool,
 ) -> Float[Tensor, "context_item query_item"]:
-    """One tile of `all_pairs`: one matrix product in the kernel's layout, then its scores."""
-    count, length, dim = contexts.items.shape
-    query_count, query_length, _ = queries.items.shape
-    rows = queries.items.transpose(0, 1).reshape(query_length * query_count, dim)
-    products = at_least_float32(inner_products(contexts.items.reshape(count * length, dim), rows))
-    products = products.view(count, length, query_length, query_count)
+    """The scores of one tile of products."""
     grams = (queries.gram.permute(1, 2, 0)[None],) if query_grams else ()
     scores = score_tile(products, contexts, queries.norms.T[None], queries.mask.T[None], *grams)
     if both_directions:

@@ -85,9 +85,9 @@ def scan_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, validate=validate)
     score_tile = _score_tile(direction, normalization, aggregation, temperature, lse_scale)
-    contexts, queries = contexts_and_queries(
-        direction, prepare_side(regions, region_mask), prepare_side(words, word_mask)
-    )
+    images = prepare_side(regions, region_mask, gram=direction == "t2i")
+    captions = prepare_side(words, word_mask, gram=direction == "i2t")
+    contexts, queries = contexts_and_queries(direction, images, captions)
     scores = all_pairs(contexts, queries, score_tile)
     return scores if direction == "t2i" else scores.T
 

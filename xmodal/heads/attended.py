@@ -1,0 +1,154 @@
+"""Attention weights and attended cosines in one, with the gradient by hand: what training spends beside its products.
+
+By its operations, autograd keeps a dozen tensors of the size of all products and passes over each several times. By
+hand three are kept, and each pass writes into what is there already. With the weights a = softmax(u), the gradient of
+the cosine by a is b = f x + 2 h G a, where f and h are those by the dot product and by the squared length, and
+
+    du = a (b - sum_s a_s b_s),    u = t l / n,    dl = t du / n - l sum_w (du l) t / (n^2 |l|).
+
+f, h and what is summed over the context are numbers a query, t / n is one a context item and set of queries, so that no
+sum but these two runs over a tensor of the size of all products.
+"""
+
+from __future__ import annotations
+
+from math import e as euler
+from math import log2
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+STEEPEST = 20.0
+"""The largest temperature: exp of the logits, which are at most that large, stays far from the ends of float32."""
+
+
+class How(NamedTuple):
+    """What is fixed while scores are computed."""
+
+    slope: float
+    """Of the leaky ReLU before the normalization; 1 for none."""
+    temperature: float
+    epsilon: float
+    focus: Callable[[Tensor, Tensor], Tensor] | None
+    plain: Callable[..., Tensor]
+    """The same by operations with gradients of any order."""
+
+
+def attended_cosines(
+    products: Float[Tensor, "context_item context query query_item"],
+    gram: Float[Tensor, "context_item context context"],
+    norms: Float[Tensor, "#context_item query query_item"],
+    mask: Bool[Tensor, "context_item context"],
+    how: How,
+) -> Float[Tensor, "context_item query query_item"]:
+    """Cosine of every query with its attended context, for products normalized to length one over the queries.
+
+    >>> import torch
+    >>> products, gram = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1), torch.eye(2)[None]
+    >>> how = How(0.1, 9.0, 1e-8, None, lambda *_: _)
+    >>> attended_cosines(products, gram, torch.full((1, 1, 1), 2.0), torch.ones(1, 2, dtype=torch.bool), how)
+    tensor([[[1.0000]]])
+    """
+    if torch.is_grad_enabled() and (products.requires_grad or gram.requires_grad or norms.requires_grad):
+        return _Attended.apply(products, gram, norms, mask, how)  # type: ignore[return-value]
+    return _attend(products, gram, norms, mask, how)[0]
+
+
+class _Kept(NamedTuple):
+    """Of the forward pass; the first two are as large as the products."""
+
+    weights: Tensor
+    spread: Tensor
+    inverse: Tensor
+    """One over the sum of a query's weights."""
+    lengths: Tensor
+    """Of the products of a context item with a set of queries."""
+    dots: Tensor
+    squares: Tensor
+    """Of the attended contexts' lengths."""
+
+
+def _attend(
+    products: Tensor, gram: Tensor, norms: Tensor, mask: Tensor, how: How
+) -> tuple[Float[Tensor, "context_item query query_item"], _Kept]:
+    tiny = torch.finfo(products.dtype).tiny
+    logits = _clip(products, how)
+    spare = torch.empty_like(logits)
+    lengths = torch.mul(logits, logits, out=spare).sum(dim=2, keepdim=True).clamp_min_(tiny).sqrt_()
+    weights = logits.mul_((lengths + how.epsilon).reciprocal_().mul_(how.temperature * log2(euler))).exp2_()
+    if not bool(mask.all()):
+        weights.masked_fill_(~mask[:, :, None, None], 0.0)
+    if how.focus is not None:
+        weights = how.focus(weights, mask)
+    inverse = weights.sum(dim=1).reciprocal_()
+    dots = torch.mul(weights, products, out=spare).sum(dim=1).mul_(inverse)
+    spread = (gram @ weights.flatten(2)).view_as(weights)
+    squares = torch.mul(weights, spread, out=spare).sum(dim=1).mul_(inverse).mul_(inverse)
+    both = norms * squares.clamp_min(tiny).sqrt_()
+    cosines = (dots / both.clamp_min(how.epsilon)).masked_fill_(both < how.epsilon**2, 0.0)
+    return cosines, _Kept(weights, spread, inverse, lengths, dots, squares)
+
+
+def _clip(products: Tensor, how: How) -> Tensor:
+    """A fresh tensor of the clipped products."""
+    return F.leaky_relu(products, how.slope) if how.slope != 1 else products.clone()
+
+
+class _Attended(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, products: Tensor, gram: Tensor, norms: Tensor, mask: Tensor, how: How) -> Tensor:
+        cosines, kept = _attend(products, gram, norms, mask, how)
+        ctx.save_for_backward(products, gram, norms, mask, *kept)
+        ctx.how = how
+        return cosines
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        products, gram, norms, mask, *saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants the gradient of a gradient
+            inputs = (products, gram, norms)
+            needed = [tensor for tensor in inputs if tensor.requires_grad]
+            cosines = ctx.how.plain(products, gram, norms, mask)
+            found = iter(torch.autograd.grad(cosines, needed, gradient, create_graph=True))
+            return *(next(found) if tensor.requires_grad else None for tensor in inputs), None, None
+        return *_gradients(gradient, products, norms, _Kept(*saved), ctx.how, ctx.needs_input_grad), None, None
+
+
+def _gradients(
+    gradient: Tensor, products: Tensor, norms: Tensor, kept: _Kept, how: How, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of the products, the Gram matrices and the norms of the queries."""
+    weights, spread, inverse, lengths, dots, squares = kept
+    tiny = torch.finfo(products.dtype).tiny
+    context_norms = squares.clamp_min(tiny).sqrt_()
+    both = norms * context_norms
+    gradient = gradient.masked_fill(both < how.epsilon**2, 0.0)
+    by_dot = gradient / both.clamp_min(how.epsilon)
+    by_both = (by_dot * dots / both.clamp_min(how.epsilon)).neg_().masked_fill_(both < how.epsilon, 0.0)
+    for_norms = (by_both * context_norms).sum_to_size(norms.shape) if needed[2] else None
+    by_square = (by_both * norms / context_norms).mul_(0.5).masked_fill_(squares < tiny, 0.0)
+    mean = by_dot * dots + 2 * by_square * squares
+    for_dot, for_spread = by_dot * inverse, by_square * inverse * inverse
+    change = products * for_dot[:, None]
+    change.addcmul_(spread, (2 * for_spread)[:, None]).sub_((mean * inverse)[:, None]).mul_(weights)
+    logits = _clip(products, how)
+    spare = torch.empty_like(logits)
+    scale = how.temperature / (lengths + how.epsilon)
+    pull = torch.mul(change, logits, out=spare).sum(dim=2, keepdim=True)
+    pull = pull.mul_(scale).div_((lengths + how.epsilon) * lengths).masked_fill_(lengths**2 <= tiny, 0.0)
+    change.mul_(scale).addcmul_(logits, pull, value=-1)
+    if how.slope != 1:
+        change = torch.ops.aten.leaky_relu_backward(change, products, how.slope, False)
+    change.addcmul_(weights, for_dot[:, None])
+    for_gram = None
+    if needed[1]:
+        scaled = torch.mul(weights, for_spread[:, None], out=spare)
+        for_gram = scaled.flatten(2) @ weights.flatten(2).transpose(1, 2)
+    return change, for_gram, for_norms
