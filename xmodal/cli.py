@@ -133,6 +133,8 @@ class BuildIndex:
     """How many of these sentences to use, spread evenly."""
     bits: int = 8
     """Of the certificate: 8, or 4 for a small index that is only approximate."""
+    cells: int = 0
+    """Parts of the space by which inexact search looks images up instead of scanning all; a thousand for a million."""
     overwrite: bool = False
     """Replace an index that is there."""
 
@@ -400,9 +402,9 @@ def build_index(config: BuildIndex) -> None:
     of_captions = config.store.suffix == ".jsonl"
     items: Any = load_captions(config.store, config.split) if of_captions else RegionStore(config.store)
     output = config.output or config.store.with_suffix(".index")
-    options = {"bits": config.bits, "overwrite": config.overwrite, "progress": sys.stderr.isatty()}
+    options = {"bits": config.bits, "cells": config.cells, "overwrite": config.overwrite}
     matcher = _load(config.model)
-    index = Index.build(matcher, items, output, **options)
+    index = Index.build(matcher, items, output, progress=sys.stderr.isatty(), **options)
     print(f"{output}: {len(index)} {index.manifest.indexed}, {index.describe_bytes()}")
     if config.queries is not None:
         known = set(index.ids)

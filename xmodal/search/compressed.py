@@ -143,21 +143,28 @@ class Compressed:
         self.roles = (True, False) if how.both else (as_context,)
         """Whether the items are what is attended over (else they attend), for each direction that counts."""
 
-    def approximate(self, queries: Sequence[Query], items: Int[Tensor, " item"]) -> Float[Tensor, "query item"]:
-        """Scores by the 4-bit coordinates: one product with all queries a block, then attention."""
+    def approximate(
+        self, queries: Sequence[Query], items: Int[Tensor, " item"], *, bits: int = 4
+    ) -> Float[Tensor, "query item"]:
+        """Scores by the leading coordinates in 4 bits, or by all in 8: one product with all queries a block."""
         scores = torch.empty(len(queries), len(items))
         groups: dict[int, list[int]] = defaultdict(list)
         for number, query in enumerate(queries):
             groups[len(query.vectors)].append(number)
-        lead = self.quantizer.lead
+        used = slice(self.quantizer.lead if bits == 4 else None)
         stacks = [
-            torch.stack([queries[number].coordinates[:, :lead] for number in group], 1) for group in groups.values()
+            torch.stack([queries[number].coordinates[:, used] for number in group], 1) for group in groups.values()
         ]
         columns = torch.cat([stack.flatten(0, 1) for stack in stacks])
         members = list(groups.values())
 
         def work(segment: Segment, length: int, some: Int[Tensor, " item"]) -> Float[Tensor, "query item"]:
-            values = unpack_scan(segment.take("scan", length, some))
+            if bits == 4:
+                values = unpack_scan(segment.take("scan", length, some))
+            else:
+                values = self.quantizer.decode(
+                    *(segment.take(name, length, some) for name in ("lead", "rest", "steps"))
+                )
             products = (values @ columns.T).split([stack.shape[0] * stack.shape[1] for stack in stacks], dim=1)
             values, norms = values.view(len(some), length, -1), segment.norms(length, some)
             gram = values @ values.transpose(1, 2) if True in self.roles else norms

@@ -271,7 +271,7 @@ class Index:
         for start in range(0, len(asked), at_once):
             some = asked[start : start + at_once]
             if engine is None:
-                candidates = ranking.candidates(some, items, max(k, rescored), exact=exact)
+                candidates = ranking.candidates(some, items, max(k, rescored))
             else:
                 candidates = [self._named(engine.candidates(query, max(k, rescored)), items) for query in some]
             for query, few in zip(some, candidates, strict=True):

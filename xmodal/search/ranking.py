@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SHORTLIST = 4096
 """Items that cells find, whose compressed vectors are then scored."""
 
+REFINED = 8
+"""Candidates by 4 bits for every one that is left by 8 bits."""
+
 BLOCK = 1024
 """Items whose float vectors are scored at a time."""
 
@@ -47,9 +50,9 @@ class Ranking(Protocol):
     """Whether candidates are the best ones in truth, so that nothing needs to be bounded."""
 
     def candidates(
-        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int, *, exact: bool
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
     ) -> list[Int[Tensor, " some"]]:
-        """About so many items that every query may match best, among some; `exact` says what they are for."""
+        """About so many items that every query may match best, among some."""
         ...
 
     def reaching(
@@ -83,18 +86,28 @@ class AttentionRanking:
         self.head = _Declared(how)
 
     def candidates(  # noqa: D102
-        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int, *, exact: bool
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
     ) -> list[Int[Tensor, " some"]]:
-        asked = [Query.of(query, self.quantizer) for query in queries]
+        asked, found = [Query.of(query, self.quantizer) for query in queries], []
         if self.cells is None or len(items) <= SHORTLIST:
-            scores = self.compressed.approximate(asked, items)
-            return [items[best] for best in scores.topk(min(count, len(items)), dim=1).indices]
-        found = []
-        for query in asked:
-            lead = query.coordinates[:, : self.quantizer.lead]
-            few = self.cells.candidates(lead, self.collection, items, SHORTLIST, self.how)
-            found.append(few[self.compressed.approximate([query], few)[0].topk(min(count, len(few))).indices])
+            scanned = [(items, row) for row in self.compressed.approximate(asked, items)]
+        else:
+            scanned = [self._looked_up(query, items) for query in asked]
+        for query, (few, scores) in zip(asked, scanned, strict=True):
+            if self.bits == 8:  # the 4 bits decide on whom the 8 bits are asked about
+                few = few[scores.topk(min(REFINED * count, len(few))).indices]
+                scores = self.compressed.approximate([query], few, bits=8)[0]
+            found.append(few[scores.topk(min(count, len(few))).indices])
         return found
+
+    def _looked_up(
+        self, query: Query, items: Int[Tensor, " item"]
+    ) -> tuple[Int[Tensor, " some"], Float[Tensor, " some"]]:
+        """What the cells find, and its approximate scores."""
+        assert self.cells is not None, "there are cells to look into"
+        lead = query.coordinates[:, : self.quantizer.lead]
+        few = self.cells.candidates(lead, self.collection, items, SHORTLIST, self.how)
+        return few, self.compressed.approximate([query], few)[0]
 
     def reaching(  # noqa: D102
         self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"], least: float
@@ -123,7 +136,7 @@ class InnerProductRanking:
         self.collection = collection
 
     def candidates(  # noqa: D102
-        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int, *, exact: bool
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
     ) -> list[Int[Tensor, " some"]]:
         import faiss  # here: loading it takes a while
 
@@ -158,7 +171,7 @@ class ExhaustiveRanking:
         self.collection, self.head, self.indexed = collection, head, indexed
 
     def candidates(  # noqa: D102
-        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int, *, exact: bool
+        self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
     ) -> list[Int[Tensor, " some"]]:
         return [items] * len(queries)
 

@@ -23,6 +23,7 @@ once a vector:
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -103,7 +104,7 @@ class Segment:
                 self.arrays = {
                     name: self._array(8 + size, **about) for name, about in header.items() if name != "__metadata__"
                 }
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(
                     f"{path} is damaged: no segment of an index ({error}). Build the index again."
                 ) from error
@@ -113,14 +114,15 @@ class Segment:
         return len(self.lengths)
 
     def _array(self, base: int, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
-        count = int(np.prod(shape))
-        if base + data_offsets[1] > len(self.mapped) or count * np.dtype(TYPES[dtype]).itemsize != (
-            data_offsets[1] - data_offsets[0]
-        ):
+        start, end = data_offsets
+        if min(start, *shape) < 0 or math.prod(shape) * np.dtype(TYPES[dtype]).itemsize != end - start:
+            raise ValueError("an array is not as long as its shape says")
+        if base + end > len(self.mapped):
             raise ValueError("it is shorter than it says")
+        count = math.prod(shape)
         if not count:
             return np.zeros(shape, TYPES[dtype])
-        return np.frombuffer(self.mapped, TYPES[dtype], count, base + data_offsets[0]).reshape(shape)
+        return np.frombuffer(self.mapped, TYPES[dtype], count, base + start).reshape(shape)
 
     @cached_property
     def ids(self) -> np.ndarray:
