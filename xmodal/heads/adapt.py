@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from math import e, log2
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from xmodal.heads.attention import Direction, real_lengths, tile_bytes
 from xmodal.heads.base import Head, check_inputs, check_items, unit_length
 from xmodal.heads.foveae import Fovea, foveal_sums
+from xmodal.heads.foveal_maxima import Asked, maxima_sums
 from xmodal.heads.pooling import POOLERS, make_pooler
 from xmodal.numerics import Positive, Size, at_least_float32, full_mask
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float
     from torch import Tensor
-
-SAFE_EXPONENT = 100.0
-"""Powers of two up to this one are taken as they are: sums of them stay far from the end of float32."""
 
 
 def adapted_vectors(
@@ -93,7 +90,7 @@ def foveated_cosines(
     dots, squares = foveal_sums(values, mask, fovea)
     dots += (query * shifts).sum(dim=-1)
     squares += shifts.square().sum(dim=-1)
-    return (dots / squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()).clamp(-1.0, 1.0)
+    return _cosines(dots, squares)
 
 
 def cosines_with_maxima(
@@ -105,15 +102,7 @@ def cosines_with_maxima(
 ) -> Float[Tensor, "set query"]:
     """Cosines of the queries with what `adapted_vectors` makes of every set for them in direction i2t.
 
-    The maximum over the items depends on the shift of a query, so that there is no shorter way as there is for the mean
-    (see `foveated_cosines`): every item is modulated for every query, in few passes over buffers that stay in the
-    cache. For scores without a gradient.
-
-    Args:
-        values: the items of the sets, finite.
-        mask: True = real item.
-        queries: unit vector, gains and shifts of every query.
-        temperature: gamma, the inverse temperature of the softmax, > 0.
+    See `xmodal.heads.foveal_maxima`; for scores without a gradient. Arguments are those of `foveated_cosines`.
 
     Example:
         >>> import torch
@@ -122,46 +111,14 @@ def cosines_with_maxima(
         >>> cosines_with_maxima(values, real, torch.tensor([[[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]]]))
         tensor([[0.9829]])
     """
-    lengths = real_lengths(mask)
-    order = lengths.argsort(stable=True)
-    step = max(1, tile_bytes(values.device) // 2 // values[0].nbytes)
-    parts = []
-    for some in order.split(step):
-        longest = int(lengths[some].max())
-        parts.append(_maxima(values[some, :longest].transpose(0, 1), mask[some, :longest].T, queries, temperature))
-    return torch.cat(parts)[order.argsort()]
+    query, gains, shifts = queries.unbind(dim=1)
+    asked = Asked(temperature * (1 + gains), 1 + gains, shifts, query)
+    return _cosines(*maxima_sums(values, mask, asked))
 
 
-def _maxima(
-    values: Float[Tensor, "item set dim"],
-    mask: Bool[Tensor, "item set"],
-    queries: Float[Tensor, "query three dim"],
-    temperature: float,
-) -> Float[Tensor, "set query"]:
-    """`cosines_with_maxima` of few sets; a shift that all items of a channel have drops out of their softmax."""
-    low = values.masked_fill(~mask[..., None], float("inf")).amin(dim=0)
-    high = values.masked_fill(~mask[..., None], float("-inf")).amax(dim=0)
-    center = (low + high) / 2
-    values = (values - center).contiguous()
-    padding = None if bool(mask.all()) else ~mask[..., None]
-    rate = temperature * log2(e)
-    scales = rate * (1 + queries[:, 1])
-    risky = (scales.abs() * (high - low).amax(dim=0)).amax(dim=1) > 2 * SAFE_EXPONENT
-    scores = values.new_empty(len(queries), values.shape[1])
-    logits, weights, ones = torch.empty_like(values), torch.empty_like(values), values.new_ones(1, len(values))
-    for row, scale, (query, gains, shifts), too_large in zip(scores, scales, queries, risky.tolist(), strict=True):
-        torch.mul(values, scale, out=logits)
-        if padding is not None:
-            logits.masked_fill_(padding, float("-inf"))
-        torch.exp2(logits - logits.amax(dim=0) if too_large else logits, out=weights)
-        total = (ones @ weights.flatten(1)).view_as(center)  # in half the time of a sum over the first axis
-        adapted = torch.add(torch.addcmul(shifts, center, 1 + gains), logits, alpha=1 / rate, out=logits)
-        if padding is not None:
-            weights.masked_fill_(padding, 1.0)  # of an item that is -inf
-        vectors = weights.mul_(adapted).amax(dim=0).div_(total)
-        norms = torch.linalg.vector_norm(vectors, dim=1).clamp_min_(torch.finfo(values.dtype).tiny)
-        torch.div(vectors @ query, norms, out=row)
-    return scores.T
+def _cosines(dots: Float[Tensor, "set query"], squares: Float[Tensor, "set query"]) -> Float[Tensor, "set query"]:
+    """From products with unit vectors and squared lengths; rounding can leave a short vector with a long product."""
+    return (dots / squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()).clamp(-1.0, 1.0)
 
 
 class ADAPT(Head):
@@ -170,8 +127,9 @@ class ADAPT(Head):
     In direction t2i the mean word of a caption asks: its gains and shifts, a linear layer each, modulate the regions of
     an image, whose channels a batch norm without affine parameters has normalized, and the image's vector is that of
     `adapted_vectors`; the score is its cosine with the mean word. In direction i2t the mean region asks the words. The
-    published figures average the scores of a model of either direction. The channels of every item are modulated anew
-    for every pair: pairs are compared in blocks, and in training computed again for the gradient instead of being kept.
+    published figures average the scores of a model of either direction. In training the channels of every item are
+    modulated anew for every pair: pairs are compared in blocks, and computed again for the gradient instead of being
+    kept. Without a gradient scores are matrix products (`xmodal.heads.foveae`, `xmodal.heads.foveal_maxima`).
 
     Only real items enter the statistics of the batch norm, the fovea and the pooling. In the released code all words
     up to the longest of the batch do, also in testing.
@@ -274,7 +232,8 @@ class ADAPT(Head):
         values, mask, queries = at_least_float32(values[:, :longest]), mask[:, :longest], at_least_float32(queries)
         if not torch.is_grad_enabled():
             cosines = foveated_cosines if self.direction == "t2i" else cosines_with_maxima
-            return cosines(values, mask, queries, temperature=self.temperature)
+            with torch.autocast(values.device.type, enabled=False):  # half precision would cut the series short
+                return cosines(values, mask, queries, temperature=self.temperature)
 
         def block(some: Float[Tensor, "query three dim"]) -> Float[Tensor, "set query"]:
             query, gains, shifts = some.unbind(dim=1)
@@ -282,6 +241,5 @@ class ADAPT(Head):
             return (vectors * query).sum(dim=-1)
 
         blocks = queries.split(max(1, tile_bytes(values.device) // values.nbytes))
-        if torch.is_grad_enabled():  # modulated items of all pairs would not fit beside one another
-            return torch.cat([checkpoint(block, some, use_reentrant=False) for some in blocks], dim=1)
-        return torch.cat([block(some) for some in blocks], dim=1)
+        # Modulated items of all pairs would not fit beside one another.
+        return torch.cat([checkpoint(block, some, use_reentrant=False) for some in blocks], dim=1)

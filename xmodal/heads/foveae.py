@@ -6,14 +6,10 @@ Under a scale s, a channel of a set with values v_r has the foveated mean
 
 ADAPT modulates the values to (1 + gain) v_r + shift and takes their softmax at an inverse temperature gamma. A shift
 drops out of a softmax, and its weights sum to one, so that the modulated, foveated mean is (1 + gain) f(s) + shift with
-s = gamma (1 + gain): all that a query does to a channel of a set goes through one number. As a function of s, f is
-smooth. It is the derivative of log Z(s), Z(s) = sum_r exp(s v_r), and Z has no zeros near the real line: none with
-|Im s| below pi over the spread of the values, and none in a cone around the line either, where the greatest value
-outweighs the others. So in t = asinh(s spread / pi) it is analytic in a strip of constant width, and its Chebyshev
-series over the scales that occur converges by a constant factor a term. With f = sum_j a_j T_j, sums over channels of f
-or f^2 times something of the query are sums over j of matrix products: (set, channel) coefficients by (channel, query)
-Chebyshev polynomials. The series are cut where their terms stay below the rounding of the products; a channel whose
-series does not end soon enough is computed item by item.
+s = gamma (1 + gain): all that a query does to a channel of a set goes through one number. With f = sum_j a_j T_j, a
+Chebyshev series (`xmodal.heads.chebyshev`), sums over channels of f or f^2 times something of the query are sums over j
+of matrix products: (set, channel) terms by (channel, query) polynomials. A channel whose series does not end soon
+enough is computed item by item.
 """
 
 from __future__ import annotations
@@ -23,24 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from xmodal.heads.attention import tile_bytes
+from xmodal.heads.chebyshev import parts, series_of
+from xmodal.products import inner_products
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-LENGTHS = (8, 16, 32, 64, 128, 256)
-"""Of series that are tried, one after another, while there are `FEWEST` queries for every term."""
-
-FEWEST = 4
-
-TERMS = 2048
-"""Of all series that are made at once: longer ones of fewer channels, in the same memory."""
-
-PRECISION = {torch.float32: 3e-7, torch.float64: 1e-12}
-"""What a term is at least of the largest value, to be kept."""
+    from xmodal.heads.chebyshev import Series
 
 
 class Fovea(NamedTuple):
@@ -115,23 +101,28 @@ def foveal_sums(
     """
     shape = (len(values), len(fovea.scales))
     sums = (values.new_zeros(shape), values.new_zeros(shape))
-    left = torch.arange(values.shape[-1], device=values.device)
-    for length in LENGTHS:
-        if FEWEST * length > shape[1]:
-            break
-        unended = []
-        for some in left.split(TERMS // length):
-            asked = fovea.channels(some)
-            series = _Series.of(values[..., some], mask, asked.scales, length)
-            ended = series.ended()
-            if bool(ended.any()):
-                series.channels(ended).add(sums, asked.channels(ended))
-            unended.append(some[~ended])
-        left = torch.cat(unended)
-        if not len(left):
-            return sums
-    _add_directly(sums, values[..., left], mask, fovea.channels(left))
+    for some, series in series_of(_mean_and_square, values, mask, fovea.scales):
+        if series is None:
+            _add_directly(sums, values[..., some], mask, fovea.channels(some))
+        else:
+            _add_products(sums, series, fovea.channels(some))
     return sums
+
+
+def _mean_and_square(values: Tensor, mask: Tensor, points: Tensor) -> Float[Tensor, "two set point channel"]:
+    f = foveated_means(values, mask, points)
+    return torch.stack([f, f.square()])
+
+
+def _add_products(sums: tuple[Tensor, Tensor], series: Series, fovea: Fovea) -> None:
+    """Three products a term."""
+    plain, squared = series.kept(sums[0].dtype)
+    buffer = torch.empty_like(sums[0])
+    polynomials = series.polynomials(fovea.scales, len(plain))
+    for one, two, polynomial in zip(plain, squared, polynomials, strict=True):
+        sums[0].add_(inner_products(one, fovea.linear * polynomial, buffer))
+        sums[1].add_(inner_products(one, fovea.cross * polynomial, buffer))
+        sums[1].add_(inner_products(two, fovea.square * polynomial, buffer))
 
 
 def _add_directly(
@@ -142,77 +133,7 @@ def _add_directly(
 ) -> None:
     """Query by query, from every item."""
     for number, scale in enumerate(fovea.scales):
-        for rows, some, real in _parts(values, mask):
+        for rows, some, real in parts(values, mask):
             f = foveated_means(some, real, scale[None])[:, 0]
             sums[0][rows, number] += f @ fovea.linear[number]
             sums[1][rows, number] += f @ fovea.cross[number] + f.square() @ fovea.square[number]
-
-
-class _Series(NamedTuple):
-    """Chebyshev series of f and f^2 of some channels, and between which scales they hold."""
-
-    bend: Float[Tensor, " channel"]
-    start: Float[Tensor, " channel"]
-    half: Float[Tensor, " channel"]
-    plain: Float[Tensor, "term set channel"]
-    squared: Float[Tensor, "term set channel"]
-    floors: Float[Tensor, "two channel"]
-    """How small terms of either must be to drop out."""
-
-    @classmethod
-    def of(
-        cls,
-        values: Float[Tensor, "set item channel"],
-        mask: Bool[Tensor, "set item"],
-        scales: Float[Tensor, "query channel"],
-        length: int,
-    ) -> _Series:
-        """From f at as many of Chebyshev's points, in float64."""
-        real = values.double().masked_fill(~mask[..., None], math.nan).flatten(0, 1)
-        bend = math.pi / (real.nan_to_num(-math.inf).amax(dim=0) - real.nan_to_num(math.inf).amin(dim=0)).clamp_min(
-            1e-6
-        )
-        low, high = (torch.asinh(edge.double() / bend) for edge in scales.aminmax(dim=0))
-        start, half = low, ((high - low) / 2).clamp_min(1e-6)
-        angles = math.pi * (torch.arange(length, dtype=torch.float64, device=values.device) + 0.5) / length
-        points = bend * torch.sinh(start + half * (1 + angles.cos()[:, None]))
-        f = torch.cat([foveated_means(some, m, points) for _, some, m in _parts(values.double(), mask)])
-        transform = (2 / length) * (torch.arange(length, device=values.device)[:, None] * angles).cos()
-        transform[0] /= 2
-        plain, squared = (torch.einsum("jk,skc->jsc", transform, each) for each in (f, f.square()))
-        largest = f.abs().amax(dim=(0, 1)).clamp_min(1e-30)
-        floors = PRECISION[values.dtype] * torch.stack([largest, largest.square()])
-        return cls(bend, start, half, plain, squared, floors)
-
-    def ended(self) -> Bool[Tensor, " channel"]:
-        """Whether the last two terms of both series drop out."""
-        last = torch.stack([each[-2:].abs().amax(dim=(0, 1)) for each in (self.plain, self.squared)])
-        return (last <= self.floors).all(dim=0)
-
-    def channels(self, chosen: Bool[Tensor, " channel"]) -> _Series:
-        """Some channels."""
-        return _Series(*(field[..., chosen] for field in self))
-
-    def add(self, sums: tuple[Tensor, Tensor], fovea: Fovea) -> None:
-        """Add what the channels contribute to both sums: three products a term."""
-        t = torch.asinh(fovea.scales.double() / self.bend)
-        x = ((t - self.start) / self.half - 1).clamp_(-1, 1).to(sums[0])
-        series = torch.stack([self.plain, self.squared])
-        needed = (series.abs().amax(dim=2) > self.floors[:, None]).any(dim=0).any(dim=1).nonzero()
-        plain, squared = series.to(sums[0])
-        before, polynomial = x, torch.ones_like(x)
-        for term in range(int(needed[-1]) + 1 if len(needed) else 1):
-            sums[0].addmm_(plain[term], (fovea.linear * polynomial).T)
-            sums[1].addmm_(plain[term], (fovea.cross * polynomial).T)
-            sums[1].addmm_(squared[term], (fovea.square * polynomial).T)
-            before, polynomial = polynomial, 2 * x * polynomial - before
-
-
-def _parts(
-    values: Float[Tensor, "set item channel"], mask: Bool[Tensor, "set item"]
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """So many sets at a time that passes over their items stay in the cache."""
-    step = max(1, tile_bytes(values.device) // 4 // max(1, values[0].nbytes))
-    for start in range(0, len(values), step):
-        rows = slice(start, start + step)
-        yield rows, values[rows], mask[rows]

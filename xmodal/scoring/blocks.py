@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from xmodal.inference import evaluating
 from xmodal.products import chosen_product
 from xmodal.scoring.compared import compared_tiles
 from xmodal.scoring.embedding import embedded_parts, in_dtype
+from xmodal.scoring.forecast import tell
 from xmodal.scoring.memory import fill_matrix
 from xmodal.scoring.packing import Collection
 from xmodal.scoring.plan import Plan, Tile, make_plan, result_dtype
@@ -77,7 +79,7 @@ def score_all(
             head compares with a copy of its parameters in that dtype. Work once an item, and what follows the
             products, is in at least float32.
         device: compute there instead of on the device of `regions`; the head must be there.
-        progress: show a bar.
+        progress: show a bar, and how long it will take as soon as the first pairs are scored (which the log says too).
         backend: what computes a tile of SCAN or BFAN. `eager` calls torch; `compile` lets torch.compile fuse the passes
             over a tile, which takes a minute at first and gains nothing on the CPUs that it was measured on; `triton`
             is one fused kernel on a CUDA device (see `triton_scores` for what it takes). By default `triton` on CUDA
@@ -107,8 +109,12 @@ def score_all(
     plan = make_plan(head, sides, budget_bytes=budget_bytes, dtype=dtype, device=device, backend=backend)
 
     def fill(scores: Tensor) -> None:
+        started, is_first = perf_counter(), True
         with _pair_bar(scores.numel(), progress) as bar:
             for tile in score_tiles(head, sides, plan):
+                if is_first:
+                    tell(head, sides, tile, perf_counter() - started, progress=progress)
+                    is_first = False
                 scores[tile.images[:, None], tile.captions] = tile.scores.to(scores)
                 bar.update(tile.scores.numel())
 
