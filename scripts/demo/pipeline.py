@@ -17,6 +17,7 @@ from scripts.demo import emoji_scenes
 from xmodal.data import Caption, RegionStore, Vocabulary, load_captions
 from xmodal.data.split import Split
 from xmodal.evaluation import evaluate_protocol, format_table
+from xmodal.evaluation.calibration import calibrate, evaluate_calibration, format_calibration
 from xmodal.evaluation.pointing import pointing_accuracy
 from xmodal.evaluation.report import plot_learning_curves, write_report
 from xmodal.model import Matcher
@@ -28,6 +29,9 @@ from xmodal.training.trainer import train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MODELS = {"SCAN t-i LSE": "demo_scan", "pooled dual encoder": "demo_pooled"}
@@ -58,11 +62,13 @@ def main(config: Demo) -> None:
     scan = matchers["SCAN t-i LSE"]
     pointed = pointing_accuracy(scan, store, emoji_scenes.read_mentions(data / "scenes.jsonl", "test"))
     print(f"\nwords that look at what they name: {pointed['hits']:.1f}% (a random region: {pointed['chance']:.1f}%)")
+    print(_calibrate(scan, config, scores["SCAN t-i LSE"], split))
     pictures = _draw(scan, store, split.captions, data / "images", config.output)
     pictures |= _draw_learning_curves(config.output)
     details = {"words that look at what they name (%)": pointed, "environment": environment()}
     write_report(config.output / "report.md", results, title="Demo", details=details, pictures=pictures)
-    print("\nreport:", config.output / "report.md", *pictures.values(), sep="\n  ")
+    files = [config.output / "report.md", config.output / "explanation.html", *pictures.values()]
+    print("\nreport:", *files, sep="\n  ")
 
 
 def _prepare(data: Path, seed: int) -> None:
@@ -89,6 +95,14 @@ def _train(title: str, recipe: str, config: Demo) -> Matcher:
     return Matcher.from_pretrained(run / "best")
 
 
+def _calibrate(scan: Matcher, config: Demo, scores: Float[Tensor, "image caption"], test: Split) -> str:
+    """Make probabilities of the scores on the dev split, keep them beside the model, and say how far they hold."""
+    data, run = config.output / "data", config.output / MODELS["SCAN t-i LSE"]
+    dev = Split.of(RegionStore(data / "dev.h5"), load_captions(data / "captions.jsonl", "dev"))
+    found = evaluate_calibration(calibrate(scan, run, dev), scores, test.relevance)
+    return format_calibration({"SCAN t-i LSE": {"calibration": found}})
+
+
 def _draw(
     scan: Matcher, store: RegionStore, captions: Sequence[Caption], images: Path, output: Path
 ) -> dict[str, Path]:
@@ -105,7 +119,8 @@ def _draw(
     draw_retrieved(rows, images, output / "search.png")
     first = chosen[0]
     picture = find_image(images, first.image_id)
-    explain_pair(scan, store, first.image_id, picture, first.caption, output / "attention.png")
+    for file in ("attention.png", "explanation.html"):
+        explain_pair(scan, store, first.image_id, picture, first.caption, output / file)
     return pictures
 
 

@@ -107,7 +107,7 @@ def test_the_fit_is_the_logistic_regression_of_scikit_learn():
     wanted = LogisticRegression(C=1e6, tol=1e-10, max_iter=1000)
     standard = (features - features.mean(dim=0)) / features.std(dim=0)
     wanted.fit(standard.numpy(), right.numpy())
-    *slopes, bias, least, most = _fitted(features, right)
+    (*slopes, bias), least, most = _fitted(features, right)
     found = least + (most - least) * (features @ torch.tensor(slopes, dtype=torch.float64) + bias).sigmoid()
     torch.testing.assert_close(found, torch.from_numpy(wanted.predict_proba(standard.numpy())[:, 1]), atol=0.05, rtol=0)
 
@@ -116,7 +116,7 @@ def test_a_floor_and_a_ceiling_are_found():
     generator = torch.Generator().manual_seed(0)
     features = 4 * torch.randn(20000, 1, generator=generator, dtype=torch.float64)
     truth = 0.15 + 0.7 * (2 * features[:, 0]).sigmoid()
-    *_, least, most = _fitted(features, torch.rand(20000, generator=generator, dtype=torch.float64) < truth)
+    _, least, most = _fitted(features, torch.rand(20000, generator=generator, dtype=torch.float64) < truth)
     assert (least, most) == (pytest.approx(0.15, abs=0.02), pytest.approx(0.85, abs=0.02))
 
 

@@ -7,6 +7,9 @@ import io
 import json
 import math
 import re
+import shutil
+import subprocess
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -23,6 +26,7 @@ from xmodal.search.explained_picture import draw_explanation
 from xmodal.search.explanation import View, explained
 from xmodal.search.retrieve import explain_pair
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WORDS = ["a", "dog", "犬", "كلب", "</script>"]
 HEADS = {
     "scan": {"name": "scan"},
@@ -146,6 +150,37 @@ def test_the_page_needs_nothing_else_and_escapes_everything(store, tmp_path):
     assert "default-src 'none'; img-src data:" in text
     assert "http://" not in text
     assert "https://" not in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+def test_choosing_a_word_lights_what_it_looks_at(store, tmp_path):
+    pair = explained(make(HEADS["bfan"]), store, "a", tmp_path / "a.png", "a dog")
+    write_page(pair, tmp_path / "page.html")
+    seen = []
+    for keys in ("", "buttons[2].dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"):
+        script = f"<script>buttons[2].click(); {keys}</script></body>"
+        (tmp_path / "clicked.html").write_text(
+            (tmp_path / "page.html").read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8"
+        )
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+        flags += [
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+        ]
+        page = (tmp_path / "clicked.html").as_uri()
+        command = [CHROMIUM, *flags, page]
+        seen.append(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
+    (view, _) = pair.views
+    for row, dom in zip((2, 3), seen, strict=True):
+        most = int(view.weights[row].argmax())
+        told = f"{pair.words[row]}: looks most at region {most + 1} ({100 * view.weights[row].max():.0f}%)"
+        assert escape(told) in dom
+        assert re.findall(r'aria-pressed="true" data-view="0" data-row="(\d)"', dom) == [str(row)]
+        boxes = re.findall(r"<rect [^>]*>", dom)
+        assert ["most" in box for box in boxes] == [place == most for place in range(3)]
+        assert ["kept" in box for box in boxes] == view.kept[row].tolist()
 
 
 @pytest.mark.parametrize("head", HEADS)

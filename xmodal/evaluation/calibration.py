@@ -107,7 +107,8 @@ class Calibration:
             size = torch.full_like(answers.score, math.log(len(images)))
             inputs.append(torch.stack([answers.score, answers.lead, size], dim=1))
             right.append(answers.right)
-        return cls(*_fitted(torch.cat(inputs), torch.cat(right)))
+        (score, lead, size, bias), least, most = _fitted(torch.cat(inputs), torch.cat(right))
+        return cls(score, lead, size, bias, least, most)
 
     def probability(
         self, scores: Float[Tensor, "*query answer"], *, images: int | None = None
@@ -375,8 +376,10 @@ def _collections(relevance: Relevance) -> Iterator[tuple[Int[Tensor, " image"], 
                 yield images, captions
 
 
-def _fitted(features: Float[Tensor, "answer feature"], right: Bool[Tensor, " answer"]) -> list[float]:
-    """Weights of the features, bias, least and most probability, by maximum likelihood; see `PENALTY`."""
+def _fitted(
+    features: Float[Tensor, "answer feature"], right: Bool[Tensor, " answer"]
+) -> tuple[list[float], float, float]:
+    """Weights of the features and bias, least and most probability, by maximum likelihood; see `PENALTY`."""
     center, spread = features.mean(dim=0), features.std(dim=0)
     spread = spread.where(spread > 0, 1.0)
     inputs = torch.cat([(features - center) / spread, torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
@@ -398,8 +401,8 @@ def _fitted(features: Float[Tensor, "answer feature"], right: Bool[Tensor, " ans
         solver.step(loss)
     *slopes, bias, least, most = values.detach()
     slopes = torch.stack(slopes) / spread
-    bounds = [(-least).sigmoid().item() / 2, 1 - (-most).sigmoid().item() / 2]
-    return [*slopes.tolist(), (bias - (slopes * center).sum()).item(), *bounds]
+    weights = [*slopes.tolist(), (bias - (slopes * center).sum()).item()]
+    return weights, (-least).sigmoid().item() / 2, 1 - (-most).sigmoid().item() / 2
 
 
 def _file(path: str | Path) -> Path:

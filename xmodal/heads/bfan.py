@@ -178,7 +178,7 @@ class BFAN(Head):
     def explain(self, regions, words, region_mask=None, word_mask=None):
         """Both directions that the score adds up, the attention of words first, and what each of them adds to it."""
         directions: dict[Looking, Direction] = {"words": "t2i", "regions": "i2t"}
-        found = {
+        found: dict[Looking, Attention] = {
             looking: self.attention(regions, words, region_mask, word_mask, direction=direction)
             for looking, direction in directions.items()
         }

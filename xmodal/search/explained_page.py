@@ -63,7 +63,7 @@ def write_page(pair: PairExplained, output: str | Path) -> None:
         height=height,
         picture=f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}",
         boxes="".join(map(_rectangle, pair.boxes.tolist())),
-        words="".join(f'<span dir="auto">{_text(word)}</span>' for word in pair.words),
+        words=" ".join(f'<span dir="auto">{_text(word)}</span>' for word in pair.words),
         views="\n".join(_section(number, view, pair) for number, view in enumerate(pair.views)),
         data=_data(pair),
     )
@@ -110,7 +110,7 @@ def _table_row(view: View, row: int, label: str, pair: PairExplained) -> str:
     weights = view.weights[row]
     first = [place for place in weights.argsort(descending=True, stable=True).tolist()[:3] if weights[place] > 0]
     seen = (pair.words[place] if view.looking == "regions" else f"region {place + 1}" for place in first)
-    named = ", ".join(f"{_text(name)} {100 * weights[place]:.0f}%" for name, place in zip(seen, first, strict=True))
+    named = ", ".join(f"{_text(name)}: {100 * weights[place]:.0f}%" for name, place in zip(seen, first, strict=True))
     share = "not told" if view.shares is None else f"{view.shares[row]:.4f}"
     cells = (share, f"{100 * view.sure[row]:.0f}%", f"{view.entropy[row]:.2f} bits", f"<bdi>{named}</bdi>")
     return f'<tr><th scope="row" dir="auto">{_text(label)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
