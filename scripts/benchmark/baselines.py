@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from xmodal.products import inner_products
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from scripts.benchmark.sets import Sets
     from xmodal.heads import VSRN
@@ -39,10 +39,11 @@ def bare_product(regions: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
 def vsrn_as_released(head: VSRN, regions: Tensor) -> Tensor:
     """VSRN's image embeddings as published: graph layers of convolutions over (image, dim, region), then the GRU."""
 
-    def conv(layer: nn.Linear, items: Tensor) -> Tensor:
+    def conv(layer: Any, items: Tensor) -> Tensor:
         return F.conv1d(items, layer.weight[..., None], layer.bias)
 
     states = (regions / regions.square().sum(dim=1, keepdim=True).sqrt()).transpose(1, 2)
+    layer: Any
     for layer in head.graph:
         values, asking = conv(layer.value, states).transpose(1, 2), conv(layer.subject, states).transpose(1, 2)
         affinity = torch.matmul(asking, conv(layer.object, states)) / states.shape[2]

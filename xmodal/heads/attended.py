@@ -54,7 +54,7 @@ def attended_cosines(
     >>> products, gram = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1), torch.eye(2)[None]
     >>> how = How(0.1, 9.0, 1e-8, None, lambda *_: _)
     >>> attended_cosines(products, gram, torch.full((1, 1, 1), 2.0), torch.ones(1, 2, dtype=torch.bool), how)
-    tensor([[[1.0000]]])
+    tensor([[[1.]]])
     """
     if torch.is_grad_enabled() and (products.requires_grad or gram.requires_grad or norms.requires_grad):
         return _Attended.apply(products, gram, norms, mask, how)  # type: ignore[return-value]

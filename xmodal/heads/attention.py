@@ -231,17 +231,16 @@ def stacked_attention(
     torch.Size([4, 6])
     """
 
-    def attend(products: Tensor, gram: Tensor, query_norms: Tensor, context_mask: Tensor) -> Tensor:
-        weights = attention_weights(
-            products, context_mask, query_mask, normalization=normalization, temperature=temperature
-        )
-        weights = weights if focus is None else focus(weights, context_mask)
-        return attended_cosine(products, weights, gram, query_norms)
+    def attend(products: Tensor, gram: Tensor, norms: Tensor, mask: Tensor) -> Tensor:
+        weights = attention_weights(products, mask, query_mask, normalization=normalization, temperature=temperature)
+        weights = weights if focus is None else focus(weights, mask)
+        return attended_cosine(products, weights, gram, norms)
 
+    compute: Callable[..., Tensor] = attend
     if normalization in ("clipped_l2", "l2") and temperature <= STEEPEST and _on_cpu(products):
         slope = NEGATIVE_SLOPE if normalization == "clipped_l2" else 1.0
-        attend = partial(attended_cosines, how=How(slope, temperature, EPSILON, focus, attend))
-    similarities = attend(products, contexts.gram, query_norms, contexts.mask)
+        compute = partial(attended_cosines, how=How(slope, temperature, EPSILON, focus, attend))
+    similarities = compute(products, contexts.gram, query_norms, contexts.mask)
     return aggregate(similarities, query_mask, aggregation=aggregation, lse_scale=lse_scale)
 
 

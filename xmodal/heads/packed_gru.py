@@ -44,20 +44,20 @@ def gru_states(rnn: nn.GRU, items: PackedSequence) -> PackedSequence:
     for layer in range(rnn.num_layers):
         states = []
         for suffix in ("", "_reverse") if rnn.bidirectional else ("",):
-            weights = {
-                name: getattr(rnn, f"{name}_l{layer}{suffix}", None)
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            }
-            gates = linear(data, weights["weight_ih"], weights["bias_ih"])
-            bias = weights["bias_hh"]
+            name = f"l{layer}{suffix}"
+            gates = linear(data, getattr(rnn, f"weight_ih_{name}"), getattr(rnn, f"bias_ih_{name}", None))
+            bias = getattr(rnn, f"bias_hh_{name}", None)
             bias = gates.new_zeros(gates.shape[1]) if bias is None else bias
-            tensors, order = (gates, weights["weight_hh"], bias), (sizes, suffix != "")
-            if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-                states.append(_States.apply(*tensors, *order))
-            else:
-                states.append(_walk(*tensors, *order, None))
+            states.append(_one_way(gates, getattr(rnn, f"weight_hh_{name}"), bias, sizes, suffix != ""))
         data = torch.cat(states, dim=1) if len(states) > 1 else states[0]
     return items._replace(data=data)
+
+
+def _one_way(gates: Tensor, weight: Tensor, bias: Tensor, sizes: list[int], backwards: bool) -> Tensor:
+    """The states of one direction; only where a gradient is asked for, with what it needs."""
+    if torch.is_grad_enabled() and (gates.requires_grad or weight.requires_grad or bias.requires_grad):
+        return _States.apply(gates, weight, bias, sizes, backwards)  # type: ignore[return-value]
+    return _walk(gates, weight, bias, sizes, backwards, None)
 
 
 class _Kept(NamedTuple):

@@ -128,7 +128,8 @@ class RegionGraph(nn.Module):
     def _joining_pays(self, regions: Float[Tensor, "image region dim"]) -> bool:
         """Whether so many regions only pass through that two products of weights cost less than two of regions."""
         dim, rows = regions.shape[-1], regions.shape[0] * regions.shape[1]
-        is_inference = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        in_full = not (torch.compiler.is_compiling() or torch.is_autocast_enabled(regions.device.type))
+        is_inference = in_full and not (self.training or torch.is_grad_enabled())
         return is_inference and rows > 1.5 * dim and regions.dtype in (torch.float32, torch.float64)
 
     def _joined(
@@ -144,9 +145,10 @@ class RegionGraph(nn.Module):
         offset = regions @ (object_.weight.T @ subject.bias) + subject.bias @ object_.bias
         affinity = regions @ asked.transpose(1, 2) + offset[:, None]
         affinity = (affinity / region_mask.sum(dim=1)[:, None, None]).masked_fill_(~region_mask[:, None], 0.0)
-        scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
+        mean, variance = self.norm.get_buffer("running_mean"), self.norm.get_buffer("running_var")
+        scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
         handed_on = scale[:, None] * inner_products(output.weight, value.weight.T)
-        update = linear(affinity @ regions, handed_on, scale * (output.bias - self.norm.running_mean) + self.norm.bias)
+        update = linear(affinity @ regions, handed_on, scale * (output.bias - mean) + self.norm.bias)
         update += affinity.sum(dim=2)[..., None] * (scale * (output.weight @ value.bias))
         return regions + update.masked_fill_(~region_mask[..., None], 0.0)
 
