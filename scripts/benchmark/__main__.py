@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import platform
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
-SUITES = ("heads", "addr", "scoring", "step", "later", "data", "gpu", "index")
-"""Each has a file of its own."""
+SUITES = ("heads", "addr", "scoring", "step", "later", "data", "full-size", "gpu", "index")
+"""Each has a file of its own, whose `run` takes the repetitions and those of the other options that it knows."""
 
 
 def main() -> None:
@@ -18,14 +19,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=__doc__)
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--repetitions", type=int, default=7, help="timed runs a case; the median is printed")
-    parser.add_argument("--images", type=int, default=1_000_000, help="index: how many images")
-    parser.add_argument("--demo", type=Path, default=Path("demo_output"), help="index: what `make demo` wrote")
+    parser.add_argument("--images", type=int, help="index: how many images; by default 1,000,000")
+    parser.add_argument("--demo", type=Path, help="index: what `make demo` wrote; by default demo_output")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=None,
+        help="full-size, gpu: run every line on next to nothing, on any machine: their time is too dear for a slip",
+    )
     arguments = parser.parse_args()
+    suite = import_module(f"scripts.benchmark.{arguments.suite.replace('-', '_')}")
+    options = {name: value for name in ("images", "demo", "dry_run") if (value := getattr(arguments, name)) is not None}
+    for name in options.keys() - inspect.signature(suite.run).parameters.keys():
+        parser.error(f"{arguments.suite} takes no --{name.replace('_', '-')}")
     cpu = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     print(f"{cpu[0].strip()}, {torch.get_num_threads()} threads, {versions}")
-    options = {"images": arguments.images, "demo": arguments.demo} if arguments.suite == "index" else {}
-    import_module(f"scripts.benchmark.{arguments.suite}").run(arguments.repetitions, **options)
+    suite.run(arguments.repetitions, **options)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Copies:
         return RegionBatch(regions, torch.ones(regions.shape[:2], dtype=torch.bool))
 
 
-def run(repetitions: int, *, images: int, demo: Path) -> None:
+def run(repetitions: int, *, images: int = 1_000_000, demo: Path = Path("demo_output")) -> None:
     """Build, search and print; the index is removed afterwards."""
     print(f"{images} images: about {images * BYTES / 1e9:.1f} GB of disk and {images * SECONDS / 60:.0f} minutes")
     folder = Path(tempfile.mkdtemp(prefix="index", dir=demo))

@@ -57,6 +57,18 @@ def test_scan_equals_the_head(
     compare(head, regions, words, region_mask, word_mask)
 
 
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)])
+def test_of_two_precisions_the_wider_is_taken(dtypes):
+    """As autocast leaves them, which normalizes one side in float32 and not the other."""
+    generator = torch.Generator().manual_seed(0)
+    sides = [draw_side([3, 5, 2], 5, 16, generator) for _ in range(2)]
+    (regions, region_mask), (words, word_mask) = sides
+    regions, words = regions.to(dtypes[0]), words.to(dtypes[1])
+    fused = triton_scores(SCAN(), regions, words, region_mask, word_mask, shape=SHAPE)
+    expected = SCAN()(regions.float(), words.float(), region_mask, word_mask)
+    torch.testing.assert_close(fused, expected, atol=2e-5, rtol=2e-5)
+
+
 @settings(max_examples=8)
 @given(
     image_lengths=st.lists(st.integers(2, 12), min_size=1, max_size=5),

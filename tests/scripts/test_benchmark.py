@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import runpy
+import subprocess
 import sys
 from importlib import import_module
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +22,7 @@ from scripts.benchmark.scoring_report import OUTPUT, Measured
 from scripts.benchmark.sets import random_batch, random_sets, random_word_mask
 from xmodal.heads import VSRN, scan_scores
 
-SUITES = ("heads", "scoring", "step", "data", "addr", "gpu")
+SUITES = ("heads", "scoring", "step", "later", "data", "addr", "full-size", "gpu")
 
 
 def test_help_lists_the_suites(monkeypatch, capsys):
@@ -35,12 +37,14 @@ def test_help_lists_the_suites(monkeypatch, capsys):
 def test_a_suite_is_a_file(suite):
     if suite == "gpu":
         pytest.importorskip("triton")
-    assert callable(import_module(f"scripts.benchmark.{suite}").run)
+    assert callable(import_module(f"scripts.benchmark.{suite.replace('-', '_')}").run)
 
 
 def test_a_suite_is_called_with_the_repetitions(monkeypatch, capsys):
     called = []
-    monkeypatch.setitem(sys.modules, "scripts.benchmark.data", SimpleNamespace(run=called.append))
+    monkeypatch.setitem(
+        sys.modules, "scripts.benchmark.data", SimpleNamespace(run=lambda repetitions: called.append(repetitions))
+    )
     monkeypatch.setattr(sys, "argv", ["benchmark", "data", "--repetitions", "3"])
     runpy.run_module("scripts.benchmark", run_name="__main__")
     assert called == [3]
@@ -137,3 +141,24 @@ def test_the_history_of_the_page_can_be_read():
 def test_ratios_are_to_the_bare_product():
     seconds = {"1 x 1": {"bare product": 2.0, "t2i": 3.0}}
     assert Measured({}, seconds, {}, {}, 0.0).ratios == {"1 x 1": {"bare product": 1.0, "t2i": 1.5}}
+
+
+@pytest.mark.parametrize(("suite", "told"), [("gpu", "gpu.md"), ("full-size", "BFAN exact")])
+def test_dear_suites_are_rehearsed_to_the_last_line_and_leave_the_results_alone(suite, told):
+    """In a process of its own: Triton must know before it is imported that it is to interpret."""
+    if suite == "gpu":
+        pytest.importorskip("triton")
+    root = Path(__file__).parents[2]
+    before = sorted((path.name, path.stat().st_mtime) for path in (root / "docs/results").iterdir())
+    command = [sys.executable, "-m", "scripts.benchmark", suite, "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert told in done.stdout
+    assert sorted((path.name, path.stat().st_mtime) for path in (root / "docs/results").iterdir()) == before
+
+
+def test_only_dear_suites_are_rehearsed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark", "heads", "--dry-run"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("scripts.benchmark", run_name="__main__")
+    assert "heads takes no --dry-run" in capsys.readouterr().err

@@ -134,6 +134,9 @@ def triton_compare(
     """
     check_inputs(images, captions, region_mask, word_mask)
     options = kernel_options(head)
+    if images.dtype in PRECISION and captions.dtype in PRECISION:  # autocast may leave one side in float32
+        wider = torch.promote_types(images.dtype, captions.dtype)
+        images, captions = images.to(wider), captions.to(wider)
     if (captions.dtype, captions.device) != (images.dtype, images.device):
         raise ValueError(
             f"regions and words must have one dtype and device, got {images.dtype} on {images.device} "
