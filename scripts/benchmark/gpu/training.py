@@ -34,27 +34,29 @@ HEADS: dict[str, dict[str, Any]] = {
     "BFAN prob": {"name": "bfan", "focal": "prob"},
     "VSRN": {"name": "vsrn"},
 }
+TOWERS: dict[str, dict[str, Any]] = {"VSRN": {"normalize": False}}
+"""What the towers before a head are told besides."""
 FUSED = ("SCAN t-i LSE", "BFAN prob")
 """Heads that the kernel trains, too."""
 
 
 def steps(machine: Machine, repetitions: int) -> Iterator[Row]:
     """Loss, gradients, clipping and Adam, in float32 and with bfloat16 autocast, with and without the fused kernel."""
-    for name, head in HEADS.items():
+    for name in HEADS:
         for how in ("eager", "triton") if name in FUSED else ("eager",):
             for precision in ("float32", "bfloat16"):
-                case = training_step(machine, head, how, precision)
+                case = training_step(machine, name, how, precision)
                 time, peak = machine.milliseconds_and_megabytes(case, repetitions)
                 speed = 1000 * machine.pairs / time
                 yield {"head": name, "scores": how, "precision": precision, "ms": time, "pairs/s": speed, "MB": peak}
 
 
-def training_step(machine: Machine, head: dict[str, Any], how: Any, precision: str) -> Callable[[], None]:
+def training_step(machine: Machine, name: str, how: Any, precision: str) -> Callable[[], None]:
     """A step over the same batch, which is on the device."""
-    normalize = head["name"] != "vsrn"
-    image = {"name": "regions", "input_dim": machine.input_dim, "dim": machine.dim, "normalize": normalize}
-    text = {"name": "gru", "dim": machine.dim, "word_dim": 300, "bidirectional": True, "normalize": normalize}
-    matcher = Matcher(image, text, head, vocabulary=[str(number) for number in range(machine.words)])
+    towers = {"dim": machine.dim, **TOWERS.get(name, {})}
+    image = {"name": "regions", "input_dim": machine.input_dim, **towers}
+    text = {"name": "gru", "word_dim": 300, "bidirectional": True, **towers}
+    matcher = Matcher(image, text, HEADS[name], vocabulary=[str(number) for number in range(machine.words)])
     step = MatchingStep(matcher, HingeRanking(), scoring=how).to(machine.device)
     optimizer = torch.optim.Adam(step.parameters(), 2e-4)
     batch = random_pairs(machine)
