@@ -36,10 +36,10 @@ def trained_adapt(sets: Sets, direction: Direction, spread: float) -> ADAPT:
         queries = head.embed_captions if direction == "t2i" else head.embed_images
         items, mask = (sets.words, sets.word_mask) if direction == "t2i" else (sets.regions, None)
         gains = queries(items[:200], None if mask is None else mask[:200])[:, 1]
-        head.gain.bias -= gains.mean(dim=0)
+        head.gain.bias.sub_(gains.mean(dim=0))
         scale = spread / (gains - gains.mean(dim=0)).abs().amax()
-        head.gain.weight *= scale
-        head.gain.bias *= scale
+        head.gain.weight.mul_(scale)
+        head.gain.bias.mul_(scale)
     return head
 
 

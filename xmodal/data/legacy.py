@@ -119,7 +119,7 @@ def load_checkpoint(path: str | Path) -> LegacyCheckpoint:
 
 def _laid_out(path: Path, record: Any) -> LegacyCheckpoint:
     """The parts of a checkpoint's record."""
-    models = record.get("model") if isinstance(record, dict) else None
+    models: Any = record.get("model") if isinstance(record, dict) else None
     if isinstance(models, dict):
         models = _parts_of_one(models)
     several = isinstance(models, (list, tuple)) and 2 <= len(models) <= len(PARTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.utils.operations import recursively_apply
@@ -63,7 +63,8 @@ def repeated(batch: PairBatch, views: int) -> PairBatch:
         >>> repeated(batch, 2).image
         tensor([0, 0, 1, 1])
     """
-    return recursively_apply(lambda tensor: tensor.repeat_interleave(views, dim=0), batch)
+    views_of_all: Any = recursively_apply(lambda tensor: tensor.repeat_interleave(views, dim=0), batch)
+    return views_of_all
 
 
 class Corruption(NamedTuple):
