@@ -25,12 +25,14 @@ def moved(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     [device(type='cpu')]
     """
     if device.type != "cuda":
-        yield from (send_to_device(batch, device) for batch in batches)
+        for batch in batches:
+            copy: Any = send_to_device(batch, device)
+            yield copy
         return
     stream = torch.cuda.Stream(device)
     for batch in batches:
         with torch.cuda.stream(stream):
-            copy: Any = send_to_device(batch, device, non_blocking=True)
+            copy = send_to_device(batch, device, non_blocking=True)
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(stream)
         for tensor in _tensors(copy):  # made in one stream, used in another: its memory is free after both

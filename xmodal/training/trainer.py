@@ -162,7 +162,7 @@ class _Run:
             losses.append({name: term.detach() for name, term in terms.items()})
         norms = {name: value for opponent in self._opponents for name, value in opponent.gradient_norms().items()}
         norms["gradient_norm"] = self._clip()
-        learning_rate = self.scheduler.get_last_lr()[0]
+        learning_rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()

@@ -11,7 +11,6 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jaxtyping import Float
     from torch import Tensor
 
 
@@ -37,9 +36,9 @@ class UnreadStep:
 
     step: int
     items: str
-    losses: Sequence[Mapping[str, Float[Tensor, ""]]]
+    losses: Sequence[Mapping[str, Tensor]]
     """Loss terms of each of its batches."""
-    others: Mapping[str, Float[Tensor, ""]]
+    others: Mapping[str, Tensor]
     learning_rate: float
     seconds: float
     """How long it took to ask for it."""

@@ -81,7 +81,8 @@ def random_pairs(machine: Machine) -> PairBatch:
     features = torch.rand(machine.pairs, machine.regions, machine.input_dim, generator=generator)
     images = RegionBatch(features, torch.ones(features.shape[:2], dtype=torch.bool))
     pair = torch.arange(machine.pairs)
-    return send_to_device(PairBatch(images, tokens, mask, image=pair, caption=pair), machine.device)
+    batch: Any = send_to_device(PairBatch(images, tokens, mask, image=pair, caption=pair), machine.device)
+    return batch
 
 
 class _Regions:
