@@ -37,7 +37,7 @@ def test_a_base_is_found_beside_the_recipe_and_by_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("scan_t2i_les_f30k", "did you mean 'scan_t2i_lse_f30k'?); known: bfan_equal_coco, "),
+        ("scan_t2i_les_f30k", "did you mean 'scan_t2i_lse_f30k'?); known: adapt_i2t_coco, "),
         ("addr_ridge", "did you mean 'ablations/addr_ridge'?); known: "),
         ("here/scan_t2i_lse_f30k.yaml", "does not exist, nor is it known by name"),
         ("here", "here is a folder, wanted a YAML file"),
