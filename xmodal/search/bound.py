@@ -81,7 +81,8 @@ def upper_bounds(how: CrossAttention, known: Estimate, *, steps: int = STEPS) ->
         >>> unit = lambda *shape: torch.nn.functional.normalize(torch.randn(shape), dim=-1)
         >>> regions, words, exact = unit(5, 7, 16), unit(3, 16), torch.zeros(7, 5)
         >>> products, gram = (regions @ words.T).permute(1, 2, 0), regions @ regions.transpose(1, 2)
-        >>> known = Estimate(products, exact[:, None], exact, gram, exact[0], torch.ones(3, 1), *torch.ones(2, 7, 1))
+        >>> norms = torch.ones(7, 1), torch.zeros(7, 1)  # and no direction that all are near to
+        >>> known = Estimate(products, exact[:, None], exact, gram, exact[0], torch.ones(3, 1), *norms)
         >>> scores = scan_scores(regions, words[None])[:, 0]
         >>> bool((upper_bounds(CrossAttention(), known) >= scores - 1e-4).all())
         True

@@ -66,7 +66,7 @@ class Ranking(Protocol):
         ...
 
 
-class AttentionRanking:
+class _ByAttention:
     """By stacked attention: a scan of 4-bit vectors, bounds from 8-bit ones."""
 
     complete = False
@@ -85,7 +85,7 @@ class AttentionRanking:
         self.compressed = Compressed(collection, quantizer, how, indexed)
         self.head = _Declared(how)
 
-    def candidates(  # noqa: D102
+    def candidates(
         self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
     ) -> list[Int[Tensor, " some"]]:
         asked, found = [Query.of(query, self.quantizer) for query in queries], []
@@ -109,7 +109,7 @@ class AttentionRanking:
         few = self.cells.candidates(lead, self.collection, items, SHORTLIST, self.how)
         return few, self.compressed.approximate([query], few)[0]
 
-    def reaching(  # noqa: D102
+    def reaching(
         self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"], least: float
     ) -> Int[Tensor, " some"]:
         if self.bits != 8:
@@ -123,11 +123,11 @@ class AttentionRanking:
             items = items[self.compressed.bounds(asked, items, steps=steps) >= least]
         return items
 
-    def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
+    def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
         return _scored(self.head, self.collection, self.indexed, query, items)
 
 
-class InnerProductRanking:
+class _ByInnerProduct:
     """By the product of one vector an item: faiss finds the best ones."""
 
     complete = True
@@ -135,7 +135,7 @@ class InnerProductRanking:
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
 
-    def candidates(  # noqa: D102
+    def candidates(
         self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
     ) -> list[Int[Tensor, " some"]]:
         import faiss  # here: loading it takes a while
@@ -153,16 +153,16 @@ class InnerProductRanking:
         order = np.concatenate(products, axis=1).argsort(axis=1, kind="stable")[:, ::-1][:, :count]
         return list(torch.from_numpy(np.take_along_axis(np.concatenate(found, axis=1), order, axis=1)))
 
-    def reaching(  # noqa: D102
+    def reaching(
         self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"], least: float
     ) -> Int[Tensor, " some"]:
         return items[self.scores(query, items) >= least]
 
-    def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
+    def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
         return self.collection.vectors(items)[0][:, 0] @ query[0]
 
 
-class ExhaustiveRanking:
+class _ByEverything:
     """By a head that says nothing of how it compares: everything is scored, so that everything is certain."""
 
     complete = False
@@ -170,17 +170,17 @@ class ExhaustiveRanking:
     def __init__(self, collection: Collection, head: Head, indexed: Indexed) -> None:
         self.collection, self.head, self.indexed = collection, head, indexed
 
-    def candidates(  # noqa: D102
+    def candidates(
         self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
     ) -> list[Int[Tensor, " some"]]:
         return [items] * len(queries)
 
-    def reaching(  # noqa: D102
+    def reaching(
         self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"], least: float
     ) -> Int[Tensor, " some"]:
         return items[self.scores(query, items) >= least]
 
-    def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:  # noqa: D102
+    def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
         return _scored(self.head, self.collection, self.indexed, query, items)
 
 
@@ -202,10 +202,10 @@ def make_ranking(
     how = head.comparison
     if isinstance(how, CrossAttention):
         assert quantizer is not None, "what is compared by attention was compressed"
-        return AttentionRanking(collection, quantizer, cells, how, indexed, bits)
+        return _ByAttention(collection, quantizer, cells, how, indexed, bits)
     if isinstance(how, InnerProduct):
-        return InnerProductRanking(collection)
-    return ExhaustiveRanking(collection, head, indexed)
+        return _ByInnerProduct(collection)
+    return _ByEverything(collection, head, indexed)
 
 
 def rank(
@@ -220,7 +220,7 @@ def rank(
     """The best `k` of some items: of their candidates, and if it must be exact of all that could be better.
 
     >>> from xmodal.search.collection import Collection
-    >>> ranking = InnerProductRanking(Collection([], []))
+    >>> ranking = _ByInnerProduct(Collection([], []))
     >>> ranking.scores = lambda query, items: items / 10
     >>> rank(ranking, torch.ones(1, 2), torch.tensor([1, 3]), torch.arange(4), 1, exact=True)
     Ranked(items=tensor([3]), scores=tensor([0.3000]), certified=True, rescored=2)
