@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from xmodal.search.segment import Segment  # noqa: TC001  # of a NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -114,14 +115,14 @@ class Collection:
             return self.alive.nonzero()[:, 0]
         if isinstance(chosen, str):
             raise ValueError(f"filter is the string {chosen!r}; wanted a list of ids, or a mapping of metadata")
-        if not hasattr(chosen, "items"):
+        if not isinstance(chosen, Mapping):
             found = {name: self.find(name) for name in chosen}
             if lost := [name for name, item in found.items() if item is None]:
                 raise KeyError(f"filter names {lost[0]!r}, which is not in the index")
-            return torch.tensor(sorted(found.values()), dtype=torch.long)
-        return (self.alive & self._matching(dict(chosen))).nonzero()[:, 0]
+            return torch.tensor(sorted(item for item in found.values() if item is not None), dtype=torch.long)
+        return (self.alive & self._matching(chosen)).nonzero()[:, 0]
 
-    def _matching(self, wanted: dict[str, Any]) -> Bool[Tensor, " item"]:
+    def _matching(self, wanted: Mapping[str, Any]) -> Bool[Tensor, " item"]:
         known = {name for segment in self.segments for name in segment.metadata}
         if strangers := sorted(set(wanted) - known):
             raise KeyError(f"no item has metadata {strangers[0]!r}; known: {', '.join(sorted(known)) or 'none'}")

@@ -44,8 +44,8 @@ class Rounded(NamedTuple):
 
     codes: Int8[Tensor, "column coordinate"]
     """Padded with zeros; one vector a row, or with `fine` steps two: coarse ones, then what they leave out."""
-    count: int
-    """Vectors."""
+    vectors: int
+    """How many."""
     step: float
     error: float
     """Length of what is left out of a vector, at most."""
@@ -211,11 +211,14 @@ class Compressed:
         Whatever the attention weights are, a similarity is at most the greatest product with a context item, divided by
         that of the context item with one direction (see `xmodal.search.bound`).
         """
-        if not all(role or query.attended for role in self.roles for query in queries):
+        rounded: list[list[Rounded]] = []
+        for role in self.roles:
+            row = [query.attending if role else query.attended for query in queries]
+            rounded.append([each for each in row if each is not None])
+        if min(map(len, rounded)) < len(queries):  # the vectors of a query are near no direction
             return torch.full((len(queries), len(items)), torch.inf)
         bounds = torch.empty(len(queries), len(items))
-        rounded = [[query.attending if role else query.attended for query in queries] for role in self.roles]
-        codes = torch.cat([each.codes for row in rounded for each in row if each is not None])
+        codes = torch.cat([each.codes for row in rounded for each in row])
         tasks = self._blocks(items, PRODUCTS // len(codes), lambda *block: self._cones(rounded, codes, *block))
         for places, found in tasks:
             bounds[:, places] = found
@@ -263,7 +266,7 @@ class Compressed:
         for name, part in (("lead", codes[:, :lead]), ("rest", codes[:, lead:])):
             if part.shape[1]:
                 rows = torch.from_numpy(segment.take(name, length, items))
-                products.append(torch._int_mm(part.contiguous(), rows.T))
+                products.append(torch._int_mm(part.contiguous(), rows.T))  # pyright: ignore[reportPrivateImportUsage]
         return products
 
     def _cones(
@@ -283,7 +286,7 @@ class Compressed:
             scale = 1 / reach.clamp_min(1e-9)
             nothing = torch.where(reach > 0, 0.0, torch.inf)  # is known
             for number, query in enumerate(row):
-                columns = slice(start, start + query.count)
+                columns = slice(start, start + query.vectors)
                 start += len(query.codes)
                 found = (query.norm * errors + query.error * (norms + errors)) * scale + nothing
                 for each, step in zip(products, steps, strict=False):
@@ -305,7 +308,7 @@ class Compressed:
     def _bounded(
         self, query: Query, steps: int, segment: Segment, length: int, items: Int[Tensor, " item"]
     ) -> Float[Tensor, " item"]:
-        many, shape = query.fine.count, (query.fine.count, len(items), length)
+        many, shape = query.fine.vectors, (query.fine.vectors, len(items), length)
         scales, errors, norms = _scales(segment, length, items)
         products = torch.zeros(many, len(errors))
         for each, scale in zip(self._products(query.fine.codes, segment, length, items), scales, strict=False):

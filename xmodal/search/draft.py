@@ -138,7 +138,7 @@ def write_segment(path: Path, drafts: Sequence[Draft], cells: Cells | None = Non
     lengths = torch.cat([each.lengths for each in drafts])
     order = lengths.argsort(stable=True)
     in_order = bool((order == torch.arange(len(order))).all())
-    arrays = {"lengths": lengths[order].numpy().astype(np.int32)}
+    arrays: dict[str, np.ndarray] = {"lengths": lengths[order].numpy().astype(np.int32)}
     for name in sorted({name for each in drafts for name in each.arrays}):
         together = np.concatenate([_column(each, name) for each in drafts])
         arrays[name] = together if in_order else together[rows_of(_counts(name, lengths), order).numpy()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from xmodal.scoring.embedding import in_dtype
 from xmodal.search.draft import Items
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from jaxtyping import Bool, Float
     from torch import Tensor
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from xmodal.model import Matcher
     from xmodal.search.manifest import Indexed
 
-Given = "ImageSource | Sequence[Caption]"
-
 
 def indexed_side(given: Any) -> Indexed:
     """Whether images or captions are to be indexed.
@@ -36,7 +35,7 @@ def indexed_side(given: Any) -> Indexed:
     >>> indexed_side([Caption("7", "0", "a dog", "test")])
     'captions'
     """
-    return "captions" if isinstance(given, (list, tuple)) else "images"
+    return "captions" if isinstance(given, Sequence) else "images"
 
 
 def item_ids(given: ImageSource | Sequence[Caption]) -> list[str]:
@@ -48,7 +47,7 @@ def item_ids(given: ImageSource | Sequence[Caption]) -> list[str]:
     >>> item_ids([Caption("7", "0", "a dog", "test")])
     ['0']
     """
-    if isinstance(given, (list, tuple)):
+    if isinstance(given, Sequence):
         if strangers := [each for each in given if not isinstance(each, Caption)]:
             raise ValueError(
                 f"an index holds images of a source or a list of xmodal.data.Caption; got {strangers[0]!r} in the list"
@@ -128,7 +127,7 @@ def _encoder(
 ) -> tuple[list[str], Callable[[list[int]], tuple[Tensor, Tensor, Tensor | None, dict[str, list[Any]]]]]:
     """The ids, and what turns positions into vectors, mask, boxes and metadata."""
     ids, head = item_ids(given), in_dtype(matcher.head, torch.float32)
-    if isinstance(given, (list, tuple)):
+    if isinstance(given, Sequence):
 
         def encode_captions(some: list[int]) -> tuple[Tensor, Tensor, None, dict[str, list[Any]]]:
             captions = [given[place] for place in some]

@@ -119,12 +119,11 @@ class Quantizer:
         scan = _four_bits(lead)
         if bits == 4:
             return Codes(scan)
-        pairs = [_eight_bits(part) for part in (lead, rest)]
-        steps = np.stack([step for _, step in pairs], axis=1)
-        codes = [code for code, _ in pairs]
-        missed = (coordinates - self.decode(*codes, steps)).norm(dim=1)
+        (leading, step), (others, other_step) = _eight_bits(lead), _eight_bits(rest)
+        steps = np.stack([step, other_step], axis=1)
+        missed = (coordinates - self.decode(leading, others, steps)).norm(dim=1)
         errors = rounded_up(missed * (1 + ROUNDING) + ROUNDING * coordinates.norm(dim=1))
-        return Codes(scan, *codes, steps, errors)
+        return Codes(scan, leading, others, steps, errors)
 
     def decode(
         self,

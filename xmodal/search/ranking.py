@@ -81,7 +81,8 @@ class _ByAttention:
         bits: int,
     ) -> None:
         self.collection, self.quantizer, self.cells, self.how = collection, quantizer, cells, how
-        self.indexed, self.bits = indexed, bits
+        self.indexed: Indexed = indexed
+        self.bits = bits
         self.compressed = Compressed(collection, quantizer, how, indexed)
         self.head = _Declared(how)
 
@@ -168,7 +169,8 @@ class _ByEverything:
     complete = False
 
     def __init__(self, collection: Collection, head: Head, indexed: Indexed) -> None:
-        self.collection, self.head, self.indexed = collection, head, indexed
+        self.collection, self.head = collection, head
+        self.indexed: Indexed = indexed
 
     def candidates(
         self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
