@@ -25,10 +25,10 @@ from typing import Any
 
 from scripts.experiments.addr.arms import ADDED, COMPARED, DECAY, REGIMES, SOURCES, TUNED
 from scripts.experiments.addr.plan import TUNING_SEED, Evidence, Run, plan, told
-from scripts.experiments.addr.record import Record
 from scripts.experiments.addr.regimes import WithoutWhole, has_wholes, regime_folder
 from scripts.experiments.addr.settings import TOWERS
 from scripts.experiments.addr.tables import tables
+from scripts.experiments.record import Record
 from scripts.experiments.study import claimed, validation
 from xmodal.data.split import open_split, split_captions
 from xmodal.entry import run_program

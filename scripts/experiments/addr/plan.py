@@ -14,7 +14,7 @@ from scripts.experiments.addr.arms import ALL, ARMS, BASELINE, BETAS, COMPARED, 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from scripts.experiments.addr.record import Results
+    from scripts.experiments.record import Results
 
     Known = Mapping[tuple[Any, ...], Results]
 

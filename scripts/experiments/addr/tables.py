@@ -12,7 +12,7 @@ from xmodal.evaluation.report import markdown_table
 
 if TYPE_CHECKING:
     from scripts.experiments.addr.plan import Known
-    from scripts.experiments.addr.record import Results
+    from scripts.experiments.record import Results
 
 COLUMNS = ("setting", "beta", "seeds", "rsum", "over the baseline", "cosine of the means", "in the basin")
 
