@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -13,6 +14,7 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from jaxtyping import Bool, Float
     from torch import Tensor, nn
@@ -72,6 +74,19 @@ def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]
         torch.float64
     """
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A block in which nothing is cast to half precision; in a graph that is exported nothing is, and no block stays.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.numerics import no_autocast
+        >>> with torch.autocast("cpu", torch.bfloat16), no_autocast(torch.device("cpu")):
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.float32
+    """
+    return nullcontext() if torch.compiler.is_exporting() else torch.autocast(device.type, enabled=False)
 
 
 def full_mask(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None) -> Bool[Tensor, "set item"]:

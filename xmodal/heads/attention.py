@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from xmodal.heads.attended import STEEPEST, How, attended_cosines
-from xmodal.numerics import at_least_float32, full_mask
+from xmodal.numerics import at_least_float32, full_mask, no_autocast
 from xmodal.products import inner_products
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def prepare_side(
         mask = full_mask(items, mask)
     else:
         items = items.masked_fill(~mask[:, :, None], 0.0)
-    with torch.autocast(items.device.type, enabled=False):
+    with no_autocast(items.device):
         exact = at_least_float32(items)
         grams = exact @ exact.transpose(1, 2) if gram else exact.new_empty(exact.shape[0], 0, 0)
         return Side(items, mask, torch.linalg.vector_norm(exact, dim=-1), grams)
@@ -146,7 +146,7 @@ def attended_cosine(
     tensor(0.9899)
     """
     dot = (weights * products).sum(dim=1)
-    with torch.autocast(products.device.type, enabled=False):
+    with no_autocast(products.device):
         spread = (context_gram @ weights.flatten(2)).view_as(weights)
     context_norms = _safe_sqrt((weights * spread).sum(dim=1))
     norms = query_norms * context_norms

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
@@ -12,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from xmodal.heads.attention import tile_bytes
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, every_pair, unit_length
 from xmodal.heads.recurrent import read_in_order
-from xmodal.numerics import Size, at_least_float32, full_mask
+from xmodal.numerics import Size, at_least_float32, full_mask, no_autocast
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -278,10 +277,8 @@ class DPRNN(Head):
         word_mask: Bool[Tensor, "pair word"],
     ) -> Float[Tensor, "pair region dim"]:
         """The states of the GRU that reads the objects in the order of the words, each in its object's place."""
-        # An order is no matter of rounding, and the states of many steps add up theirs. A graph is made with no
-        # autocast and has no room for such a block around a GRU.
-        is_graph = torch.compiler.is_exporting()
-        with nullcontext() if is_graph else torch.autocast(objects.device.type, enabled=False):
+        # An order is no matter of rounding, and the states of many steps add up theirs.
+        with no_autocast(objects.device):
             shares = self._shares(words.detach(), word_mask, "word").detach()
             products = at_least_float32(objects.detach()) @ at_least_float32(words.detach()).transpose(1, 2)
             order = object_order(shares[:, None] * products, region_mask, word_mask)

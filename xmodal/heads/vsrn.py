@@ -10,7 +10,7 @@ from torch import nn
 from xmodal.heads.base import Attention, Explanation, Head, ImageStages, check_inputs, check_items, unit_length
 from xmodal.heads.comparison import InnerProduct
 from xmodal.heads.recurrent import read_in_order
-from xmodal.numerics import Size, at_least_float32, check_count, full_mask
+from xmodal.numerics import Size, at_least_float32, check_count, full_mask, no_autocast
 from xmodal.products import Linear, inner_products, linear
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def region_relationship(
                  [0.0000, 4.0000]]])
     """
     dtype, count = values.dtype, region_mask.sum(dim=1)[:, None, None]
-    with torch.autocast(values.device.type, enabled=False):  # sums over thousands of channels overflow float16
+    with no_autocast(values.device):  # sums over thousands of channels overflow float16
         subjects, objects, values = (at_least_float32(t) for t in (subjects, objects, values))
         affinity = subjects @ objects.transpose(1, 2) / count
         return (affinity @ values.masked_fill(~region_mask[..., None], 0.0)).to(dtype)
