@@ -12,10 +12,11 @@ from xmodal.data.region_store import RegionBatch
 from xmodal.names import build
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     from jaxtyping import Num
+    from PIL.Image import Image
     from torch import Tensor
 
     from xmodal.encoders.base import ImageEncoder
@@ -95,6 +96,31 @@ def build_extractor(extractor: Extractor) -> RegionExtractor:
     return build("extractor", EXTRACTORS, options)
 
 
+def photograph_reader(extractor: Extractor) -> Callable[[Sequence[Image]], list[Any]]:
+    """What makes a batch of each photograph, as an encoder takes it; its weights are loaded once.
+
+    Raises:
+        ValueError: the extractor is not one of ours.
+        FileNotFoundError: its weights are not on this machine; the message says what to download.
+
+    >>> from PIL import Image
+    >>> read = photograph_reader({"name": "pixels", "size": 8})
+    >>> [batch.pixels.shape for batch in read([Image.new("RGB", (40, 30))])]
+    [torch.Size([1, 3, 8, 8])]
+    """
+    options = _options(extractor)
+    if options["name"] in TRANSFORMS:
+        transform = build("pixel transform", TRANSFORMS, options)
+        return lambda images: [PixelBatch(transform(image)[None]) for image in images]
+    extract = build_extractor(options)
+
+    def read(images: Sequence[Image]) -> list[RegionBatch]:
+        found = extract(list(images))
+        return [region_batch(regions, image.size) for regions, image in zip(found, images, strict=True)]
+
+    return read
+
+
 def _as_batch(encoder: ImageEncoder, image: Num[Tensor, "..."] | np.ndarray, position: int) -> Any:
     try:
         return encoder.as_batch(torch.as_tensor(image))
@@ -130,12 +156,7 @@ def _extract(files: list[Path], extractor: Extractor) -> list[RegionBatch] | lis
     from xmodal.data.images import read_image
 
     images = [read_image(file) for file in files]
-    options = _options(extractor)
-    if options["name"] in TRANSFORMS:
-        transform = build("pixel transform", TRANSFORMS, options)
-        return [PixelBatch(transform(image)[None]) for image in images]
-    found = build_extractor(options)(images)
-    return [region_batch(regions, image.size) for regions, image in zip(found, images, strict=True)]
+    return photograph_reader(extractor)(images)
 
 
 def _options(extractor: Extractor) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import warnings
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,9 @@ SIXTEEN_BITS = 65_535
 RUN_PROGRAMS = {"EPS"}
 """Formats that Pillow hands to another program (Ghostscript), whatever a file is called."""
 
+SENT = frozenset({"AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
+"""Formats in which strangers send photographs; the decoders of all others stay out of their reach."""
+
 BITS, SAMPLE_FORMAT = 258, 339
 """Tags of TIFF; unsigned integers have sample format 1."""
 
@@ -67,28 +71,75 @@ def read_image(path: str | Path, *, longest: int | None = None) -> Image.Image:
     >>> read_image("gray.png").mode, read_image("gray.png").size
     ('RGB', (4, 3))
     """
+    return _read(path, str(path), longest=longest)
+
+
+def read_sent_image(content: bytes, *, least_side: int = 1, most_pixels: int) -> Image.Image:
+    """An image that a stranger sent, as `read_image` gives it; it is measured before it is decoded.
+
+    Args:
+        content: what would be the file.
+        least_side: the fewest pixels that its shorter side may have.
+        most_pixels: the most that it may have altogether, which bounds the memory that decoding takes.
+
+    Raises:
+        ValueError: as for `read_image`, or the image is of a kind that is seldom sent, too small or too large.
+
+    >>> import io
+    >>> file = io.BytesIO()
+    >>> Image.new("L", (40, 30)).save(file, "PNG")
+    >>> read_sent_image(file.getvalue(), most_pixels=2000).size
+    (40, 30)
+    >>> read_sent_image(file.getvalue(), most_pixels=1000)
+    Traceback (most recent call last):
+    ...
+    ValueError: cannot read the image: it has 40 x 30 pixels; at most 1000 are wanted. Shrink it.
+    """
+    return _read(io.BytesIO(content), "the image", formats=SENT, least_side=least_side, most_pixels=most_pixels)
+
+
+def _read(
+    file: str | Path | io.BytesIO,
+    name: str,
+    *,
+    longest: int | None = None,
+    formats: frozenset[str] | None = None,
+    least_side: int = 1,
+    most_pixels: int | None = None,
+) -> Image.Image:
+    """An image of a file that errors call by a name."""
     _register_plug_ins()
     try:
         # Pillow warns of odd metadata and of large pictures; what cannot be read is an error all the same.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             Image.init()
-            with Image.open(path, formats=[name for name in Image.OPEN if name not in RUN_PROGRAMS]) as image:
-                return _read(image, longest)
+            known = [each for each in Image.OPEN if each not in RUN_PROGRAMS and (formats is None or each in formats)]
+            with Image.open(file, formats=known) as image:
+                _check_size(image, least_side, most_pixels)
+                return _decoded(image, longest)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no image at {path}") from None
+        raise FileNotFoundError(f"no image at {name}") from None
     except UnidentifiedImageError as error:
-        raise ValueError(f"cannot read {path}: it is not an image, or of a kind that Pillow does not read") from error
+        raise ValueError(f"cannot read {name}: it is not an image, or of a kind that Pillow does not read") from error
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"cannot read {path}: {error} Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+            f"cannot read {name}: {error} Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from error
     # What Pillow raises depends on the format and on where the damage is.
     except Exception as error:
-        raise ValueError(f"cannot read {path}: {str(error) or type(error).__name__}") from error
+        raise ValueError(f"cannot read {name}: {str(error) or type(error).__name__}") from error
 
 
-def _read(image: Image.Image, longest: int | None) -> Image.Image:
+def _check_size(image: Image.Image, least_side: int, most_pixels: int | None) -> None:
+    told = f"it has {image.width} x {image.height} pixels"
+    if min(image.size) < least_side:
+        raise ValueError(f"{told}; at least {least_side} a side are wanted, since nothing can be seen in fewer")
+    if most_pixels is not None and image.width * image.height > most_pixels:
+        raise ValueError(f"{told}; at most {most_pixels} are wanted. Shrink it.")
+
+
+def _decoded(image: Image.Image, longest: int | None) -> Image.Image:
     if longest is not None:
         image.draft(None, (longest, longest))
     image.load()

@@ -73,9 +73,21 @@ def word_shares(
     >>> share, region
     (tensor([0.5000, 0.5000]), tensor([1, 0]))
     """
-    directions: Sequence[Direction] = ("t2i", "i2t") if how.both else (how.direction,)
-    parts = torch.stack([_parts(how, direction, regions, words) for direction in directions]).mean(dim=0)
+    parts = pair_shares(how, regions, words)
     return parts.sum(dim=1), parts.argmax(dim=1)
+
+
+def pair_shares(
+    how: CrossAttention, regions: Float[Tensor, "region dim"], words: Float[Tensor, "word dim"]
+) -> Float[Tensor, "word region"]:
+    """What every word with every region contributes to the score of a pair, as for `word_shares`.
+
+    >>> from xmodal.heads.comparison import CrossAttention
+    >>> pair_shares(CrossAttention(), torch.eye(4)[[1, 0, 3]], torch.eye(2, 4)).sum(dim=1)
+    tensor([0.5000, 0.5000])
+    """
+    directions: Sequence[Direction] = ("t2i", "i2t") if how.both else (how.direction,)
+    return torch.stack([_parts(how, direction, regions, words) for direction in directions]).mean(dim=0)
 
 
 def _parts(

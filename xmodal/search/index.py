@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from xmodal.model import Matcher
     from xmodal.search.candidates import CandidateEngine
     from xmodal.search.collection import Part
+    from xmodal.search.ranking import Ranking
 
 SEGMENT_ITEMS = 8192
 """Items of a segment, at most."""
@@ -258,14 +259,10 @@ class Index:
         """As `search` of several queries, with what each took: how many items were scored, and the recall to expect."""
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        self.manifest.check_matcher(matcher, self.path)
-        self._matcher = matcher
+        ranking = self.ranking(matcher)
         items = self.collection.admitted(filter)
         if not len(items):
             return [Found([], 0, 0, None)] * len(queries)
-        ranking = make_ranking(
-            matcher.head, self.collection, self.quantizer, self.cells, self.manifest.indexed, self.manifest.bits
-        )
         asked, found = self._vectors(matcher, queries), []
         at_once = max(1, QUERY_SCORES // len(items))
         for start in range(0, len(asked), at_once):
@@ -350,6 +347,18 @@ class Index:
             note = {"percent": recall, "queries": len(queries), "top": TOP, "rescored": rescored}
             self._commit(replace(manifest, recall=note))
         return recall
+
+    def ranking(self, matcher: Matcher) -> Ranking:
+        """How the items are ranked by a matcher, for queries of a kind of their own (`xmodal.search.composed`).
+
+        Raises:
+            ValueError: the matcher is another one than that which the index was built with.
+        """
+        self.manifest.check_matcher(matcher, self.path)
+        self._matcher = matcher
+        return make_ranking(
+            matcher.head, self.collection, self.quantizer, self.cells, self.manifest.indexed, self.manifest.bits
+        )
 
     def embedded(self, size: int = 1024) -> Iterator[Embedded]:
         """All items and their vectors, some at a time: what a `CandidateEngine` of another system is filled with."""

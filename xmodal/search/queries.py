@@ -138,7 +138,18 @@ def score_like(head: Head, images: EncodedSet, examples: EncodedSet) -> Float[Te
             return score_all(head, images.items, examples.items, images.mask, examples.mask)
         if isinstance(how, InnerProduct):
             return head.embed_images(*images) @ head.embed_images(*examples).T
-    raise ValueError(
+    raise ValueError(why_not_alike(head))
+
+
+def why_not_alike(head: Head) -> str | None:
+    """Why a head cannot tell which images are alike; None if it can.
+
+    >>> from xmodal.heads import SCAN
+    >>> why_not_alike(SCAN())
+    """
+    if isinstance(head.comparison, (CrossAttention, InnerProduct)):
+        return None
+    return (
         f"{type(head).__name__} compares images with captions in a way of its own, which says nothing about images "
         "that are alike; ask with words"
     )

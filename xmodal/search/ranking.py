@@ -49,6 +49,10 @@ class Ranking(Protocol):
     complete: bool
     """Whether candidates are the best ones in truth, so that nothing needs to be bounded."""
 
+    def approximate(self, queries: Sequence[Tensor], items: Int[Tensor, " item"]) -> Float[Tensor, "query item"]:
+        """About the scores that some items have, where that is cheaper than scoring them."""
+        ...
+
     def candidates(
         self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
     ) -> list[Int[Tensor, " some"]]:
@@ -85,6 +89,9 @@ class _ByAttention:
         self.bits = bits
         self.compressed = Compressed(collection, quantizer, how, indexed)
         self.head = _Declared(how)
+
+    def approximate(self, queries: Sequence[Tensor], items: Int[Tensor, " item"]) -> Float[Tensor, "query item"]:
+        return self.compressed.approximate([Query.of(query, self.quantizer) for query in queries], items)
 
     def candidates(
         self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
@@ -136,6 +143,14 @@ class _ByInnerProduct:
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
 
+    def approximate(self, queries: Sequence[Tensor], items: Int[Tensor, " item"]) -> Float[Tensor, "query item"]:
+        asked, scores = torch.cat(list(queries)), torch.empty(len(queries), len(items))
+        for part in self.collection.parts(items):
+            vectors = torch.from_numpy(part.segment.arrays["floats"])
+            chosen = vectors if len(part.items) == len(vectors) else vectors[part.items]
+            scores[:, part.places] = asked @ chosen.T
+        return scores
+
     def candidates(
         self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
     ) -> list[Int[Tensor, " some"]]:
@@ -171,6 +186,9 @@ class _ByEverything:
     def __init__(self, collection: Collection, head: Head, indexed: Indexed) -> None:
         self.collection, self.head = collection, head
         self.indexed: Indexed = indexed
+
+    def approximate(self, queries: Sequence[Tensor], items: Int[Tensor, " item"]) -> Float[Tensor, "query item"]:
+        return torch.stack([self.scores(query, items) for query in queries])
 
     def candidates(
         self, queries: Sequence[Tensor], items: Int[Tensor, " item"], count: int
