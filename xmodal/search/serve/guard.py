@@ -154,7 +154,9 @@ class Guard:
         return f"more is sent than {self.limits.body_bytes} bytes; shrink it"
 
     async def _within_limits(self, scope: Scope, receive: Receive, told: _Told) -> None:
+        names = {name for name, _ in scope["headers"]}
         sent = _Sent(receive, self.limits.body_bytes, self._too_large)
+        sent.whole = not names & {b"content-length", b"transfer-encoding"}  # then nothing is sent
         try:
             await asyncio.wait_for(self.app(scope, sent, told), self.limits.seconds)
         except (TimeoutError, asyncio.TimeoutError):

@@ -34,7 +34,7 @@ class Answer(BaseModel):
     certified: bool
     """Whether nothing that was left out can score higher than the last hit."""
     recall: float | None = None
-    """The measured share of the exact best 10 that a search like this finds, in percent; None if it was not measured."""
+    """The measured share of the exact best 10 that a search like this finds, in percent; None if not measured."""
     no_good_match: bool | None = None
     """Whether even the best is unlikely to match; None where no probabilities are known."""
 

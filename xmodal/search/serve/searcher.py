@@ -115,7 +115,8 @@ class Searcher:
             self.matcher.tokenizer([sentence])
         if query.like and self.why_not_like:
             raise ValueError(self.why_not_like)
-        self._check_known([name for name in query.like if name not in self.sent])
+        if unknown := self._unknown(query.like):
+            raise unknown
 
     def answer(self, questions: Sequence[Question]) -> list[Answer | KeyError]:
         """Answer questions together; one whose images to be like went in the meantime gets a `KeyError`."""
@@ -123,11 +124,8 @@ class Searcher:
         answers: list[Answer | KeyError | None] = [None] * len(questions)
         groups: dict[Any, list[int]] = {}
         for number, question in enumerate(questions):
-            try:
-                self._check_known([name for name in question.query.like if name not in self.sent])
-            except KeyError as error:
-                answers[number] = error
-            else:
+            answers[number] = self._unknown(question.query.like)
+            if answers[number] is None:
                 plain = question.query.is_plain
                 groups.setdefault((plain, plain and question.exact and self._certifies), []).append(number)
         for (plain, exact), numbers in groups.items():
@@ -145,7 +143,8 @@ class Searcher:
         """
         if self.why_not_explained:
             raise ValueError(self.why_not_explained)
-        self._check_known(ids)
+        if lost := [name for name in ids if name not in self.index]:
+            raise self._no_image(lost[0])
         (words,) = query_vectors(self.matcher, self.matcher.embed_captions([sentence]), "images")
         return Explained(words=self.matcher.token_words(sentence), images=[self._look(name, words) for name in ids])
 
@@ -189,11 +188,14 @@ class Searcher:
             self.index.refresh()
             self._stamp = stamp
 
-    def _check_known(self, ids: Sequence[str]) -> None:
-        for name in ids:
-            if name not in self.index:
-                known = f"among the {len(self.index)} images"
-                raise KeyError(f"there is no image {name!r} {known}; one that was sent is kept for a while only")
+    def _unknown(self, like: Sequence[str]) -> KeyError | None:
+        """The error of the first image to be like that is not there; None if all are."""
+        lost = [name for name in like if name not in self.sent and name not in self.index]
+        return self._no_image(lost[0]) if lost else None
+
+    def _no_image(self, name: str) -> KeyError:
+        known = f"among the {len(self.index)} images"
+        return KeyError(f"there is no image {name!r} {known}; one that was sent is kept for a while only")
 
     def _found(self, questions: Sequence[Question], plain: bool, exact: bool) -> list[Found]:
         queries, deep = [question.query for question in questions], max(question.deep for question in questions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -11,13 +10,15 @@ import uvicorn
 from xmodal.evaluation.calibration import calibration_of
 from xmodal.model import Matcher
 from xmodal.search.index import Index
+from xmodal.search.queries import Query
 from xmodal.search.serve.app import make_app
 from xmodal.search.serve.guard import LOOPBACK, Limits
 from xmodal.search.serve.photographs import Photographs
-from xmodal.search.serve.searcher import Searcher
+from xmodal.search.serve.searcher import Question, Searcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from fastapi import FastAPI
 
@@ -29,7 +30,12 @@ HEADER_BYTES = 32 << 10
 
 
 def open_app(
-    index: Path, model: Path, images: Path | None, *, limits: Limits | None = None, hosts: Sequence[str] | None = LOOPBACK
+    index: Path,
+    model: Path,
+    images: Path | None,
+    *,
+    limits: Limits | None = None,
+    hosts: Sequence[str] | None = LOOPBACK,
 ) -> FastAPI:
     """The application of an index in a folder, its model in another and its photographs in a third.
 
@@ -44,6 +50,7 @@ def open_app(
         FileNotFoundError: there is no index, model or folder, or an image of the index has no file there.
         ValueError: the index is damaged, of another model, or of captions.
 
+    >>> from pathlib import Path
     >>> open_app(Path("nowhere.index"), Path("run"), None)
     Traceback (most recent call last):
     ...
@@ -51,6 +58,7 @@ def open_app(
     """
     opened = Index.open(index)  # a missing index is told before the model is loaded
     searcher = Searcher(opened, Matcher.from_pretrained(model), calibration_of(model))
+    searcher.answer([Question(Query.parse("a"), k=1)])  # the first question loads what all others need
     photographs = None if images is None else Photographs(images, opened.ids)
     return make_app(searcher, photographs, limits=limits, hosts=hosts)
 
@@ -72,7 +80,9 @@ def listen(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
     except OSError as error:
         listening.close()
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}. Choose another --port") from None
+        raise OSError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}. Choose another --port"
+        ) from None
     return listening
 
 
