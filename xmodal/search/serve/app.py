@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import StringConstraints
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 import xmodal
 from xmodal.search.queries import Query as Asked
@@ -210,6 +211,8 @@ class _Api:
             content = await request.body()
             with _refusing():
                 return await self._computed(self.searcher.take, content, self.limits.pixels)
+        except ClientDisconnect:
+            raise HTTPException(400, "the connection ended before all was sent") from None
         finally:
             self.sending -= 1
 
