@@ -263,10 +263,10 @@ def described(url: str, count: int, seed: int) -> Iterator[Trial]:
         checks.response_schema_conformance,
     ]
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    found = [result.ok() for result in schema.get_all_operations()]
+    found: list[Any] = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]
     # Requests without arguments can be made in one way only.
     operations = [one for one in found if one.query or one.body]
-    modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+    modes: list[Any] = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
     # Any bytes are a right body, so that wrong ones cannot be made: those are `hostile_pictures`.
     kinds = [(one, mode) for one in operations for mode in modes if one.query or mode is modes[0]]
     each = -(-count // len(kinds))
@@ -276,7 +276,7 @@ def described(url: str, count: int, seed: int) -> Iterator[Trial]:
         deadline=None,
         derandomize=False,
         phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
+        suppress_health_check=list[Any](hypothesis.HealthCheck),
     )
     for operation, mode in kinds:
         cases = _made(hypothesis.seed(seed), settings, hypothesis.given(operation.as_strategy(generation_mode=mode)))

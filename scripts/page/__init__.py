@@ -1,0 +1,1 @@
+"""The page of `xmodal serve` in a browser: for tests, benchmarks and the picture in the README."""
