@@ -27,6 +27,12 @@ logger = logging.getLogger("xmodal")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """Names that a browser on this machine has for it; a page of a stranger reaches it by another one only."""
 
+DISCARDED = 4
+"""Times the limit: bytes of what is too much that are taken, and thrown away, before it is told."""
+
+SECONDS = 5.0
+"""Of that taking."""
+
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -125,6 +131,8 @@ class Guard:
         try:
             refusal = self._refusal(scope)
             if refusal is not None:
+                if refusal.status_code == 413:
+                    await _discard(receive, DISCARDED * self.limits.body_bytes, self.limits.seconds)
                 await refusal(scope, receive, told)
             else:
                 await self._within_limits(scope, receive, told)
@@ -167,6 +175,19 @@ class Guard:
             await answer(scope, receive, told)
 
 
+async def _discard(receive: Receive, most: int, seconds: float) -> None:
+    """Take what is still sent, up to a limit: who is cut off while sending does not see why."""
+    until = time.perf_counter() + seconds
+    while most > 0 and time.perf_counter() < until:
+        try:
+            message = await asyncio.wait_for(receive(), until - time.perf_counter())
+        except (TimeoutError, asyncio.TimeoutError):
+            return
+        most -= len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
+
+
 class _Told:
     """Passes answers on, with our headers, and knows their status."""
 
@@ -185,12 +206,14 @@ class _Sent:
     """Passes on what is sent until it is too much."""
 
     def __init__(self, receive: Receive, most: int, reason: Callable[[], str]) -> None:
-        self.receive, self.left, self.reason, self.whole = receive, most, reason, False
+        self.receive, self.most, self.left, self.reason, self.whole = receive, most, most, reason, False
 
     async def __call__(self) -> Message:
         message = await self.receive()
         self.left -= len(message.get("body", b""))
         if self.left < 0:
+            if message.get("more_body", False):
+                await _discard(self.receive, DISCARDED * self.most, SECONDS)
             raise HTTPException(413, self.reason(), {"connection": "close"})
         self.whole = self.whole or not message.get("more_body", False)
         return message
