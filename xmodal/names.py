@@ -50,6 +50,7 @@ KINDS = {
     "caption_pooling": Kind("xmodal.heads.pooling:Pooler"),
     "image source": Kind("builtins:object", "xmodal.sources", members=("__len__", "batch", "sizes")),
     "extractor": Kind("builtins:object", "xmodal.extractors", members=("name", "__call__")),
+    "vector server": Kind("builtins:object", "xmodal.servers", members=("nearest", "vectors", "insert")),
 }
 """The kinds of parts; a kind that is not here needs a Module and has no entry points."""
 

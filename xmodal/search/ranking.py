@@ -16,7 +16,7 @@ from xmodal.search.compressed import Compressed, Query
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from xmodal.search.cells import Cells
@@ -88,7 +88,7 @@ class _ByAttention:
         self.indexed: Indexed = indexed
         self.bits = bits
         self.compressed = Compressed(collection, quantizer, how, indexed)
-        self.head = _Declared(how)
+        self.head = Declared(how)
 
     def approximate(self, queries: Sequence[Tensor], items: Int[Tensor, " item"]) -> Float[Tensor, "query item"]:
         return self.compressed.approximate([Query.of(query, self.quantizer) for query in queries], items)
@@ -263,24 +263,53 @@ def rank(
     return Ranked(candidates[best], scores[best], certified, len(candidates))
 
 
-class _Declared(Head):
-    """A head of nothing but a comparison, for items that are embedded already: the fast engines score it."""
+class Declared(Head):
+    """A head of nothing but a comparison, for items that are embedded already: the fast engines score it.
+
+    Args:
+        how: the comparison.
+
+    Example:
+        >>> from xmodal.search.ranking import Declared
+        >>> score_all(Declared(CrossAttention()), torch.ones(1, 3, 2), torch.ones(4, 5, 2)).shape
+        torch.Size([1, 4])
+    """
 
     def __init__(self, how: CrossAttention) -> None:
         super().__init__()
         self.how = how
 
     @property
-    def comparison(self) -> CrossAttention:  # type: ignore[override]
+    def comparison(self) -> CrossAttention:  # type: ignore[override]  # noqa: D102
         return self.how
+
+
+def score_vectors(
+    head: Head,
+    indexed: Indexed,
+    query: Float[Tensor, "place dim"],
+    vectors: Float[Tensor, "item place dim"],
+    mask: Bool[Tensor, "item place"],
+) -> Float[Tensor, " item"]:
+    """The scores of a query with items that are embedded already.
+
+    Args:
+        head: what scores.
+        indexed: which side the items are of.
+        query: its vectors.
+        vectors: those of the items.
+        mask: which of them are real.
+
+    >>> items, mask = torch.eye(4)[:, None], torch.ones(4, 1, dtype=torch.bool)
+    >>> score_vectors(Declared(CrossAttention()), "images", torch.eye(4)[:1], items, mask).argmax()
+    tensor(0)
+    """
+    sides = (vectors, query[None], mask, None) if indexed == "images" else (query[None], vectors, None, mask)
+    return score_all(head, *sides).flatten()
 
 
 def _scored(
     head: Head, collection: Collection, indexed: Indexed, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]
 ) -> Float[Tensor, " item"]:
-    parts = []
-    for some in items.split(BLOCK):
-        vectors, mask = collection.vectors(some)
-        sides = (vectors, query[None], mask, None) if indexed == "images" else (query[None], vectors, None, mask)
-        parts.append(score_all(head, *sides).flatten())
-    return torch.cat(parts)
+    blocks = (collection.vectors(some) for some in items.split(BLOCK))
+    return torch.cat([score_vectors(head, indexed, query, *block) for block in blocks])

@@ -1,0 +1,66 @@
+"""Real servers of Milvus, spoken to over gRPC: one, two, and two of which one is killed."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from tests.search.servers import check_server, kill, matcher_of, milvus_server
+from tests.tiny_data import make_data
+from xmodal.data import RegionStore
+from xmodal.search.engines.cluster import Cluster
+from xmodal.search.engines.milvus import Milvus
+from xmodal.search.engines.server import Unavailable
+from xmodal.search.index import Index
+
+QUERIES = ["a dog", "a cat and a boat", "a lamp and a bird and a car"]
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(milvus_server()) for _ in range(2)]
+
+
+def scored(hits):
+    return {hit.image_id: pytest.approx(hit.score, abs=1e-6) for hit in hits}
+
+
+def test_milvus_is_a_server(servers):
+    check_server(Milvus(servers[0][0]))
+
+
+def test_a_graph_finds_nearly_everything(servers):
+    check_server(Milvus(servers[1][0], approximate=True))  # of so few vectors
+
+
+def test_two_servers_answer_as_one_does_and_one_that_is_killed_is_missed(servers, tmp_path):
+    matcher, store = matcher_of({"name": "scan"}), RegionStore(make_data(tmp_path, train=60) / "train.h5")
+    index = Index.build(matcher, store, tmp_path / "index")
+    options = [{"name": "milvus", "uri": uri, "timeout": 8.0} for uri, _ in servers]
+    one = Cluster.build(index, tmp_path / "one.json", options[:1])
+    two = Cluster.build(index, tmp_path / "two.json", options)
+    for limits in ({"near": 20, "rescored": 12}, {}):
+        singly, jointly = one.find(matcher, QUERIES, **limits), two.find(matcher, QUERIES, **limits)
+        for alone, together in zip(singly, jointly, strict=True):
+            assert together.whole
+            assert [hit.image_id for hit in together.hits] == [hit.image_id for hit in alone.hits]
+            assert scored(together.hits) == scored(alone.hits)
+    exact = index.search(matcher, QUERIES, words=False)
+    for answer, wanted in zip(two.find(matcher, QUERIES), exact, strict=True):
+        assert scored(answer.hits) == scored(wanted)
+
+    kill(servers[1][1])
+    left = index.ids[::2]
+    wanted = index.search(matcher, QUERIES, words=False, filter=left)
+    for answer, hits in zip(two.find(matcher, QUERIES), wanted, strict=True):
+        assert answer.describe().startswith("degraded: 30 of 60 items were not looked at, those of Milvus at unix:")
+        assert [each.items for each in answer.missing] == [30]
+        assert answer.searched == 30
+        assert scored(answer.hits) == scored(hits)
+    with pytest.raises(Unavailable, match="its 30 items were not looked at"):
+        index.search(matcher, QUERIES[0], engine=two)
+    with pytest.raises(Unavailable, match=f"Milvus at {servers[1][0]}"):
+        Cluster.build(index, tmp_path / "again.json", options)
+    assert not (tmp_path / "again.json").exists()

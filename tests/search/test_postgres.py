@@ -1,0 +1,76 @@
+"""A real PostgreSQL with pgvector: one, two, and two of which one is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+import pytest
+import torch
+
+from tests.search.servers import check_server, kill, matcher_of, postgres_server
+from tests.tiny_data import make_data
+from xmodal.data import RegionStore
+from xmodal.search.engines.cluster import Cluster
+from xmodal.search.engines.postgres import Postgres
+from xmodal.search.engines.server import Near, Unavailable
+from xmodal.search.index import Index
+
+QUERIES = ["a dog", "a cat and a boat", "a lamp and a bird and a car"]
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(postgres_server()) for _ in range(2)]
+
+
+def scored(hits):
+    return {hit.image_id: pytest.approx(hit.score, abs=1e-6) for hit in hits}
+
+
+@pytest.mark.parametrize("approximate", [False, True])  # of so few vectors a graph finds all
+def test_postgres_is_a_server(servers, approximate):
+    check_server(Postgres(servers[0][0], approximate=approximate))
+
+
+def test_what_the_database_says_is_told(servers):
+    server = Postgres(servers[0][0])
+    with pytest.raises(Unavailable, match='relation "nothing_vectors" does not exist'):
+        server.count("nothing")
+    server.create("few", 4, 8)
+    server.insert("few", 0, ["7"], torch.ones(1, 2, 4), torch.ones(1, 2, dtype=torch.bool))
+    for lost in (Near("7", 0, 3, 0.0), Near("8", 1, 1, 0.0)):
+        with pytest.raises(Unavailable, match="are gone"):
+            server.vectors("few", [lost])
+    slow = Postgres(servers[0][0], timeout=0.001)
+    with pytest.raises(Unavailable, match="statement timeout"), slow._cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(5)")
+    large = Postgres(servers[0][0], approximate=True)
+    large.create("large", 2001, 8)
+    with pytest.raises(Unavailable, match="2000 dimensions"):
+        large.finish("large")
+
+
+def test_two_servers_answer_as_one_does_and_one_that_is_killed_is_missed(servers, tmp_path):
+    matcher, store = matcher_of({"name": "bfan"}), RegionStore(make_data(tmp_path, train=60) / "train.h5")
+    index = Index.build(matcher, store, tmp_path / "index")
+    options = [{"name": "postgres", "dsn": dsn} for dsn, _ in servers]
+    one = Cluster.build(index, tmp_path / "one.json", options[:1])
+    two = Cluster.build(index, tmp_path / "two.json", options)
+    for limits in ({"near": 20, "rescored": 12}, {}):
+        singly, jointly = one.find(matcher, QUERIES, **limits), two.find(matcher, QUERIES, **limits)
+        for alone, together in zip(singly, jointly, strict=True):
+            assert together.whole
+            assert [hit.image_id for hit in together.hits] == [hit.image_id for hit in alone.hits]
+            assert scored(together.hits) == scored(alone.hits)
+    exact = index.search(matcher, QUERIES, words=False)
+    for answer, wanted in zip(two.find(matcher, QUERIES), exact, strict=True):
+        assert scored(answer.hits) == scored(wanted)
+
+    kill(servers[1][1], signal.SIGQUIT)  # at which it ends without finishing anything
+    wanted = index.search(matcher, QUERIES, words=False, filter=index.ids[::2])
+    for answer, hits in zip(two.find(matcher, QUERIES), wanted, strict=True):
+        assert answer.describe().startswith("degraded: 30 of 60 items were not looked at, those of PostgreSQL at ")
+        assert answer.searched == 30
+        assert scored(answer.hits) == scored(hits)

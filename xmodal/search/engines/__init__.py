@@ -1,0 +1,1 @@
+"""Collections that live on several servers of vectors: Milvus, PostgreSQL with pgvector, folders."""
