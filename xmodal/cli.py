@@ -140,6 +140,20 @@ class BuildIndex:
 
 
 @dataclass(frozen=True)
+class BuildCluster:
+    """Deal the items of an index to several servers of vectors, Milvus or PostgreSQL, which are searched as one."""
+
+    index: tyro.conf.Positional[Path]
+    """Folder that `xmodal index` made."""
+    servers: tyro.conf.Positional[Path]
+    """YAML file with a list of servers: `- {name: milvus, uri: "http://10.0.0.7:19530"}`."""
+    output: Path | None = None
+    """File to write, for `xmodal search --index`; by default INDEX with the suffix .cluster.json."""
+    overwrite: bool = False
+    """Replace a cluster that is there, on its servers too."""
+
+
+@dataclass(frozen=True)
 class Search:
     """Show the images that a sentence retrieves, of a split or of an index."""
 
@@ -149,7 +163,7 @@ class Search:
     """Sentences to search for. "a dog NOT red car" asks for dogs without red cars."""
     data: SplitOrNone
     index: Path | None = None
-    """Folder that `xmodal index` made, to search instead of a split."""
+    """Folder that `xmodal index` made, or file that `xmodal cluster` wrote, to search instead of a split."""
     exact: bool = True
     """With --index: find what scoring every image would; otherwise the best of the candidates."""
     images: Path | None = None
@@ -437,11 +451,28 @@ def build_index(config: BuildIndex) -> None:
         print(f"inexact search finds {index.measure(matcher, some):.1f}% of the exact top 10 ({len(some)} sentences)")
 
 
+def build_cluster(config: BuildCluster) -> None:
+    """Deal an index to servers and say what each holds."""
+    from xmodal.search.engines.cluster import Cluster
+    from xmodal.search.index import Index
+    from xmodal.training.read_yaml import read_yaml
+
+    if not config.servers.is_file():
+        raise FileNotFoundError(f"there is no file {config.servers} with a list of servers")
+    servers = read_yaml(config.servers.read_text(encoding="utf-8"))
+    if not isinstance(servers, list) or not all(isinstance(each, dict) for each in servers):
+        raise ValueError(f"{config.servers} holds {servers!r}; wanted a list: - {{name: folder, path: /disk1}}")
+    output = config.output or config.index.with_suffix(".cluster.json")
+    cluster = Cluster.build(Index.open(config.index), output, servers, overwrite=config.overwrite)
+    print(f"{output}: {len(cluster)} {cluster.plan.indexed}")
+    for server, items in zip(cluster.roster.servers, cluster.plan.items, strict=True):
+        print(f"  {items} on {server.address}")
+
+
 def search(config: Search) -> None:
     """Draw and list the best images of each sentence."""
     from xmodal.data.split import open_source
     from xmodal.evaluation.calibration import calibration_of
-    from xmodal.search.index import Index
     from xmodal.search.pictures import draw_retrieved
     from xmodal.search.queries import Query
     from xmodal.search.retrieve import describe_row, retrieve
@@ -454,10 +485,8 @@ def search(config: Search) -> None:
     if config.index is not None:
         if not all(query.is_plain for query in queries):
             raise ValueError("NOT and --like look at every image: give --data.folder in the place of --index")
-        index = Index.open(config.index)  # a missing index is told before the model is loaded
-        found = index.find(_load(config.model), list(sentences), config.top, exact=config.exact, words=False)
+        found, notes = _found_by_index(config, config.index, sentences)
         rows = [_row(*each, calibration) for each in zip(sentences, found, strict=True)]
-        notes = [_told(each) for each in found]
     else:
         matcher = _load(config.model)
         source = _source(config.data, config.model, matcher)
@@ -470,6 +499,20 @@ def search(config: Search) -> None:
     if config.images is not None:
         draw_retrieved(rows, config.images, config.output)
         print(f"wrote {config.output}")
+
+
+def _found_by_index(config: Search, path: Path, sentences: tuple[str, ...]) -> tuple[list[Any], list[str]]:
+    """What an index or a cluster finds, and how certain each answer is."""
+    from xmodal.search.engines.cluster import Cluster
+    from xmodal.search.index import Index
+
+    if path.is_file():
+        cluster = Cluster.open(path)  # what is missing is told before the model is loaded
+        found = cluster.find(_load(config.model), list(sentences), config.top)
+        return found, [f"  ({each.rescored} of {each.searched} scored; {each.describe()})" for each in found]
+    index = Index.open(path)
+    found = index.find(_load(config.model), list(sentences), config.top, exact=config.exact, words=False)
+    return found, [_told(each) for each in found]
 
 
 def _row(sentence: str, found: Any, calibration: Any) -> Any:
@@ -584,6 +627,7 @@ COMMANDS: dict[str, tuple[Any, type]] = {
     "evaluate": (evaluate, Evaluate),
     "evaluate-embedder": (evaluate_embedder, EvaluateEmbedder),
     "index": (build_index, BuildIndex),
+    "cluster": (build_cluster, BuildCluster),
     "search": (search, Search),
     "serve": (serve, Serve),
     "explain": (explain, Explain),

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import torch
 
@@ -114,3 +115,7 @@ def postgres_server() -> Iterator[tuple[str, int]]:
 
 def kill(process: int, how: int = signal.SIGKILL) -> None:
     os.kill(process, how)
+
+
+def children(process: int) -> list[int]:
+    return [child.pid for child in psutil.Process(process).children(recursive=True)]

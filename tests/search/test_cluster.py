@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.search.servers import check_server, matcher_of
 from tests.tiny_data import make_data
+from xmodal.cli import main
 from xmodal.data import RegionStore, load_captions
 from xmodal.heads import Head
 from xmodal.search.candidates import CandidateEngine
@@ -280,3 +281,46 @@ def test_passwords_are_kept_in_no_file(name, options, secret):
     pytest.importorskip({"milvus": "pymilvus", "postgres": "psycopg2"}[name])
     with pytest.raises(ValueError, match=secret):
         make_servers([{"name": name, **options}])
+
+
+def test_a_cluster_is_built_and_searched_from_the_command_line(scan, tmp_path, capsys):
+    matcher, index = scan
+    matcher.save_pretrained(tmp_path / "model")
+    (tmp_path / "servers.yaml").write_text("".join(f"- {json.dumps(each)}\n" for each in folders(tmp_path, 2)))
+    file = tmp_path / "photos.json"
+    main(["cluster", str(index.path), str(tmp_path / "servers.yaml"), "--output", str(file)])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{file}: 90 images",
+        *(f"  45 on folder {tmp_path}/disk{number}" for number in range(2)),
+    ]
+    ask = ["search", str(tmp_path / "model"), "a dog", "--index", str(file), "--top", "3"]
+    main(ask)
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "a dog  (90 of 90 scored; whole: all 90 items were searched)"
+    wanted = index.search(matcher, "a dog", k=3)
+    assert [line.split()[-1] for line in lines] == [hit.image_id for hit in wanted]
+    shutil.rmtree(tmp_path / "disk1")
+    main(ask)
+    assert "degraded: 45 of 90 items were not looked at, those of folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "there is no file"),
+        ("folder", "wanted a list"),
+        ("- folder", "wanted a list"),
+        ("- {name: foldr}", "did you mean 'folder'"),
+        ("- {name: folder}", "needs the option 'path'"),
+        ("- {name: folder, path: a, speed: 3}", "no option 'speed'"),
+        ("[]", "at least one"),
+    ],
+)
+def test_wrong_lists_of_servers_are_told_in_a_line(text, told, scan, tmp_path, capsys):
+    file = tmp_path / "servers.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["cluster", str(scan[1].path), str(file), "--output", str(tmp_path / "photos.json")])
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err

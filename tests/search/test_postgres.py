@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from tests.search.servers import check_server, kill, matcher_of, postgres_server
+from tests.search.servers import check_server, children, kill, matcher_of, postgres_server
 from tests.tiny_data import make_data
 from xmodal.data import RegionStore
 from xmodal.search.engines.cluster import Cluster
@@ -67,6 +67,17 @@ def test_two_servers_answer_as_one_does_and_one_that_is_killed_is_missed(servers
     exact = index.search(matcher, QUERIES, words=False)
     for answer, wanted in zip(two.find(matcher, QUERIES), exact, strict=True):
         assert scored(answer.hits) == scored(wanted)
+
+    hurried = [{**each, "timeout": 1.0} for each in options]
+    brief = Cluster.build(index, tmp_path / "hurried.json", hurried)
+    assert brief.search(matcher, QUERIES[0]).whole
+    stopped = [servers[1][1], *children(servers[1][1])]
+    for process in stopped:
+        kill(process, signal.SIGSTOP)
+    (missing,) = brief.search(matcher, QUERIES[0]).missing
+    assert missing.reason == "no answer within 2 seconds"
+    for process in stopped:
+        kill(process, signal.SIGCONT)
 
     kill(servers[1][1], signal.SIGQUIT)  # at which it ends without finishing anything
     wanted = index.search(matcher, QUERIES, words=False, filter=index.ids[::2])

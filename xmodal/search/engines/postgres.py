@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
+import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +27,9 @@ TRAILER = b"\xff\xff"
 
 PLAIN_BYTES = 7900
 """A vector of so many bytes fits into a page of a table; a larger one lies outside of it."""
+
+PATIENCE = 3600.0
+"""Seconds that filling a table or building an index may take."""
 
 NEAREST = """
 SELECT asked.number, items.id, items.number, items.places, near.product
@@ -165,18 +171,42 @@ class Postgres:
     @contextlib.contextmanager
     def _cursor(self, *, patient: bool = False) -> Iterator[Any]:
         """A cursor of the connection; one that failed is given up, and the next call makes a new one."""
-        milliseconds = math.ceil(1000 * self.timeout)
+        limit = PATIENCE if patient else self.timeout + 1
+        late: list[str] = []
         try:
             if self._made is None:
-                options = {"connect_timeout": max(2, math.ceil(self.timeout)), "tcp_user_timeout": milliseconds}
-                self._made = self._psycopg2.connect(self.dsn, **options)
+                self._made = self._psycopg2.connect(self.dsn, connect_timeout=max(2, math.ceil(self.timeout)))
                 self._made.autocommit = True
-            with self._made.cursor() as cursor:
-                cursor.execute("SET statement_timeout = %s", (0 if patient else milliseconds,))
+            with _cut_after(limit, self._made.fileno()) as late, self._made.cursor() as cursor:
+                cursor.execute("SET statement_timeout = %s", (0 if patient else math.ceil(1000 * self.timeout),))
                 yield cursor
         except self._psycopg2.Error as error:
             self.close()
-            raise Unavailable(self.address, str(error) or type(error).__name__) from error
+            said = f"no answer within {limit:g} seconds" if late else str(error) or type(error).__name__
+            raise Unavailable(self.address, said) from error
+
+
+@contextlib.contextmanager
+def _cut_after(seconds: float, descriptor: int) -> Iterator[list[str]]:
+    """Cut a connection that takes longer, as whoever waits for a machine that stands still waits forever.
+
+    Gives a list that is empty unless that happened.
+    """
+    cut: list[str] = []
+
+    def shut() -> None:
+        cut.append("cut")
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, shut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield cut
+    finally:
+        timer.cancel()
+        timer.join()  # before the descriptor may become another's
 
 
 def _row(dim: int) -> np.dtype:
