@@ -127,6 +127,7 @@ def parsed(monkeypatch):
 
 PHASES = {"beta_warmup_steps": 0, "beta_hold_steps": 0, "beta_decay_steps": 68}
 HINGE = {"margin": 0.2, "hardest": 1.0, "reduction": "sum", "warmup_steps": 0, "mask_false_negatives": False}
+HINGE |= {"curriculum": 0.0, "all_negatives_epochs": 0}
 
 
 @pytest.mark.parametrize(

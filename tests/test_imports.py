@@ -30,6 +30,7 @@ ORDER = [
     "search",
     "entry",
     "prepare",
+    "commands",
     "cli",
     "__main__",
     "__init__",

@@ -67,6 +67,13 @@ explain {} dev-0 dog --data.folder data --data.split dev --images photos --outpu
 explain model dev-0 dog --data.folder data --data.split dev --images {} --output out
 inspect {} --extractor mean-color --output out
 inspect photos/dev-0.png --model {} --output out
+index {} data/dev.h5 --output out
+index model {} --output out
+search model dog --index {} --images photos --output out
+serve {} --model model
+cluster {} servers.yaml --output out
+cluster out {} --output out
+export {} --output out
 """.strip().splitlines()
 """Commands with one input left to name."""
 
@@ -91,6 +98,8 @@ prepare folder --images photos --captions data/captions.jsonl --output {}
 prepare scan-npy --input scan --output {}
 prepare coco-annotations official --instances instances.json --captions coco.json --dev 0 --test 0 --output {}
 train --data.folder data --output {}
+index model data/dev.h5 --output {}
+export model --format torch --output {}
 """.strip().splitlines()
 """Commands that are right but for the place of what they write, a file or several in a folder."""
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from xmodal.cli import Inspect, inspect, main
+from xmodal.cli import main
+from xmodal.commands.inspect import Inspect, inspect
 from xmodal.encoders.extractors import EXTRACTORS
 from xmodal.encoders.region_extractor import Regions
 from xmodal.model import Matcher

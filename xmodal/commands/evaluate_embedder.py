@@ -1,0 +1,78 @@
+"""`xmodal evaluate-embedder`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003  # tyro reads the annotations
+
+import tyro  # noqa: TC002  # what options are annotated with is read at run time
+
+from xmodal.commands.opening import load_model
+from xmodal.training.config import LabelledDataConfig
+
+
+@dataclass(frozen=True)
+class EvaluateEmbedder:
+    """Evaluate an embedder by retrieval and clustering of labelled images, and draw what it does."""
+
+    model: tyro.conf.Positional[Path]
+    """Run folder, or folder written by save_pretrained."""
+    path: Path
+    """An index, a folder with one folder a class, or a file of features."""
+    splits: tuple[str, ...] = ("test",)
+    """Splits whose images belong together: test, or query gallery."""
+    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    """Levels K of R@K."""
+    resize: int = 256
+    """Pixels of the shorter side of an image before it is cropped, as in training."""
+    crop: int = 224
+    """Side of the square that is cut out of the center."""
+    square: bool = False
+    """Stretch an image to a square before it is cropped."""
+    neighbors: Path | None = None
+    """Also draw the nearest images of some queries here."""
+    queries: int = 8
+    """How many queries to draw, spread evenly over the images."""
+    map: Path | None = None
+    """Also draw all images on a plane here."""
+    json: Path | None = None
+    """Also write all numbers here."""
+
+
+def evaluate_embedder(config: EvaluateEmbedder) -> None:
+    """Print the metrics of an embedder, and draw."""
+    from xmodal.data.atomic import check_writable, written_whole
+    from xmodal.embedder import Embedder
+    from xmodal.evaluation.labelled import check_evaluable, evaluate_embeddings
+    from xmodal.search.neighbors import draw_map, draw_neighbors
+    from xmodal.training.retrieval import load_split
+
+    if config.queries < 1:
+        raise ValueError(f"--queries is {config.queries}; wanted at least one to draw")
+    for path in (config.json, config.neighbors, config.map):
+        if path is not None:
+            check_writable(path)
+    data = LabelledDataConfig(config.path, resize=config.resize, crop=config.crop, square=config.square)
+    images = load_split(data, config.splits, train=False)
+    check_evaluable(images.labels, images.query, config.recall_at, ks_name="recall_at")
+    embedder = load_model(config.model, Embedder)
+    progress = sys.stderr.isatty()
+    embeddings = embedder.embed_all(images, progress=progress)
+    options = {"query": images.query, "ks": config.recall_at, "normalize": embedder.normalize, "progress": progress}
+    results = evaluate_embeddings(embeddings, images.labels, **options)
+    print("\n".join(f"{name:12} {value:6.1f}" for name, value in results.items()))
+    if config.json is not None:
+        with written_whole(config.json) as whole:
+            whole.write_text(json.dumps(results, indent=2), encoding="utf-8")
+    if config.neighbors is not None:
+        asked = range(len(images)) if images.query is None else images.query.nonzero().flatten().tolist()
+        queries = asked[:: max(1, len(asked) // config.queries)][: config.queries]
+        how = {"query": images.query, "normalize": embedder.normalize}
+        draw_neighbors(embeddings, images.labels, images.image_id, queries, config.neighbors, **how)
+        print(f"wrote {config.neighbors}")
+    if config.map is not None:
+        names = images.class_names
+        draw_map(embeddings, images.labels, config.map, class_names=names, normalize=embedder.normalize)
+        print(f"wrote {config.map}")
