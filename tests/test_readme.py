@@ -93,6 +93,15 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
+def ask_once(app, _listening) -> None:
+    """In the place of serving until Ctrl-C."""
+    from starlette.testclient import TestClient
+
+    with TestClient(app, base_url="http://localhost") as client:
+        (hit, *_) = client.get("/api/search", params={"text": "a dog"}).json()["hits"]
+        assert client.get("/api/photograph", params={"id": hit["id"]}).headers["content-type"] == "image/jpeg"
+
+
 def run(command: str) -> None:
     """Run one README command here; training runs for one epoch of a small model."""
     program, *arguments = shlex.split(command)
@@ -103,6 +112,11 @@ def run(command: str) -> None:
         launched = [sys.executable, "-m", "accelerate.commands.launch", *arguments[1:], *small, "--output", "runs/two"]
         done = subprocess.run(launched, check=True, capture_output=True, text=True)
         assert done.stdout.count("best rsum") == 1, "two processes, one run"
+    elif arguments[0] == "serve":
+        if find_spec("fastapi") is not None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("xmodal.search.serve.server.run", ask_once)
+                main([*arguments, "--port", "0"])
     else:
         assert program == "xmodal"
         main([*arguments, *(small if arguments[0] == "train" else [])])

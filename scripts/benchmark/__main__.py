@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-SUITES = ("heads", "addr", "scoring", "step", "later", "data", "full-size", "gpu", "index")
+SUITES = ("heads", "addr", "scoring", "step", "later", "data", "full-size", "gpu", "index", "serve")
 """Each has a file of its own, whose `run` takes the repetitions and those of the other options that it knows."""
 
 
@@ -19,8 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=__doc__)
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--repetitions", type=int, default=7, help="timed runs a case; the median is printed")
-    parser.add_argument("--images", type=int, help="index: how many images; by default 1,000,000")
-    parser.add_argument("--demo", type=Path, help="index: what `make demo` wrote; by default demo_output")
+    parser.add_argument("--images", type=int, help="index, serve: how many images; by default 1,000,000 and 10,000")
+    parser.add_argument("--demo", type=Path, help="index, serve: what `make demo` wrote; by default demo_output")
     parser.add_argument(
         "--dry-run",
         action="store_true",

@@ -101,7 +101,7 @@ def run(repetitions: int, *, images: int = 1_000_000, demo: Path = Path("demo_ou
         shutil.rmtree(folder)
 
 
-def _parts(demo: Path, images: int) -> tuple[Matcher, Copies, list[str]]:
+def demo_parts(demo: Path, images: int) -> tuple[Matcher, Copies, list[str]]:
     """The demo's matcher for embeddings, copies of its images, and questions."""
     run, data = demo / "demo_scan" / "best", demo / "data"
     trained = Matcher.from_pretrained(run)
@@ -117,7 +117,7 @@ def _parts(demo: Path, images: int) -> tuple[Matcher, Copies, list[str]]:
 
 
 def _build(demo: Path, folder: Path, images: int) -> str:
-    matcher, copies, _ = _parts(demo, images)
+    matcher, copies, _ = demo_parts(demo, images)
     index = Index.build(
         matcher,
         copies,  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def _build(demo: Path, folder: Path, images: int) -> str:
 
 
 def _search(demo: Path, folder: Path, images: int, repetitions: int) -> list[str]:
-    matcher, copies, sentences = _parts(demo, images)
+    matcher, copies, sentences = demo_parts(demo, images)
     start = perf_counter()
     index = Index.open(folder / "index", source=copies)  # type: ignore[arg-type]
     lines = [f"opened in {1000 * (perf_counter() - start):.1f} ms"]

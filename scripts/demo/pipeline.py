@@ -8,6 +8,7 @@ already is not done again, and an interrupted training goes on where it stopped.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from xmodal.evaluation.calibration import calibrate, evaluate_calibration, forma
 from xmodal.evaluation.pointing import pointing_accuracy
 from xmodal.evaluation.report import plot_learning_curves, write_report
 from xmodal.model import Matcher
+from xmodal.search.index import Index
 from xmodal.search.pictures import draw_retrieved, find_image
 from xmodal.search.retrieve import explain_pair, retrieve
 from xmodal.training.checkpoints import CHECKPOINT, environment
@@ -69,6 +71,7 @@ def main(config: Demo) -> None:
     write_report(config.output / "report.md", results, title="Demo", details=details, pictures=pictures)
     files = [config.output / "report.md", config.output / "explanation.html", *pictures.values()]
     print("\nreport:", *files, sep="\n  ")
+    print(_index(scan, store, config.output))
 
 
 def _prepare(data: Path, seed: int) -> None:
@@ -101,6 +104,15 @@ def _calibrate(scan: Matcher, config: Demo, scores: Float[Tensor, "image caption
     dev = Split.of(RegionStore(data / "dev.h5"), load_captions(data / "captions.jsonl", "dev"))
     found = evaluate_calibration(calibrate(scan, run, dev), scores, test.relevance)
     return format_calibration({"SCAN t-i LSE": {"calibration": found}})
+
+
+def _index(scan: Matcher, store: RegionStore, output: Path) -> str:
+    """Index the test split; the lines that say how to search it in a browser."""
+    index = Index.build(scan, store, output / "data" / "test.index", overwrite=True)
+    python, here = Path(sys.executable), Path.cwd()
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    where = f"{index.path} --model {output / MODELS['SCAN t-i LSE']} --images {output / 'data' / 'images'}"
+    return f"\nto search these scenes in a browser, at http://127.0.0.1:8000/:\n  {python} -m xmodal serve {where}"
 
 
 def _draw(

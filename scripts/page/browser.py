@@ -28,18 +28,18 @@ WAIT = 60_000
 SEARCH = """async sentence => {
     const text = document.getElementById("text"), grid = document.getElementById("grid");
     const begun = performance.now();
-    const answered = new Promise(resolve => new MutationObserver((_, observer) => {
-        if (grid.dataset.sentence !== sentence) return;
+    const until = name => new Promise(resolve => new MutationObserver((_, observer) => {
+        if (grid.dataset[name] !== sentence) return;
         observer.disconnect();
         requestAnimationFrame(() => setTimeout(() => resolve(performance.now() - begun)));
     }).observe(grid, { childList: true, attributes: true }));
-    grid.dataset.sentence = "";
+    grid.dataset.sentence = grid.dataset.settled = "";
+    const painted = until("sentence"), settled = until("settled");
     text.value = sentence;
     document.getElementById("form").requestSubmit();
-    const milliseconds = await answered;
-    return { milliseconds, ids: [...grid.children].map(one => one.dataset.id) };
+    return { painted: await painted, settled: await settled, ids: [...grid.children].map(one => one.dataset.id) };
 }"""
-"""Asks for a sentence as Enter does, and waits until the answer is painted."""
+"""Asks for a sentence as Enter does, and waits until an answer is painted, and until it is certified."""
 
 
 def why_no_browser() -> str | None:

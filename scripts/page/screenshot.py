@@ -23,9 +23,9 @@ class Screenshot:
 
     demo: Path = Path("demo_output")
     """What `make demo` wrote."""
-    sentence: str = "a cat at the top and two stars on a white background"
+    sentence: str = "a bubble tea in the bottom left corner, a little camel in the middle and a zebra at the top"
     """What is searched."""
-    word: str = "cat"
+    word: str = "zebra"
     """The word of it whose regions are lit."""
     output: Path = Path("page.png")
     """Picture to write."""
@@ -47,7 +47,7 @@ def main(config: Screenshot) -> None:
         page.fill("#text", config.sentence)
         page.press("#text", "Enter")
         page.click(f'.word:text-is("{config.word}")')
-        page.wait_for_selector(".stage.lit rect.most")
+        page.wait_for_selector(".stage.lit rect.most", state="attached")
         page.wait_for_function("() => [...document.images].every(image => image.complete)")
         taken = Path(folder) / "page.png"
         page.screenshot(path=taken)

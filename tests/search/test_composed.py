@@ -7,6 +7,7 @@ import torch
 
 from tests.search.test_index import HEADS, make_matcher
 from tests.tiny_data import make_data
+from xmodal.cli import main
 from xmodal.data import RegionStore
 from xmodal.encoders.base import EncodedSet
 from xmodal.search.composed import example_vectors, find_composed
@@ -84,3 +85,18 @@ def test_what_cannot_be_answered_is_told(store, tmp_path):
         find_composed(index, scan, QUERIES)
     with pytest.raises(KeyError, match="no image 'elsewhere' to be like"):
         find_composed(Index.build(scan, store, tmp_path / "scan"), scan, [Query(like=("elsewhere",))])
+
+
+def test_the_command_line_asks_an_index_for_all_of_it(store, tmp_path, capsys):
+    matcher = make_matcher(HEADS["scan t2i"])
+    matcher.save_pretrained(tmp_path / "model")
+    index = Index.build(matcher, store, tmp_path / "index")
+    asked = ["a dog NOT a cat", "a boat"]
+    main(["search", str(tmp_path / "model"), *asked, "--index", str(index.path), "--top", "2"])
+    first, second = find_composed(index, matcher, [Query.parse(asked[0])], k=2)[0].hits
+    best, *_ = index.search(matcher, "a boat", k=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a dog NOT a cat  (100 of 150 scored; recall not measured)"
+    assert [line.split() for line in lines[1:3]] == [[f"{hit.score:.3f}", hit.image_id] for hit in (first, second)]
+    assert lines[3].startswith("a boat  (certified, ")
+    assert lines[4].split() == [f"{best.score:.3f}", best.image_id]

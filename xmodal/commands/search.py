@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro  # noqa: TC002  # what options are annotated with is read at run time
 
 from xmodal.commands.opening import SplitOrNone, load_model, source_of
+
+if TYPE_CHECKING:
+    from xmodal.search.queries import Query
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,9 @@ def search(config: Search) -> None:
     queries = [Query.parse(sentence, config.like) for sentence in sentences]
     calibration = calibration_of(config.model)
     if config.index is not None:
-        if not all(query.is_plain for query in queries):
-            raise ValueError("NOT and --like look at every image: give --data.folder in the place of --index")
-        found, notes = _found_by_index(config, config.index, sentences)
-        rows = [_row(*each, calibration) for each in zip(sentences, found, strict=True)]
+        found, notes = _found_by_index(config, config.index, queries)
+        known = [calibration if query.is_plain else None for query in queries]
+        rows = [_row(*each) for each in zip(sentences, found, known, strict=True)]
     else:
         matcher = load_model(config.model)
         source = source_of(config.data, config.model, matcher)
@@ -66,17 +68,26 @@ def search(config: Search) -> None:
         print(f"wrote {config.output}")
 
 
-def _found_by_index(config: Search, path: Path, sentences: tuple[str, ...]) -> tuple[list[Any], list[str]]:
+def _found_by_index(config: Search, path: Path, queries: list[Query]) -> tuple[list[Any], list[str]]:
     """What an index or a cluster finds, and how certain each answer is."""
+    from xmodal.search.composed import find_composed
     from xmodal.search.engines.cluster import Cluster
     from xmodal.search.index import Index
 
+    sentences = [query.wanted[0] for query in queries if query.is_plain]
+    others = [query for query in queries if not query.is_plain]
     if path.is_file():
+        if others:
+            raise ValueError(
+                f"NOT and --like are not asked of several servers, as {path} has: give an index or a split"
+            )
         cluster = Cluster.open(path)  # what is missing is told before the model is loaded
-        found = cluster.find(load_model(config.model), list(sentences), config.top)
+        found = cluster.find(load_model(config.model), sentences, config.top)
         return found, [f"  ({each.rescored} of {each.searched} scored; {each.describe()})" for each in found]
-    index = Index.open(path)
-    found = index.find(load_model(config.model), list(sentences), config.top, exact=config.exact, words=False)
+    index, matcher = Index.open(path), load_model(config.model)
+    plain = iter(index.find(matcher, sentences, config.top, exact=config.exact, words=False) if sentences else ())
+    composed = iter(find_composed(index, matcher, others, config.top) if others else ())
+    found = [next(plain if query.is_plain else composed) for query in queries]
     return found, [_told(each) for each in found]
 
 

@@ -26,7 +26,7 @@ class Serve:
     """Bytes of a photograph that is sent, at most."""
     pixels: int = 16_000_000
     """Pixels of a photograph that is sent, at most."""
-    seconds: float = 15.0
+    seconds: float = 30.0
     """What a request may take."""
 
 

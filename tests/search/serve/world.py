@@ -67,7 +67,7 @@ def picture(colors, choose=None) -> Image.Image:
     return image
 
 
-def make_world(folder: Path, *, images: int = 40, head=None) -> World:
+def make_world(folder: Path, *, images: int = 60, head=None) -> World:
     torch.manual_seed(0)
     choose = random.Random(0)
     (folder / "photos").mkdir()

@@ -24,7 +24,7 @@ from xmodal.search.serve.schemas import About, Answer, Explained, Health, Proble
 from xmodal.search.serve.searcher import Question, Searcher
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from xmodal.search.serve.photographs import Photographs
 
@@ -36,6 +36,12 @@ HITS, PARTS, EXCLUDED, EXPLAINED = 100, 8, 200, 50
 
 SENDING = 4
 """Photographs that may be on their way at once: each is held in memory."""
+
+EXACT = 8
+"""Questions of a batch that is answered exactly."""
+
+LOOK = 0.1
+"""Seconds after which it is looked whether somebody still waits for an answer."""
 
 SIZES = {"small": 320, "large": 1280}
 """Pixels of the longer side of a photograph."""
@@ -130,8 +136,10 @@ class _Api:
 
     def __init__(self, searcher: Searcher, photographs: Photographs | None, limits: Limits) -> None:
         self.searcher, self.photographs, self.limits = searcher, photographs, limits
-        self.batches: Batches[Question, Answer] = Batches(self._answer)
-        self.metrics = Metrics(lambda: len(searcher.index), lambda: len(self.batches))
+        self.quick: Batches[Question, Answer] = Batches(self._answer)
+        # Exact answers take longer: a few at a time, so that the quick ones do not wait for many.
+        self.exact: Batches[Question, Answer] = Batches(self._answer, most=EXACT)
+        self.metrics = Metrics(lambda: len(searcher.index), lambda: len(self.quick) + len(self.exact))
         self.computing = ThreadPoolExecutor(1, "computing")
         self.decoding = ThreadPoolExecutor(2, "decoding")
         self.sending = 0
@@ -148,7 +156,7 @@ class _Api:
     @contextlib.asynccontextmanager
     async def running(self, _app: FastAPI) -> AsyncIterator[None]:
         """While the server runs, questions are answered."""
-        async with self.batches.running():
+        async with self.quick.running(), self.exact.running():
             yield
         self.computing.shutdown(cancel_futures=True)
         self.decoding.shutdown(cancel_futures=True)
@@ -172,6 +180,7 @@ class _Api:
 
     async def search(
         self,
+        request: Request,
         text: Text = "",
         like: Ids = [],  # noqa: B006  # FastAPI copies it
         exclude: Hidden = [],  # noqa: B006
@@ -184,7 +193,8 @@ class _Api:
             if len(query.wanted) + len(query.unwanted) + len(query.like) > PARTS:
                 raise ValueError(f"the query has more than {PARTS} sentences and images; ask for fewer")
             self.searcher.check(query)
-            return await self.batches.ask(Question(query, k, exact, frozenset(exclude)))
+            batches = self.exact if exact and query.is_plain else self.quick
+            return await _while_connected(request, batches.ask(Question(query, k, exact, frozenset(exclude))))
 
     async def explain(self, text: Text, id: Explainable) -> Explained:
         """Where the words of a sentence look in some images."""
@@ -226,6 +236,18 @@ class _Api:
 
     async def _computed(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.computing, partial(function, *arguments))
+
+
+async def _while_connected(request: Request, asked: Coroutine[Any, Any, Answer]) -> Answer:
+    """An answer, as long as somebody waits for it: who types on asks anew, and leaves."""
+    task = asyncio.ensure_future(asked)
+    try:
+        while not (await asyncio.wait({task}, timeout=LOOK))[0]:
+            if await request.is_disconnected():
+                raise HTTPException(400, "the connection ended before the answer")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class Limits:
     """Bytes that may be sent."""
     pixels: int = 16_000_000
     """Pixels of a photograph that is sent."""
-    seconds: float = 15.0
+    seconds: float = 30.0
     """What a request may take, sending included."""
     requests: int = 256
     """Requests at once."""

@@ -38,6 +38,7 @@ function photograph(id, size) {
   return addressOf("api/photograph", [["id", id], ["size", size]]);
 }
 
+// The best candidates are shown at once; that nothing is better takes longer, and is asked for next.
 async function search() {
   if (asking) asking.abort();
   const sentence = text.value.trim();
@@ -46,22 +47,32 @@ async function search() {
   asking = new AbortController();
   const parameters = [["text", sentence], ["k", 24], ...like.map(one => ["like", one.id])];
   const hidden = [...excluded, ...like.map(one => one.id)];
-  const began = performance.now();
+  const query = exact => addressOf("api/search", [...parameters, ...hidden.map(id => ["exclude", id]), ["exact", exact]]);
+  const began = performance.now(), signal = asking.signal;
   try {
-    const answer = await ask(addressOf("api/search", [...parameters, ...hidden.map(id => ["exclude", id])]),
-      { signal: asking.signal });
+    const answer = await ask(query(false), { signal });
     show(answer, sentence, performance.now() - began);
+    const provable = !answer.certified && !like.length && !/(^|\s)NOT(\s|$)/.test(sentence);
+    if (provable) show(await ask(query(true), { signal }), sentence, performance.now() - began);
+    grid.dataset.settled = sentence;
   } catch (error) {
     if (error.name !== "AbortError") tell(error.message, true);
   }
 }
 
+function idsOf(answer) {
+  return answer ? answer.hits.map(hit => hit.id).join("\n") : "";
+}
+
 function show(answer, sentence = "", milliseconds = 0) {
+  const same = shown && answer && grid.dataset.sentence === sentence && idsOf(shown) === idsOf(answer);
   shown = answer;
-  looks = pressed = null;
-  grid.replaceChildren(...(answer ? answer.hits.map(card) : []));
-  grid.dataset.sentence = sentence;
-  showWords(answer ? answer.words : []);
+  if (!same) {
+    looks = pressed = null;
+    grid.replaceChildren(...(answer ? answer.hits.map(card) : []));
+    grid.dataset.sentence = sentence;
+    showWords(answer ? answer.words : []);
+  }
   if (!answer) { tell(about.images === undefined ? "" : about.images + " images"); return; }
   const proof = answer.certified ? "certain: nothing else scores higher" :
     answer.recall === null ? "not certified" : "finds " + answer.recall.toFixed(1) + "% of the best 10";
@@ -145,21 +156,33 @@ async function press(number) {
   }
 }
 
+function drawing(name, attributes, children = []) {
+  const one = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) one.setAttribute(key, value);
+  one.append(...children);
+  return one;
+}
+
+// The image is dark but for where the word looks: the more, the brighter.
 function light(look) {
-  const figure = [...grid.children].find(one => one.dataset.id === look.id);
-  if (!figure) return;
+  const place = [...grid.children].findIndex(one => one.dataset.id === look.id);
+  if (place < 0) return;
+  const svg = grid.children[place].querySelector("svg");
   const weights = pressed === null ? [] : look.weights[pressed] || [];
-  const most = Math.max(0, ...weights);
-  figure.querySelector(".stage").classList.toggle("lit", most > 0);
-  figure.querySelector("svg").replaceChildren(...weights.map((weight, region) => {
+  const most = Math.max(0, ...weights), whole = { x: 0, y: 0, width: 1, height: 1 };
+  grid.children[place].querySelector(".stage").classList.toggle("lit", most > 0);
+  if (most === 0) { svg.replaceChildren(); return; }
+  const box = region => {
     const [x1, y1, x2, y2] = look.boxes[region];
-    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    for (const [name, value] of Object.entries({ x: x1, y: y1, width: x2 - x1, height: y2 - y1 }))
-      rect.setAttribute(name, Math.max(0, value));
-    rect.setAttribute("fill-opacity", most > 0 ? 0.55 * weight / most : 0);
-    if (most > 0 && weight === most) rect.classList.add("most");
-    return rect;
-  }));
+    return { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1) };
+  };
+  const holes = weights.map((weight, region) =>
+    drawing("rect", { ...box(region), fill: "black", "fill-opacity": (0.7 * weight / most).toFixed(4) }));
+  svg.replaceChildren(
+    drawing("mask", { id: "look-" + place, maskUnits: "userSpaceOnUse", ...whole },
+      [drawing("rect", { ...whole, fill: "white" }), ...holes]),
+    drawing("rect", { ...whole, class: "dark", mask: "url(#look-" + place + ")" }),
+    drawing("rect", { ...box(weights.indexOf(most)), class: "most" }));
 }
 
 async function shrunk(file) {
