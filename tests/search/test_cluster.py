@@ -236,6 +236,10 @@ def test_building_again_replaces_what_was_there(scan, tmp_path):
     cluster = Cluster.build(index, tmp_path / "c.json", folders(tmp_path, 2), overwrite=True)
     assert cluster.search(matcher, "a dog").whole
     assert [len(list((tmp_path / f"disk{n}").iterdir())) for n in range(2)] == [1, 1]
+    (tmp_path / "c.json").write_text("{")
+    assert (
+        Cluster.build(index, tmp_path / "c.json", folders(tmp_path, 2), overwrite=True).search(matcher, "a dog").whole
+    )
 
 
 def test_a_folder_is_a_server(tmp_path):

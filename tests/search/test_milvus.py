@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest
 
@@ -35,6 +36,15 @@ def test_milvus_is_a_server(servers):
     check_server(Milvus(servers[0][0]))
 
 
+@pytest.mark.parametrize("approximate", [False, True])
+def test_milvus_lite_is_a_server(approximate, tmp_path):
+    if not all(find_spec(name) for name in ("pymilvus", "milvus_lite", "pyarrow")):
+        pytest.skip("needs Milvus Lite: pip install 'xmodal[milvus]', pip install --no-deps milvus-lite pyarrow")
+    server = Milvus(str(tmp_path / "vectors.db"), approximate=approximate)
+    check_server(server)
+    server.close()
+
+
 def test_a_graph_finds_nearly_everything(servers):
     check_server(Milvus(servers[1][0], approximate=True))  # of so few vectors
 
@@ -61,6 +71,7 @@ def test_two_servers_answer_as_one_does_and_one_that_is_killed_is_missed(servers
     kill(servers[1][1], signal.SIGSTOP)
     (missing,) = brief.search(matcher, QUERIES[0]).missing
     assert missing.items == 30
+    assert "deadline" in missing.reason.lower()
     kill(servers[1][1], signal.SIGCONT)
     brief.roster.servers[1].timeout = 10.0
     assert brief.search(matcher, QUERIES[0]) == whole

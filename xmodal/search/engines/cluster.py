@@ -9,6 +9,7 @@ A server that does not answer is named in every answer, with the number of items
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -188,7 +189,9 @@ class Cluster:
         path = Path(path)
         if not overwrite:
             refuse_existing(path)
-        old = cls.open(path) if overwrite and path.exists() else None
+        old = None
+        with contextlib.suppress(FileNotFoundError, ValueError):  # what is damaged is replaced, too
+            old = cls(path)
         makers, collection = make_servers(servers), f"xmodal_{secrets.token_hex(8)}"
         try:
             items, vectors = _fill(index, makers, collection)

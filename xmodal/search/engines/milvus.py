@@ -169,4 +169,11 @@ class Milvus:
             yield self._made
         except (self._milvus.MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
             self.close()
-            raise Unavailable(self.address, str(error) or type(error).__name__) from error
+            raise Unavailable(self.address, _told(error)) from error
+
+
+def _told(error: Any) -> str:
+    """What went wrong, without the names of classes: Milvus has messages, gRPC has codes and details."""
+    if callable(getattr(error, "details", None)):
+        return f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
+    return getattr(error, "message", "") or str(error) or type(error).__name__
