@@ -69,15 +69,15 @@ class Collection:
 
     def parts(self, items: Int[Tensor, " some"]) -> Iterator[Part]:
         """Some items, in any order, segment by segment."""
-        is_sorted = bool((items[1:] > items[:-1]).all())
-        order = torch.arange(len(items)) if is_sorted else items.argsort()
-        counts = torch.bincount(torch.searchsorted(self.ends, items, right=True), minlength=len(self.ends)).tolist()
+        order = torch.arange(len(items))
+        if not bool((items[1:] > items[:-1]).all()):
+            items, order = items.sort()
+        stops = torch.searchsorted(items, self.ends).tolist()
         start = 0
-        for segment, count, end in zip(self.segments, counts, self.ends.tolist(), strict=True):
-            if count:
-                places = order[start : start + count]
-                yield Part(segment, items[places] - (end - len(segment)), places)
-            start += count
+        for segment, stop, end in zip(self.segments, stops, self.ends.tolist(), strict=True):
+            if stop > start:
+                yield Part(segment, items[start:stop] - (end - len(segment)), order[start:stop])
+            start = stop
 
     def id(self, item: int) -> str:
         """The id of an item."""

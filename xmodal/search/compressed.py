@@ -11,6 +11,7 @@ import torch
 from xmodal.heads.attention import EPSILON, Side, stacked_attention
 from xmodal.heads.bfan import refocus
 from xmodal.scoring.blocks import side_by_side
+from xmodal.search import native
 from xmodal.search.bound import STEPS, Estimate, aggregated, nearest_direction, upper_bounds
 from xmodal.search.quantize import unpack_scan
 
@@ -34,6 +35,9 @@ RESIDENT = 1 << 30
 
 FEW = 1024
 """Items for which other threads are not woken."""
+
+NATIVE_ROWS = 1 << 16
+"""Vectors of a block that is bounded item by item: few enough that all threads have work to the end."""
 
 COLUMNS = 16
 """Vectors of queries are padded to a multiple of this, in which integer products are fastest."""
@@ -90,6 +94,7 @@ class Query(NamedTuple):
     """Products of the vectors with the direction nearest to all, at least; zero where that is not near."""
     attended: Rounded | None
     """The vectors divided by their products with the direction nearest to all: as contexts; None if there is none."""
+    words: native.Words
 
     @classmethod
     def of(cls, vectors: Float[Tensor, "place dim"], quantizer: Quantizer) -> Query:
@@ -104,7 +109,8 @@ class Query(NamedTuple):
         if float(reach.min()) > 1e-3:
             least = float((reach / norms).min())
             attended = Rounded.of(coordinates / reach[:, None])._replace(least=least)
-        return cls(vectors, coordinates, norms, gram, spread, fine, attending, reach, attended)
+        words = native.Words.of(coordinates, norms, spread, quantizer.lead)
+        return cls(vectors, coordinates, norms, gram, spread, fine, attending, reach, attended, words)
 
 
 class Compressed:
@@ -204,6 +210,35 @@ class Compressed:
                 exchanged = products.permute(3, 2, 1, 0).contiguous()
                 total += score(exchanged, others, items.norms.T[None], items.mask.T[None])
         return total
+
+    def estimates(self, query: Query, items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
+        """Scores by all coordinates in 8 bits."""
+        if not self.served(query):
+            return self.approximate([query], items, bits=8)[0]
+        return self._natively(query, items, steps=native.ESTIMATE)
+
+    def reaching(self, query: Query, items: Int[Tensor, " item"], least: float) -> Int[Tensor, " some"]:
+        """Those of some items whose scores with a query may be so high."""
+        if self.served(query):
+            return items[self._natively(query, items, steps=STEPS, enough=least) >= least]
+        items = items[self.cone_bounds([query], items)[0] >= least]
+        for steps in (1, STEPS):  # the first excludes most of them at half the price
+            items = items[self.bounds(query, items, steps=steps) >= least]
+        return items
+
+    def served(self, query: Query) -> bool:
+        """Whether one pass over memory bounds and estimates (see `xmodal.search.native`)."""
+        return native.served(self.how, self.roles, len(query.vectors))
+
+    def _natively(self, query: Query, items: Int[Tensor, " item"], **options: float) -> Float[Tensor, " item"]:
+        found = torch.empty(len(items))
+
+        def work(segment: Segment, length: int, some: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
+            return native.bounds(query.words, self.how, segment, length, some, **options)  # type: ignore[arg-type]
+
+        for places, some in self._blocks(items, NATIVE_ROWS, work):
+            found[places] = some
+        return found
 
     def cone_bounds(self, queries: Sequence[Query], items: Int[Tensor, " item"]) -> Float[Tensor, "query item"]:
         """Wide bounds on the scores of queries with items, at the price of one product with all queries a block.

@@ -124,9 +124,9 @@ def query_vectors(matcher: Matcher, encoded: EncodedSet, indexed: Indexed) -> li
 
 def _encoder(
     matcher: Matcher, given: ImageSource | Sequence[Caption]
-) -> tuple[list[str], Callable[[list[int]], tuple[Tensor, Tensor, Tensor | None, dict[str, list[Any]]]]]:
-    """The ids, and what turns positions into vectors, mask, boxes and metadata."""
-    ids, head = item_ids(given), in_dtype(matcher.head, torch.float32)
+) -> tuple[Sequence[str], Callable[[list[int]], tuple[Tensor, Tensor, Tensor | None, dict[str, list[Any]]]]]:
+    """The ids, which nobody checks again, and what turns positions into vectors, mask, boxes and metadata."""
+    head = in_dtype(matcher.head, torch.float32)
     if isinstance(given, Sequence):
 
         def encode_captions(some: list[int]) -> tuple[Tensor, Tensor, None, dict[str, list[Any]]]:
@@ -138,7 +138,7 @@ def _encoder(
             }
             return *_compared(head, head.embed_captions, encoded), None, known
 
-        return ids, encode_captions
+        return [caption.caption_id for caption in given], encode_captions
 
     def encode_images(some: list[int]) -> tuple[Tensor, Tensor, Tensor | None, dict[str, list[Any]]]:
         batch = given.batch(some)
@@ -149,7 +149,7 @@ def _encoder(
             boxes = boxes[mask] if boxes.shape[:2] == mask.shape else None
         return rows, mask, boxes, {}
 
-    return ids, encode_images
+    return given.image_id, encode_images
 
 
 def _compared(

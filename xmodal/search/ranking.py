@@ -10,7 +10,7 @@ import torch
 from xmodal.heads import Head
 from xmodal.heads.comparison import CrossAttention, InnerProduct
 from xmodal.scoring import score_all
-from xmodal.search.bound import MARGIN, STEPS
+from xmodal.search.bound import MARGIN
 from xmodal.search.compressed import Compressed, Query
 
 if TYPE_CHECKING:
@@ -98,23 +98,25 @@ class _ByAttention:
     ) -> list[Int[Tensor, " some"]]:
         asked, found = [Query.of(query, self.quantizer) for query in queries], []
         if self.cells is None or len(items) <= SHORTLIST:
-            scanned = [(items, row) for row in self.compressed.approximate(asked, items)]
+            scanned = list(zip([items] * len(asked), self.compressed.approximate(asked, items), strict=True))
         else:
             scanned = [self._looked_up(query, items) for query in asked]
         for query, (few, scores) in zip(asked, scanned, strict=True):
-            if self.bits == 8:  # the 4 bits decide on whom the 8 bits are asked about
-                few = few[scores.topk(min(REFINED * count, len(few))).indices]
-                scores = self.compressed.approximate([query], few, bits=8)[0]
+            if self.bits == 8 and scores is not None:  # the 4 bits decide on whom the 8 bits are asked about
+                few, scores = few[scores.topk(min(REFINED * count, len(few))).indices], None
+            scores = self.compressed.estimates(query, few) if scores is None else scores
             found.append(few[scores.topk(min(count, len(few))).indices])
         return found
 
     def _looked_up(
         self, query: Query, items: Int[Tensor, " item"]
-    ) -> tuple[Int[Tensor, " some"], Float[Tensor, " some"]]:
-        """What the cells find, and its approximate scores."""
+    ) -> tuple[Int[Tensor, " some"], Float[Tensor, " some"] | None]:
+        """What the cells find, and its approximate scores where these are cheaper than estimates."""
         assert self.cells is not None, "there are cells to look into"
         lead = query.coordinates[:, : self.quantizer.lead]
         few = self.cells.candidates(lead, self.collection, items, SHORTLIST, self.how)
+        if self.bits == 8 and self.compressed.served(query):
+            return few, None
         return few, self.compressed.approximate([query], few)[0]
 
     def reaching(
@@ -126,10 +128,7 @@ class _ByAttention:
                 "bits=8"
             )
         asked = Query.of(query, self.quantizer)
-        items = items[self.compressed.cone_bounds([asked], items)[0] >= least]
-        for steps in (1, STEPS):  # the first excludes most of them at half the price
-            items = items[self.compressed.bounds(asked, items, steps=steps) >= least]
-        return items
+        return self.compressed.reaching(asked, items, least)
 
     def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
         return _scored(self.head, self.collection, self.indexed, query, items)

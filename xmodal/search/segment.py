@@ -167,9 +167,8 @@ class Segment:
 
     def blocks(self, items: Int[Tensor, " item"], most_rows: int) -> Iterator[tuple[int, Int[Tensor, " some"]]]:
         """Some items, ascending, as blocks of equal length: the length and the items."""
-        ends = torch.tensor([run.stop for run in self.runs])
-        counts = torch.bincount(torch.searchsorted(ends, items, right=True), minlength=len(ends)).tolist()
-        for run, part in zip(self.runs, items.split(counts), strict=True):
+        stops = torch.searchsorted(items, torch.tensor([run.stop for run in self.runs]))
+        for run, part in zip(self.runs, items.tensor_split(stops[:-1]), strict=True):
             if len(part):
                 yield from ((run.length, some) for some in part.split(max(1, most_rows // run.length)))
 
@@ -183,14 +182,24 @@ class Segment:
 
     def gram(self, length: int, items: Int[Tensor, " item"]) -> Float[Tensor, "item place place"]:
         """The products of the vectors of items of equal length."""
-        run = next(run for run in self.runs if run.length == length)
+        run = self._run(length)
         each = length * (length - 1) // 2
-        before = sum((r.stop - r.start) * r.length * (r.length - 1) // 2 for r in self.runs if r.start < run.start)
-        table = self.arrays["gram"][before : before + (run.stop - run.start) * each].reshape(run.stop - run.start, each)
-        packed = torch.from_numpy(table[(items - run.start).numpy()]).float()
+        table = self.arrays["gram"][self._gram_start(run) :][: (run.stop - run.start) * each]
+        packed = torch.from_numpy(table.reshape(run.stop - run.start, each)[(items - run.start).numpy()]).float()
         squares = self.norms(length, items).square()
         entries = torch.cat([packed, squares], dim=1).index_select(1, _unpacking(length))
         return entries.view(len(items), length, length)
+
+    def gram_starts(self, length: int, items: Int[Tensor, " item"]) -> Int[Tensor, " item"]:
+        """Where the products of the vectors of items of equal length begin in `gram`."""
+        run = self._run(length)
+        return self._gram_start(run) + (items - run.start) * (length * (length - 1) // 2)
+
+    def _run(self, length: int) -> Run:
+        return next(run for run in self.runs if run.length == length)
+
+    def _gram_start(self, run: Run) -> int:
+        return sum((r.stop - r.start) * r.length * (r.length - 1) // 2 for r in self.runs if r.start < run.start)
 
     def norms(self, length: int, items: Int[Tensor, " item"]) -> Float[Tensor, "item place"]:
         """The lengths of the vectors of items of equal length."""

@@ -1,0 +1,423 @@
+// Bounds and estimates of attention scores from 8-bit vectors, one item after the other while it is in the cache.
+//
+// The same as xmodal/search/compressed.py and bound.py, which say why it is true; read those first. The words of the
+// query lie side by side in the lanes of a vector, so that every sum over the vectors of an item is a sum of vectors.
+// No function of a library is called but those of <cmath>; what fits no lane, or no case below, stays in Python.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr float EPSILON = 1e-8f;     // xmodal.heads.attention.EPSILON
+constexpr float SLOPE = 0.1f;        // NEGATIVE_SLOPE
+constexpr float WIDEST = 30.0f;      // xmodal.search.bound.WIDEST
+constexpr float EXPONENTIAL = 2e-6f; // how far the logarithm of `exponential` may be from its argument
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef float Anywhere __attribute__((vector_size(4 * LANES), aligned(4)));
+
+inline Floats load(const float *from) { return *(const Anywhere *)from; }
+inline Floats all(float value) { return Floats{} + value; }
+inline Floats largest(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats least(Floats a, Floats b) { return a < b ? a : b; }
+
+inline Floats roots(Floats x) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_sqrt_ps((__m512)x);
+#else
+    for (int lane = 0; lane < LANES; lane++) x[lane] = std::sqrt(x[lane]);
+    return x;
+#endif
+}
+
+inline Floats exponential(Floats x) {
+    x = largest(least(x, all(80.0f)), all(-80.0f));
+    Floats turns = (x * 1.44269504f + 12582912.0f) - 12582912.0f; // the nearest integer
+    Floats r = x - turns * 0.693359375f + turns * 2.12194440e-4f;
+    Floats y = all(1.9875691500e-4f);
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    Ints power = (__builtin_convertvector(turns, Ints) + 127) << 23;
+    return y * (Floats)power;
+}
+
+inline float sum(Floats x) {
+    typedef float Half __attribute__((vector_size(32)));
+    typedef float Quarter __attribute__((vector_size(16)));
+    Half h = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    Quarter q = __builtin_shufflevector(h, h, 0, 1, 2, 3) + __builtin_shufflevector(h, h, 4, 5, 6, 7);
+    return (q[0] + q[1]) + (q[2] + q[3]);
+}
+
+inline float from_half(uint16_t bits) {
+    _Float16 value;
+    std::memcpy(&value, &bits, 2);
+    return (float)value;
+}
+
+} // namespace
+
+extern "C" {
+
+struct Query {
+    int32_t words, groups, lead, rest; // groups of LANES, of which one lane more than words is used
+    const uint8_t *codes;              // two of (coordinate / 4, lane, 4): coarse steps and fine ones, plus 128
+    const float *steps;                // (2, lane): of lead and rest
+    const float *coarse_errors, *fine_errors, *norms, *real; // (lane,)
+    float fine_step, spread, coarse_length, fine_length;     // in coarse steps; lengths of the errors
+    int32_t clips, norm, aggregation, dinkelbach;            // norm 0, 1, 2; logsumexp, mean, sum, max
+    float temperature, scale, enough;
+};
+
+struct Segment {
+    const int8_t *lead, *rest;
+    const uint16_t *steps, *errors, *gram; // float16
+    const uint8_t *reach;
+    const float *norms; // null: all one
+};
+}
+
+namespace {
+
+inline Ints add_products(Ints sums, const uint8_t *words, int32_t four) {
+#if defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, _mm512_loadu_si512(words), _mm512_set1_epi32(four));
+#else
+    for (int c = 0; c < 4; c++)
+        for (int lane = 0; lane < LANES; lane++) sums[lane] += (int)words[4 * lane + c] * (int8_t)(four >> (8 * c));
+    return sums;
+#endif
+}
+
+// Sums of products of R rows with all words, without the 128 that is added to codes of words. R and G are constants,
+// so that the sums stay in registers.
+template <int G, int R> inline void multiply_rows(const uint8_t *words, int many, const int8_t *rows, int size, Ints *out) {
+    Ints sums[R][G] = {};
+    int32_t four;
+    int k = 0;
+    for (; k + 4 <= size; k += 4, words += 4 * LANES * G)
+        for (int r = 0; r < R; r++) {
+            std::memcpy(&four, rows + (size_t)r * size + k, 4);
+            for (int g = 0; g < G; g++) sums[r][g] = add_products(sums[r][g], words + g * 4 * LANES, four);
+        }
+    if (k < size)
+        for (int r = 0; r < R; r++) {
+            four = 0;
+            std::memcpy(&four, rows + (size_t)r * size + k, size - k);
+            for (int g = 0; g < G; g++) sums[r][g] = add_products(sums[r][g], words + g * 4 * LANES, four);
+        }
+    for (int r = 0; r < R; r++) {
+        int32_t added = sums[r][G - 1][many % LANES];
+        for (int g = 0; g < G; g++) out[r * G + g] = sums[r][g] - added;
+    }
+}
+
+template <int G> void multiply(const uint8_t *words, int many, const int8_t *rows, int count, int size, Ints *out) {
+    constexpr int R = G == 1 ? 12 : G == 2 ? 6 : 4;
+    int row = 0;
+    for (; row + R <= count; row += R) multiply_rows<G, R>(words, many, rows + (size_t)row * size, size, out + row * G);
+    for (; row < count; row++) multiply_rows<G, 1>(words, many, rows + (size_t)row * size, size, out + row * G);
+}
+
+float aggregated(const Query &query, const Floats *cosines) {
+    float total = 0, most = -1;
+    for (int g = 0; g < query.groups; g++)
+        for (int lane = 0; lane < LANES; lane++)
+            if (query.real[g * LANES + lane] > 0 && cosines[g][lane] > most) most = cosines[g][lane];
+    most = most < 1 ? most : 1;
+    for (int g = 0; g < query.groups; g++) {
+        Floats x = largest(least(cosines[g], all(1.0f)), all(-1.0f));
+        total += sum((query.aggregation == 0 ? exponential((x - most) * query.scale) : x) * load(query.real + g * LANES));
+    }
+    switch (query.aggregation) {
+    case 0: return most + std::log(total) / query.scale;
+    case 1: return total / query.words;
+    case 2: return total;
+    default: return most;
+    }
+}
+
+// What is known of the vectors of one item.
+struct Item {
+    int length;
+    const int8_t *lead, *rest;
+    const uint16_t *gram;
+    float *lead_steps, *rest_steps, *errors, *norms, *cone;
+};
+
+template <int G> struct Work {
+    Ints *lead, *rest;
+    Floats *products, *entry, *weights, *low, *high, *reach;
+    float *square;
+};
+
+template <int G>
+void multiply_item(const Query &query, const Item &item, bool fine, Work<G> &work) {
+    int size = (query.lead + 3) / 4 + (query.rest + 3) / 4, begin = (query.lead + 3) / 4;
+    const uint8_t *codes = query.codes + (fine ? (size_t)size * 4 * LANES * G : 0);
+    multiply<G>(codes, query.words, item.lead, item.length, query.lead, work.lead);
+    if (query.rest) multiply<G>(codes + (size_t)begin * 4 * LANES * G, query.words, item.rest, item.length, query.rest, work.rest);
+    for (int j = 0; j < item.length; j++)
+        for (int g = 0; g < G; g++) {
+            Floats found = __builtin_convertvector(work.lead[j * G + g], Floats) * (load(query.steps + g * LANES) * item.lead_steps[j]);
+            if (query.rest)
+                found += __builtin_convertvector(work.rest[j * G + g], Floats) * (load(query.steps + (G + g) * LANES) * item.rest_steps[j]);
+            if (fine) work.products[j * G + g] += found * query.fine_step;
+            else work.products[j * G + g] = found;
+        }
+}
+
+// The most that a similarity can be whatever the weights are, times the length of the query.
+template <int G> void in_cone(const Query &query, const Item &item, const float *wrong, const Work<G> &work, Floats *most) {
+    float narrow = 1;
+    for (int g = 0; g < G; g++) most[g] = all(-INFINITY);
+    for (int j = 0; j < item.length; j++) {
+        float cone = item.cone[j] * item.norms[j], divided = cone > 0 ? 1 / cone : 0, near = item.norms[j] + item.errors[j];
+        narrow = item.cone[j] < narrow ? item.cone[j] : narrow;
+        for (int g = 0; g < G; g++) {
+            Floats error = load(query.norms + g * LANES) * item.errors[j] + load(wrong + g * LANES) * near;
+            Floats found = cone > 0 ? (work.products[j * G + g] + error) * divided : all(INFINITY);
+            most[g] = largest(most[g], found);
+        }
+    }
+    for (int g = 0; g < G; g++) most[g] = most[g] < 0.0f ? most[g] * narrow : most[g];
+}
+
+// The weights as they seem, in sum one, and the least and the most that they may be.
+template <int G>
+void attend(const Query &query, const Item &item, const float *wrong, float wrong_length, Work<G> &work) {
+    Floats most[G], total[G] = {};
+    for (int g = 0; g < G; g++) most[g] = all(-INFINITY);
+    for (int j = 0; j < item.length; j++) {
+        Floats logits[G];
+        float length = 0, near = item.norms[j] + item.errors[j];
+        float column = query.spread * item.errors[j] + wrong_length * near;
+        for (int g = 0; g < G; g++) {
+            Floats x = work.products[j * G + g] * load(query.real + g * LANES);
+            logits[g] = query.clips ? largest(x, x * SLOPE) : x;
+            if (query.norm == 2) length += sum(logits[g] * logits[g]);
+            if (query.norm == 1) length += sum(largest(logits[g], -logits[g]));
+        }
+        if (query.norm == 2) length = std::sqrt(length);
+        if (query.norm == 1) column *= std::sqrt((float)query.words);
+        float divided = 1 / (length + EPSILON), shortest = length - column > EPSILON ? 1 / (length - column) : 1 / EPSILON;
+        for (int g = 0; g < G; g++) {
+            Floats error = load(query.norms + g * LANES) * item.errors[j];
+            error += load(wrong + g * LANES) * near;
+            work.entry[j * G + g] = error;
+            if (query.norm) {
+                logits[g] *= divided;
+                error = least(error * shortest + largest(logits[g], -logits[g]) * (column * shortest), all(2.0f));
+            }
+            work.weights[j * G + g] = logits[g] * query.temperature;
+            most[g] = largest(most[g], work.weights[j * G + g]);
+            work.high[j * G + g] = exponential(least(error * query.temperature + EXPONENTIAL, all(WIDEST)));
+        }
+    }
+    for (int j = 0; j < item.length; j++)
+        for (int g = 0; g < G; g++) {
+            Floats weight = exponential(work.weights[j * G + g] - most[g]);
+            total[g] += weight;
+            work.weights[j * G + g] = weight;
+        }
+    for (int g = 0; g < G; g++) total[g] = 1.0f / total[g];
+    for (int j = 0; j < item.length; j++)
+        for (int g = 0; g < G; g++) {
+            Floats weight = work.weights[j * G + g] * total[g], factor = work.high[j * G + g];
+            work.weights[j * G + g] = weight;
+            work.high[j * G + g] = weight * factor;
+            work.low[j * G + g] = weight / factor;
+        }
+}
+
+// Products of every vector with the weighted sum of all; returns how far an entry of the Gram matrix may be off.
+template <int G> float gather(const Item &item, Work<G> &work, Floats *square) {
+    int n = item.length;
+    float largest_entry = 0, longest = 0;
+    const uint16_t *packed = item.gram;
+    for (int j = 0; j < n; j++) {
+        work.square[j * n + j] = item.norms[j] * item.norms[j];
+        longest = work.square[j * n + j] > longest ? work.square[j * n + j] : longest;
+        for (int l = j + 1; l < n; l++) {
+            float value = from_half(*packed++);
+            work.square[j * n + l] = work.square[l * n + j] = value;
+            largest_entry = std::fabs(value) > largest_entry ? std::fabs(value) : largest_entry;
+        }
+    }
+    largest_entry = longest > largest_entry ? longest : largest_entry;
+    for (int g = 0; g < G; g++) square[g] = all(0);
+    for (int start = 0; start < n; start += 4) {
+        int rows[4];
+        for (int r = 0; r < 4; r++) rows[r] = start + r < n ? start + r : n - 1;
+        Floats found[4][G] = {};
+        for (int l = 0; l < n; l++)
+            for (int r = 0; r < 4; r++)
+                for (int g = 0; g < G; g++) found[r][g] += work.weights[l * G + g] * work.square[rows[r] * n + l];
+        for (int r = 0; r < 4 && start + r < n; r++)
+            for (int g = 0; g < G; g++) {
+                work.reach[rows[r] * G + g] = found[r][g];
+                square[g] += found[r][g] * work.weights[rows[r] * G + g];
+            }
+    }
+    return largest_entry / 2048 + 4e-5f * longest;
+}
+
+// h, no more than the products of the vectors with the direction of their weighted sum.
+template <int G> void narrow(const Item &item, float wrong, const Floats *square, Work<G> &work) {
+    for (int g = 0; g < G; g++) {
+        Floats over = 1.0f / roots(largest(square[g] + wrong, all(1e-12f)));
+        Floats under = 1.0f / roots(largest(square[g] - wrong, all(1e-12f)));
+        for (int j = 0; j < item.length; j++) {
+            Floats gathered = work.reach[j * G + g] - wrong;
+            Floats reach = least(gathered * over, gathered * under);
+            reach = square[g] <= wrong + 1e-9f ? all(-INFINITY) : reach;
+            work.reach[j * G + g] = largest(reach, all(-item.norms[j]));
+        }
+    }
+}
+
+// The greatest ratio within the box of weights; see `upper_bounds`.
+template <int G> void steepest(const Query &query, const Item &item, float wrong, const Floats *square, Work<G> &work, Floats *best) {
+    for (int g = 0; g < G; g++) {
+        Floats over = {}, under = {}, wide = {}, apart = {};
+        for (int j = 0; j < item.length; j++) {
+            int at = j * G + g;
+            Floats weight = work.weights[at];
+            work.entry[at] += work.products[at];
+            over += weight * work.entry[at];
+            under += weight * work.reach[at];
+            wide += work.high[at] * item.norms[j];
+            apart += weight * item.norms[j];
+        }
+        Floats inside_over = under, ratio = over / largest(under, all(1e-6f));
+        for (int step = 0; step < query.dinkelbach; step++) {
+            over = under = Floats{};
+            for (int j = 0; j < item.length; j++) {
+                int at = j * G + g;
+                Floats weight = work.entry[at] > ratio * work.reach[at] ? work.high[at] : work.low[at];
+                over += weight * work.entry[at];
+                under += weight * work.reach[at];
+            }
+            ratio = over / largest(under, all(1e-6f));
+        }
+        Floats rest = {}, together = {};
+        for (int j = 0; j < item.length; j++) {
+            int at = j * G + g;
+            Floats left = work.entry[at] - ratio * work.reach[at];
+            rest += (left > 0.0f ? work.high[at] : work.low[at]) * left;
+            together += (work.reach[at] > 0.0f ? work.low[at] : work.high[at]) * work.reach[at];
+        }
+        ratio = together > 0.0f ? ratio + largest(rest, all(0)) / largest(together, all(1e-30f)) : all(INFINITY);
+        Floats change = wide - apart, length = roots(largest(square[g] + wrong, all(0)));
+        Floats inside = largest((inside_over - change) / (length + change), together / wide);
+        inside = largest(least(inside, all(1)), all(0));
+        best[g] = ratio < 0.0f ? ratio * inside : ratio;
+    }
+}
+
+template <int G> float score(const Query &query, Floats *cosines) {
+    for (int g = 0; g < G; g++) cosines[g] /= largest(load(query.norms + g * LANES), all(EPSILON));
+    return aggregated(query, cosines);
+}
+
+// The bound of products that are as wrong as `wrong` says, in length `length` for all words together.
+template <int G> float tight(const Query &query, const Item &item, const float *wrong, float length, Work<G> &work) {
+    Floats best[G], cone[G], square[G];
+    in_cone<G>(query, item, wrong, work, cone);
+    attend<G>(query, item, wrong, length, work);
+    float gram_wrong = gather<G>(item, work, square);
+    narrow<G>(item, gram_wrong, square, work);
+    steepest<G>(query, item, gram_wrong, square, work, best);
+    for (int g = 0; g < G; g++) best[g] = least(best[g], cone[g]);
+    return score<G>(query, best);
+}
+
+template <int G> float estimate(const Query &query, const Item &item, Work<G> &work) {
+    Floats cosines[G] = {}, square[G];
+    attend<G>(query, item, query.coarse_errors, query.coarse_length, work);
+    gather<G>(item, work, square);
+    for (int g = 0; g < G; g++) {
+        for (int j = 0; j < item.length; j++) cosines[g] += work.weights[j * G + g] * work.products[j * G + g];
+        cosines[g] /= roots(largest(square[g], all(1e-12f)));
+    }
+    return score<G>(query, cosines);
+}
+
+// Most items are excluded by the first bound, and most of the others by the second; the third has twice the products.
+template <int G> float bound(const Query &query, const Item &item, Work<G> &work) {
+    multiply_item<G>(query, item, false, work);
+    if (query.dinkelbach >= 0) {
+        Floats cone[G];
+        in_cone<G>(query, item, query.coarse_errors, work, cone);
+        float wide = score<G>(query, cone);
+        if (wide < query.enough) return wide;
+        if (query.enough > -INFINITY) {
+            wide = tight<G>(query, item, query.coarse_errors, query.coarse_length, work);
+            if (wide < query.enough) return wide;
+        }
+    }
+    if (query.dinkelbach < 0) return estimate<G>(query, item, work);
+    multiply_item<G>(query, item, true, work);
+    return tight<G>(query, item, query.fine_errors, query.fine_length, work);
+}
+
+size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+template <int G>
+void bound_all(const Query &query, const Segment &segment, int length, int64_t count, const int64_t *rows,
+               const int64_t *grams, char *memory, float *out) {
+    auto take = [&](size_t bytes) { char *at = memory; memory += aligned(bytes); return at; };
+    Work<G> work;
+    size_t wide = sizeof(Floats) * G * length;
+    work.lead = (Ints *)take(wide), work.rest = (Ints *)take(wide);
+    work.products = (Floats *)take(wide), work.entry = (Floats *)take(wide), work.weights = (Floats *)take(wide);
+    work.low = (Floats *)take(wide), work.high = (Floats *)take(wide), work.reach = (Floats *)take(wide);
+    work.square = (float *)take(sizeof(float) * length * length);
+    float *scales[5];
+    for (auto &each : scales) each = (float *)take(sizeof(float) * length);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t row = rows[i];
+        for (int j = 0; j < length; j++) {
+            scales[0][j] = from_half(segment.steps[2 * (row + j)]);
+            scales[1][j] = from_half(segment.steps[2 * (row + j) + 1]);
+            scales[2][j] = from_half(segment.errors[row + j]);
+            scales[3][j] = segment.norms ? segment.norms[row + j] : 1.0f;
+            scales[4][j] = segment.reach[row + j] / 255.0f;
+        }
+        Item item = {length, segment.lead + row * query.lead, segment.rest + row * query.rest, segment.gram + grams[i],
+                     scales[0], scales[1], scales[2], scales[3], scales[4]};
+        out[i] = bound<G>(query, item, work);
+    }
+}
+
+} // namespace
+
+extern "C" {
+
+int64_t scratch_bytes(int32_t groups, int32_t length) {
+    return 8 * (int64_t)aligned(sizeof(Floats) * groups * length) + aligned(4 * (size_t)length * length) + 5 * aligned(4 * (size_t)length) + 64;
+}
+
+// Bounds of items of `length` vectors each, which begin at `rows` and whose products begin at `grams`.
+void bounds(const Query *query, const Segment *segment, int32_t length, int64_t count, const int64_t *rows,
+            const int64_t *grams, char *memory, float *out) {
+    memory += (64 - (uintptr_t)memory % 64) % 64;
+    switch (query->groups) {
+    case 1: bound_all<1>(*query, *segment, length, count, rows, grams, memory, out); break;
+    case 2: bound_all<2>(*query, *segment, length, count, rows, grams, memory, out); break;
+    case 3: bound_all<3>(*query, *segment, length, count, rows, grams, memory, out); break;
+    case 4: bound_all<4>(*query, *segment, length, count, rows, grams, memory, out); break;
+    }
+}
+}
