@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmodal.heads.comparison import CrossAttention
+from xmodal.search import native
 from xmodal.search.bound import MARGIN
 from xmodal.search.collection import Collection
 from xmodal.search.compressed import Compressed, Query
@@ -73,12 +74,12 @@ def definition(how: CrossAttention, regions: torch.Tensor, words: torch.Tensor) 
 @pytest.mark.parametrize("indexed", ["images", "captions"])
 @pytest.mark.parametrize("how", OPTIONS, ids=str)
 @settings(max_examples=3, deadline=None)
-@given(seed=st.integers(0, 10**6), scale=st.sampled_from([None, 3.0]))
-def test_no_score_is_above_its_bound(how, indexed, seed, scale, tmp_path_factory):
+@given(seed=st.integers(0, 10**6), scale=st.sampled_from([None, 3.0]), words=st.sampled_from([1, 4, 17]))
+def test_no_score_is_above_its_bound(how, indexed, seed, scale, words, tmp_path_factory):
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 7, (8,), generator=generator)
-    vectors = torch.randn(int(lengths.sum()), 12, generator=generator) + torch.randn(12, generator=generator)
-    query = torch.randn(4, 12, generator=generator) + vectors[:4]
+    vectors = torch.randn(int(lengths.sum()), 13, generator=generator) + torch.randn(13, generator=generator)
+    query = torch.randn(words, 13, generator=generator) + vectors[torch.arange(words) % len(vectors)]
     if scale is None:
         vectors, query = (torch.nn.functional.normalize(each, dim=1) for each in (vectors, query))
     quantizer = Quantizer.fit(vectors, lead=8)
@@ -89,6 +90,13 @@ def test_no_score_is_above_its_bound(how, indexed, seed, scale, tmp_path_factory
     asked = Query.of(query, quantizer)
     bounds = [compressed.bounds(asked, torch.arange(8), steps=steps) for steps in (0, 1, 6)]
     bounds.append(compressed.cone_bounds([asked, asked], torch.arange(8))[1])
+    if native.served(how, compressed.roles, words):  # the same by the compiled program, and where it stops early
+        tight = compressed.natively(asked, torch.arange(8), steps=6)
+        assert float((tight - bounds[2]).abs().max()) < 3e-3 * words, "as tight"
+        bounds.append(tight)
+        for enough in (float(tight.median()), 1e9):
+            bounds.append(compressed.natively(asked, torch.arange(8), steps=6, enough=enough))
+            assert ((bounds[-1] >= enough) == (tight >= enough)).all()
     for item in range(8):
         items = segment.vectors(torch.tensor([item]))[0][0].double()
         sides = (items, query.double()) if indexed == "images" else (query.double(), items)
@@ -117,3 +125,26 @@ def test_approximate_scores_are_near_and_those_of_several_queries_are_those_of_e
         query = queries[0].vectors.double()
         scores.append(definition(how, *((items, query) if indexed == "images" else (query, items))))
     assert torch.corrcoef(torch.stack([together[0].double(), torch.tensor(scores, dtype=torch.float64)]))[0, 1] > 0.9
+
+
+def test_the_program_serves_what_it_computes():
+    if native.library() is None:
+        pytest.skip("there is no C++ compiler; install g++")
+    served = [native.served(how, (True,), 5) for how in OPTIONS]
+    assert served == [how.focal is None and how.normalization != "softmax" for how in OPTIONS]
+    assert not native.served(OPTIONS[0], (False,), 5)
+    assert not native.served(OPTIONS[0], (True,), native.MOST_WORDS + 1)
+
+
+def test_a_compiler_that_fails_is_named_and_a_lack_of_one_is_no_error(monkeypatch, caplog, tmp_path):
+    make = native.library.__wrapped__
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "/bin/false")
+    assert make() is None
+    assert "/bin/false could not make a program" in caplog.text
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert make() is None
+    monkeypatch.setenv("XMODAL_NATIVE", "0")
+    assert make() is None
+    assert not list(tmp_path.rglob("*.so"))

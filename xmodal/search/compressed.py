@@ -215,12 +215,12 @@ class Compressed:
         """Scores by all coordinates in 8 bits."""
         if not self.served(query):
             return self.approximate([query], items, bits=8)[0]
-        return self._natively(query, items, steps=native.ESTIMATE)
+        return self.natively(query, items, steps=native.ESTIMATE)
 
     def reaching(self, query: Query, items: Int[Tensor, " item"], least: float) -> Int[Tensor, " some"]:
         """Those of some items whose scores with a query may be so high."""
         if self.served(query):
-            return items[self._natively(query, items, steps=STEPS, enough=least) >= least]
+            return items[self.natively(query, items, steps=STEPS, enough=least) >= least]
         items = items[self.cone_bounds([query], items)[0] >= least]
         for steps in (1, STEPS):  # the first excludes most of them at half the price
             items = items[self.bounds(query, items, steps=steps) >= least]
@@ -230,7 +230,8 @@ class Compressed:
         """Whether one pass over memory bounds and estimates (see `xmodal.search.native`)."""
         return native.served(self.how, self.roles, len(query.vectors))
 
-    def _natively(self, query: Query, items: Int[Tensor, " item"], **options: float) -> Float[Tensor, " item"]:
+    def natively(self, query: Query, items: Int[Tensor, " item"], **options: float) -> Float[Tensor, " item"]:
+        """Bounds or estimates by `xmodal.search.native.bounds`, whose options these are."""
         found = torch.empty(len(items))
 
         def work(segment: Segment, length: int, some: Int[Tensor, " item"]) -> Float[Tensor, " item"]:

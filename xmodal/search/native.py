@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xmodal.heads.comparison import CrossAttention
-    from xmodal.search.quantize import Quantizer
     from xmodal.search.segment import Segment
 
 logger = logging.getLogger("xmodal")
@@ -182,7 +181,9 @@ def library() -> Any:
         return _loaded(_made(compiler))
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         said = getattr(error, "stderr", None) or error
-        logger.warning("%s could not make a program of %s: searching is slower, and as right. %s", compiler, SOURCE, said)
+        logger.warning(
+            "%s could not make a program of %s: searching is slower, and as right. %s", compiler, SOURCE, said
+        )
         return None
 
 
