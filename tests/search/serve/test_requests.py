@@ -33,7 +33,7 @@ def test_what_is_no_http(url, caplog):
 
 
 def test_pictures_made_to_harm(url):
-    trials = list(requests.pictures(url, count=40, seed=0))
+    trials = list(requests.pictures(url, count=20, seed=0))
     assert not wrong(trials)
     status = {trial.what: trial.status for trial in trials}
     for what in ("nothing", "1x1", "SVG", "PostScript", "HTML", "noise", "GIF of 65535x65535"):
@@ -47,10 +47,10 @@ def test_pictures_made_to_harm(url):
 
 @pytest.mark.skipif(find_spec("schemathesis") is None, reason="needs schemathesis: pip install schemathesis")
 def test_what_the_document_describes(url):
-    trials = list(requests.described(url, count=80, seed=0))
+    trials = list(requests.described(url, count=48, seed=0))
     assert not wrong(trials)
     assert {200, 422} <= {trial.status for trial in trials}
-    assert len(trials) > 40
+    assert len(trials) > 24
 
 
 def test_what_is_wrong_is_seen():
