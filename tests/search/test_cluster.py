@@ -90,7 +90,7 @@ def test_several_servers_answer_as_one_does_and_as_an_index(head, indexed, store
     one = Cluster.build(index, tmp_path / "one.json", folders(tmp_path / "one", 1))
     three = Cluster.build(index, tmp_path / "three.json", folders(tmp_path / "three", 3))
     assert len(one) == len(three) == len(index)
-    for near, rescored in ((5, 1), (20, 12), (10_000, 10_000)):  # few enough for the cut to matter, and all
+    for near, rescored in ((5, 1), (24, 12), (10_000, 10_000)):  # few enough for the cut to matter, and all
         options = {"k": 8, "near": near, "rescored": rescored}
         singly, jointly = one.find(matcher, queries, **options), three.find(matcher, queries, **options)
         for alone, together in zip(singly, jointly, strict=True):
@@ -98,7 +98,8 @@ def test_several_servers_answer_as_one_does_and_as_an_index(head, indexed, store
             assert together.rescored == alone.rescored
             assert together.whole
             assert together.searched == len(index)
-            assert all(hit.certified == (rescored == 10_000) for hit in together.hits)
+            sure = rescored == 10_000 or (head == "cosine" and rescored == 12)  # 8 of 8: the next may be as good
+            assert [hit.certified for hit in together.hits] == [sure] * 8
     exact = index.search(matcher, queries, k=8, words=False)
     for answer, wanted in zip(three.search(matcher, queries, k=8, near=10_000, rescored=10_000), exact, strict=True):
         scores = {hit.image_id: hit.score for hit in wanted}

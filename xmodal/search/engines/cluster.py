@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from xmodal.data.atomic import refuse_existing, written_whole
 from xmodal.heads.comparison import CrossAttention, InnerProduct
 from xmodal.numerics import check_count
+from xmodal.search.bound import MARGIN
 from xmodal.search.embed import query_vectors
 from xmodal.search.engines.nomination import Nominee, merged, nominated
 from xmodal.search.engines.roster import RETRY_AFTER, Missing, Roster, make_servers
@@ -228,7 +229,7 @@ class Cluster:
             matcher: the one that the index was built with.
             queries: as for `Index.search`.
             k: how many hits.
-            near: vectors to find for each vector of a query.
+            near: vectors to find for each vector of a query, at least `rescored`.
             rescored: items to score by the head, at least `k`.
 
         Raises:
@@ -263,7 +264,8 @@ class Cluster:
         of_images = self.plan.indexed == "captions"
         encoded = matcher.embed_images(list(queries)) if of_images else matcher.embed_captions(queries)
         asked = query_vectors(matcher, encoded, self.plan.indexed)
-        return self._answers(how, asked, k, near, max(k, rescored))
+        rescored = max(k, rescored)
+        return self._answers(how, asked, k, max(near, rescored), rescored)
 
     def candidates(self, query_words: Float[Tensor, "word dim"], k: int) -> list[str]:
         """The ids of items that may match best: this is a `CandidateEngine` for `Index.search`.
@@ -291,12 +293,25 @@ class Cluster:
             items, mask = padded(torch.cat(rows), torch.tensor([len(each) for each in rows]))
             scores = self._scores(how, query, items, mask).tolist()
             best = sorted(zip(scores, nominees, strict=True), key=lambda pair: (-pair[0], pair[1].number))[:k]
-            certified = len(nominees) == len(self)
+            certified = len(nominees) == len(self) or (not missing and self._sure(how, query, nominees, best[-1][0]))
             hits = [Hit(nominee.near.id, score, certified) for score, nominee in best]
             answers.append(Answer(hits, len(nominees), searched, missing))
         if missing:
             _log.warning("%s: %s", self.path, answers[0].describe())
         return answers
+
+    def _sure(
+        self, how: CrossAttention | InnerProduct, query: Tensor, nominees: Sequence[Nominee], least: float
+    ) -> bool:
+        """Whether no item that was left out can score more than the least of the hits.
+
+        Of attention that is not known. Where a score is a product, whoever was left out has a smaller one than the last
+        of those that were nominated.
+        """
+        if not isinstance(how, InnerProduct) or not all(server.exact for server in self.roster.servers):
+            return False
+        left_out = nominees[-1].near.product * float(query.norm())
+        return left_out <= least - MARGIN * max(1.0, abs(least))
 
     def _scores(
         self, how: CrossAttention | InnerProduct, query: Tensor, items: Tensor, mask: Tensor

@@ -39,6 +39,8 @@ class Folder:
         [[Near(id='8', item=1, places=1, product=2.0)]]
     """
 
+    exact = True
+
     def __init__(self, path: str) -> None:
         self.path, self.address = Path(path), f"folder {path}"
         self._open: dict[str, tuple[list[str], Tensor, Tensor]] = {}

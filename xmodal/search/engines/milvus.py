@@ -68,6 +68,7 @@ class Milvus:
         # It logs tracebacks of errors that it also raises.
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
         self.uri, self.approximate, self.timeout = uri, approximate, timeout
+        self.exact = not approximate
         self.address = f"Milvus at {uri}"
         self._milvus, self._made = pymilvus, None
 

@@ -80,6 +80,7 @@ class Postgres:
                 "~/.pgpass or the environment variable PGPASSWORD"
             )
         self.dsn, self.approximate, self.timeout = dsn, approximate, timeout
+        self.exact = not approximate
         self.address = f"PostgreSQL at {dsn}"
         self._psycopg2, self._made = psycopg2, None
 

@@ -49,6 +49,8 @@ class VectorServer(Protocol):
 
     address: str
     """What it is and where, for messages."""
+    exact: bool
+    """Whether `nearest` looks at all vectors, so that none that it leaves out is nearer."""
 
     def create(self, collection: str, dim: int, id_bytes: int) -> None:
         """Make an empty collection for vectors of some dimension and ids of at most so many bytes."""
