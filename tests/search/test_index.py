@@ -289,7 +289,7 @@ def test_four_bits_certify_nothing_and_say_so(store, tmp_path):
         Index.build(matcher, store, tmp_path / "j", bits=6)
 
 
-def test_damage_is_named(store, tmp_path):
+def test_damage_is_named(store, tmp_path, monkeypatch):
     matcher = make_matcher({"name": "scan"})
     with pytest.raises(FileNotFoundError, match="holds no index"):
         Index.open(tmp_path)
@@ -300,6 +300,24 @@ def test_damage_is_named(store, tmp_path):
         segment.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"segment-00000001.safetensors is damaged"):
             Index.open(index.path)
+    other = bytearray(whole)
+    other[len(whole) // 2] ^= 1
+    segment.write_bytes(other)
+    with pytest.raises(ValueError, match=r"segment-00000001.safetensors is damaged: its sha256 is"):
+        Index.open(index.path)
+    with monkeypatch.context() as large:  # files that are not read whole when an index is opened
+        large.setattr("xmodal.search.index.SMALL", 0)
+        opened = Index.open(index.path)
+        with pytest.raises(ValueError, match=r"segment-00000001.safetensors is damaged: its sha256 is"):
+            opened.verify()
+        segment.write_bytes(whole)
+        opened.verify()
+    quantizer = index.path / "quantizer.safetensors"
+    kept = quantizer.read_bytes()
+    quantizer.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"quantizer.safetensors is damaged: its sha256 is"):
+        Index.open(index.path)
+    quantizer.write_bytes(kept)
     segment.unlink()
     with pytest.raises(ValueError, match="missing"):
         Index.open(index.path)
@@ -384,7 +402,7 @@ def test_cells_find_candidates_and_stay_with_the_items(store, captions, tmp_path
 def test_what_was_read_can_be_forgotten(scan, monkeypatch):
     matcher, index = scan
     before = index.search(matcher, "a dog and a cat", words=False)
-    monkeypatch.setattr("xmodal.search.compressed.RESIDENT", 0)
+    monkeypatch.setattr("xmodal.search.collection.RESIDENT", 0)
     monkeypatch.setattr("xmodal.search.compressed.FEW", 0)
     torch.set_num_threads(2)
     try:

@@ -33,6 +33,8 @@ def test_an_index_is_built_measured_and_searched(home, capsys):
     assert lines[0] == "a dog  (certified, 10 of 10 scored)"
     assert lines[1] == f"  {float(scores.max()):.3f}  dev-{int(scores.argmax())}"
     assert len(lines) == 6
+    main(["index", model, str(store), "--verify"])
+    assert "10 images, every file as it was written" in capsys.readouterr().out
 
 
 def test_captions_are_indexed_too(home, capsys):

@@ -34,6 +34,8 @@ class BuildIndex:
     """Parts of the space by which inexact search looks images up instead of scanning all; a thousand for a million."""
     overwrite: bool = False
     """Replace an index that is there."""
+    verify: bool = False
+    """Build nothing: compare the files of the index that is there with their hashes."""
 
 
 def build_index(config: BuildIndex) -> None:
@@ -41,9 +43,14 @@ def build_index(config: BuildIndex) -> None:
     from xmodal.data import RegionStore, load_captions
     from xmodal.search.index import Index
 
+    output = config.output or config.store.with_suffix(".index")
+    if config.verify:
+        index = Index.open(output)
+        index.verify(progress=sys.stderr.isatty())
+        print(f"{output}: {len(index)} {index.manifest.indexed}, every file as it was written")
+        return
     of_captions = config.store.suffix == ".jsonl"
     items: Any = load_captions(config.store, config.split) if of_captions else RegionStore(config.store)
-    output = config.output or config.store.with_suffix(".index")
     options = {"bits": config.bits, "cells": config.cells, "overwrite": config.overwrite}
     matcher = load_model(config.model)
     index = Index.build(matcher, items, output, progress=sys.stderr.isatty(), **options)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from xmodal.search.manifest import SegmentEntry
 
 
+RESIDENT = 1 << 30
+"""Bytes of an index up to which what was read of it stays in memory, whatever else the system keeps of its files."""
+
+
 class Part(NamedTuple):
     """Some items of one segment."""
 
@@ -58,6 +62,7 @@ class Collection:
         again: Callable[[Part], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.segments, self.again = list(segments), again
+        self._bytes = sum(len(segment.mapped) for segment in segments)
         sizes = torch.tensor([len(segment) for segment in segments], dtype=torch.long)
         self.ends = sizes.cumsum(0)
         self.alive: Bool[Tensor, " item"] = torch.ones(int(sizes.sum()), dtype=torch.bool)
@@ -78,6 +83,11 @@ class Collection:
             if stop > start:
                 yield Part(segment, items[start:stop] - (end - len(segment)), order[start:stop])
             start = stop
+
+    def let_go(self, segment: Segment) -> None:
+        """Forget what was read of a segment, where all that may be read is too much to stay in memory."""
+        if self._bytes > RESIDENT:
+            segment.forget()
 
     def id(self, item: int) -> str:
         """The id of an item."""

@@ -58,7 +58,7 @@ def compacted(folder: Path, manifest: Manifest, most_items: int, cells: Cells | 
             alive[torch.tensor(entry.removed, dtype=torch.long)] = False
             parts.append(kept(segment, alive.nonzero()[:, 0]))
         write_segment(path, parts, cells)
-        merged = SegmentEntry(path.name, sum(len(part.ids) for part in parts), path.stat().st_size)
+        merged = SegmentEntry.of(path, sum(len(part.ids) for part in parts))
         left = [entry for entry in entries if entry not in chosen]
         manifest = replace(manifest, segments=[*left, merged], next_segment=manifest.next_segment + 1)
 

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 PRODUCTS = 1 << 20
 """Products of a block, at most: a few buffers of them stay in the cache or near it."""
 
-RESIDENT = 1 << 30
-"""Bytes of an index up to which what was read of it stays in memory, whatever else the system keeps of its files."""
-
 FEW = 1024
 """Items for which other threads are not woken."""
 
@@ -276,22 +273,25 @@ class Compressed:
     ) -> Iterator[tuple[Int[Tensor, " some"], Tensor]]:
         """The results of blocks of items of equal length, and where in `items` they are, by all threads."""
 
-        large = sum(len(segment.mapped) for segment in self.collection.segments) > RESIDENT
         workers = torch.get_num_threads() if len(items) > FEW else 1
-        for part in self.collection.parts(items):
-            tasks = self._tasks(part, max(1, most_rows), work)
-            yield from side_by_side(tasks, workers) if workers > 1 else (task() for task in tasks)
-            if large:
-                part.segment.forget()
+        tasks = (task for part in self.collection.parts(items) for task in self._tasks(part, max(1, most_rows), work))
+        before: Segment | None = None
+        for segment, places, found in side_by_side(tasks, workers) if workers > 1 else (task() for task in tasks):
+            if before is not None and segment is not before:
+                self.collection.let_go(before)
+            before = segment
+            yield places, found
+        if before is not None:
+            self.collection.let_go(before)
 
     def _tasks(
         self, part: Part, most_rows: int, work: Callable[[Segment, int, Int[Tensor, " item"]], Tensor]
-    ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+    ) -> Iterator[Callable[[], tuple[Segment, Tensor, Tensor]]]:
         done = 0
         for length, some in part.segment.blocks(part.items, most_rows):
             places = part.places[done : done + len(some)]
             done += len(some)
-            yield partial(_with_places, places, work, part.segment, length, some)
+            yield partial(_placed, places, work, part.segment, length, some)
 
     def _products(
         self, codes: Int8[Tensor, "column coordinate"], segment: Segment, length: int, items: Int[Tensor, " item"]
@@ -395,5 +395,7 @@ def _cosines(segment: Segment, length: int, items: Int[Tensor, " item"]) -> Floa
     return torch.from_numpy(segment.take("reach", length, items)).float() / 255
 
 
-def _with_places(places: Tensor, work: Callable[..., Tensor], *block: Any) -> tuple[Tensor, Tensor]:
-    return places, work(*block)
+def _placed(
+    places: Tensor, work: Callable[..., Tensor], segment: Segment, *block: Any
+) -> tuple[Segment, Tensor, Tensor]:
+    return segment, places, work(segment, *block)

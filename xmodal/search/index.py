@@ -16,18 +16,30 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
 
 from xmodal.data.atomic import folder_written_whole, locked, refuse_existing
 from xmodal.heads.comparison import CrossAttention
 from xmodal.inference import evaluating
 from xmodal.numerics import check_count
+from xmodal.scoring.blocks import bar_options
 from xmodal.search.cells import Cells
 from xmodal.search.collection import Collection
 from xmodal.search.compaction import compacted
 from xmodal.search.draft import draft, write_segment
 from xmodal.search.embed import embedded_blocks, indexed_side, item_ids, query_vectors
 from xmodal.search.hits import Found, Hit, WordHit, word_shares
-from xmodal.search.manifest import MANIFEST, QUANTIZER, SEGMENT, Manifest, SegmentEntry, remove_strangers
+from xmodal.search.manifest import (
+    MANIFEST,
+    QUANTIZER,
+    SEGMENT,
+    SMALL,
+    Manifest,
+    SegmentEntry,
+    check_hash,
+    file_hash,
+    remove_strangers,
+)
 from xmodal.search.quantize import Quantizer
 from xmodal.search.ranking import Ranked, make_ranking, rank
 from xmodal.search.segment import Segment, padded
@@ -173,6 +185,7 @@ class Index:
                 if cells:
                     arrays["centers"] = Cells.fit(quantizer.encode(sample, bits=4).scan, cells).centers.numpy()
                 save_file(arrays, folder / QUANTIZER)
+                manifest = replace(manifest, quantizer=file_hash(folder / QUANTIZER))
             elif cells:
                 raise ValueError("cells are for heads with cross attention; this one compares in another way")
             writer = _Writer(folder, matcher, metadata or {}, floats, progress)
@@ -348,6 +361,19 @@ class Index:
             self._commit(replace(manifest, recall=note))
         return recall
 
+    def verify(self, *, progress: bool = False) -> None:
+        """Read every file whole and compare it with the hash that was taken when it was written.
+
+        Small files are compared whenever an index is opened; of large ones, the size and the shapes of arrays.
+
+        Raises:
+            ValueError: a file is not what was written; it is named.
+        """
+        files = {self.path / QUANTIZER: self.manifest.quantizer}
+        files |= {self.path / entry.file: entry.sha256 for entry in self.manifest.segments}
+        for path, wanted in tqdm(files.items(), "verifying", unit="file", **bar_options(progress)):
+            check_hash(path, wanted)
+
     def ranking(self, matcher: Matcher) -> Ranking:
         """How the items are ranked by a matcher, for queries of a kind of their own (`xmodal.search.composed`).
 
@@ -396,8 +422,10 @@ class Index:
             segment = Segment(self.path / entry.file)
             if len(segment.mapped) != entry.bytes or len(segment) != entry.items:
                 raise ValueError(f"{segment.path} is damaged: it is not what {MANIFEST} says. Build the index again.")
+            if entry.bytes <= SMALL:
+                check_hash(segment.path, entry.sha256)
             segments.append(segment)
-        self.quantizer, self.cells = _read_quantizer(self.path)
+        self.quantizer, self.cells = _read_quantizer(self.path, manifest.quantizer)
         self.manifest = manifest
         self.collection = Collection(segments, manifest.segments, self._again)
 
@@ -466,7 +494,9 @@ class Index:
         blocks = embedded_blocks(self._matcher, self.source, places=places.tolist())
         vectors = torch.cat([block.vectors for block in blocks])
         lengths = part.segment.lengths[part.items]
-        if len(vectors) != int(lengths.sum()) or not self._are_those(part, vectors):
+        known = len(vectors) == int(lengths.sum()) and self._are_those(part, vectors)
+        self.collection.let_go(part.segment)
+        if not known:
             raise ValueError(f"the source of {self.path} gives other images than those that it was built of")
         return padded(vectors, lengths)
 
@@ -487,10 +517,11 @@ def _data(items: Any) -> dict[str, Any]:
     return {"sizes": dict(items.sizes), "extractor": items.extractor}
 
 
-def _read_quantizer(folder: Path) -> tuple[Quantizer | None, Cells | None]:
+def _read_quantizer(folder: Path, wanted: str) -> tuple[Quantizer | None, Cells | None]:
     path = folder / QUANTIZER
-    if not path.is_file():
+    if not wanted and not path.is_file():
         return None, None
+    check_hash(path, wanted)
     try:
         arrays = load_file(path)
         cells = Cells(torch.from_numpy(arrays["centers"])) if "centers" in arrays else None
@@ -512,7 +543,7 @@ class _Writer:
     ) -> None:
         self.folder, self.matcher, self.metadata = folder, matcher, metadata
         self.floats, self.progress = floats, progress
-        self.quantizer, self.cells = _read_quantizer(folder)
+        self.quantizer, self.cells = _read_quantizer(folder, "")
 
     def append(self, manifest: Manifest, items: Any, size: int) -> Manifest:
         """The manifest that names segments of these items too."""
@@ -532,6 +563,6 @@ class _Writer:
                 dim = block.vectors.shape[1]
             path = self.folder / SEGMENT.format(number)
             write_segment(path, drafts, self.cells)
-            entries.append(SegmentEntry(path.name, len(places), path.stat().st_size))
+            entries.append(SegmentEntry.of(path, len(places)))
             number += 1
         return replace(manifest, segments=[*manifest.segments, *entries], next_segment=number, dim=dim)

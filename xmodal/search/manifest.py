@@ -7,6 +7,7 @@ Whoever is killed in between leaves files that no manifest names, which the next
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +26,9 @@ SEGMENT = "segment-{:08d}.safetensors"
 FORMAT = "xmodal index"
 VERSION = 1
 
+SMALL = 1 << 20
+"""Bytes of a file up to which it is compared with its hash whenever an index is opened; of larger ones `verify` is."""
+
 Indexed = Literal["images", "captions"]
 
 
@@ -36,6 +40,20 @@ class SegmentEntry:
     items: int
     bytes: int
     removed: list[int] = field(default_factory=list)
+    sha256: str = ""
+    """Of the file; empty in indexes that were made before it was kept."""
+
+    @classmethod
+    def of(cls, path: Path, items: int) -> SegmentEntry:
+        """The entry of a file that was just written.
+
+        >>> from pathlib import Path
+        >>> Path("segment").write_bytes(b"abc")
+        3
+        >>> SegmentEntry.of(Path("segment"), 1).sha256[:8]
+        'ba7816bf'
+        """
+        return cls(path.name, items, path.stat().st_size, sha256=file_hash(path))
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,8 @@ class Manifest:
     recall: dict[str, Any] | None = None
     """As `Index.measure` found it; None before."""
     front: dict[str, Any] | None = None
+    quantizer: str = ""
+    """sha256 of the file that says how vectors are compressed; empty where there is none, or it was not kept."""
     format: str = FORMAT
     version: int = VERSION
 
@@ -95,6 +115,43 @@ class Manifest:
                 f"{folder} was built with another model ({self.model[:12]}...) than this one ({found[:12]}...): its "
                 "scores would mean nothing. Build the index again with this model, or search with that one."
             )
+
+
+def file_hash(path: Path) -> str:
+    """The sha256 of a file, read block by block.
+
+    >>> from pathlib import Path
+    >>> Path("empty").touch()
+    >>> file_hash(Path("empty"))[:8]
+    'e3b0c442'
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_hash(path: Path, wanted: str) -> None:
+    """Make sure that a file is what was written.
+
+    Args:
+        path: the file.
+        wanted: its sha256; empty where it is not known.
+
+    Raises:
+        ValueError: it is not.
+
+    >>> from pathlib import Path
+    >>> Path("empty").touch()
+    >>> check_hash(Path("empty"), "0" * 64)
+    Traceback (most recent call last):
+    ValueError: empty is damaged: its sha256 is e3b0c442..., manifest.json says 00000000.... Build the index again.
+    """
+    if wanted and (found := file_hash(path)) != wanted:
+        raise ValueError(
+            f"{path} is damaged: its sha256 is {found[:8]}..., {MANIFEST} says {wanted[:8]}.... Build the index again."
+        )
 
 
 def remove_strangers(folder: Path, manifest: Manifest) -> None:
