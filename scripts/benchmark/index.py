@@ -19,17 +19,22 @@ from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm import tqdm
 
 from scripts.benchmark.measure import in_fresh_process, memory
 from xmodal.data import RegionBatch, RegionStore, load_captions
 from xmodal.encoders.base import EncodedSet, ImageEncoder
 from xmodal.model import Matcher
-from xmodal.search.index import TOP, Index
+from xmodal.search import native
+from xmodal.search.embed import query_vectors
+from xmodal.search.index import RESCORED, TOP, Index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from xmodal.search.hits import Found
 
 NOISE = 0.3
 """Length of the noise that is added to a vector of length one."""
@@ -125,6 +130,7 @@ def _build(demo: Path, folder: Path, images: int) -> str:
         floats=False,
         cells=min(CELLS, images // 64),
         segment_items=SEGMENT,
+        progress=True,
     )
     return f"{index.describe_bytes()}; peak of resident memory {memory('VmHWM') / 2**20:.2f} GB"
 
@@ -138,22 +144,62 @@ def _search(demo: Path, folder: Path, images: int, repetitions: int) -> list[str
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     answers = {}
     for exact in (False, True):
-        index.find(matcher, asked[:1], exact=exact, words=False)  # what is read for the first time
-        seconds, answers[exact], began = [], [], process_time()
-        for sentence in asked:
-            start = perf_counter()
-            answers[exact] += index.find(matcher, [sentence], exact=exact, words=False)
-            seconds.append(perf_counter() - start)
-        rescored = 100 * sum(each.rescored for each in answers[exact]) / sum(each.searched for each in answers[exact])
-        name, computed = "exact" if exact else "inexact", (process_time() - began) / len(asked)
-        p90 = quantiles(seconds, n=10)[-1]
-        lines.append(
-            f"{name}: p50 {median(seconds):.3f} s, p90 {p90:.3f} s, {computed:.3f} s of the processor; "
-            f"{rescored:.4f}% scored from floats; resident at most {memory('VmHWM') / 2**20:.2f} GB"
-        )
+        line, answers[exact] = _timed(index, matcher, asked, exact)
+        lines.append(line)
     pairs = zip(answers[False], answers[True], strict=True)
     right = sum(len({h.image_id for h in a.hits} & {h.image_id for h in b.hits}) for a, b in pairs)
     lines.append(f"inexact answers hold {100 * right / (TOP * len(asked)):.1f}% of the exact top {TOP}")
     certain = sum(hit.certified for each in answers[True] for hit in each.hits)
     lines.append(f"{certain} of {TOP * len(asked)} exact hits are certified")
-    return lines
+    return [*lines, *_stages(index, matcher, asked)]
+
+
+def _timed(index: Index, matcher: Matcher, asked: list[str], exact: bool) -> tuple[str, list[Found]]:
+    """How long answers take, in words, and the answers."""
+    index.find(matcher, asked[:1], exact=exact, words=False)  # what is read for the first time
+    name, seconds, answers, began = "exact" if exact else "inexact", [], [], process_time()
+    for sentence in tqdm(asked, name, unit="sentence", leave=False):
+        start = perf_counter()
+        answers += index.find(matcher, [sentence], exact=exact, words=False)
+        seconds.append(perf_counter() - start)
+    computed = (process_time() - began) / len(asked)
+    rescored = 100 * sum(each.rescored for each in answers) / sum(each.searched for each in answers)
+    line = (
+        f"{name}: p50 {median(seconds):.3f} s, p90 {quantiles(seconds, n=10)[-1]:.3f} s, {computed:.3f} s of the "
+        f"processors; {rescored:.4f}% scored from floats; resident at most {memory('VmHWM') / 2**20:.2f} GB"
+    )
+    return line, answers
+
+
+def _stages(index: Index, matcher: Matcher, asked: list[str]) -> list[str]:
+    """What an exact answer spends its time on."""
+    stages: dict[str, list[float]] = {}
+    ranking, items = index.ranking(matcher), index.collection.admitted(None)
+    for sentence in tqdm(asked, "stages", unit="sentence", leave=False):
+        start = perf_counter()
+
+        def done(stage: str) -> None:
+            nonlocal start
+            stages.setdefault(stage, []).append(perf_counter() - start)
+            start = perf_counter()
+
+        (query,) = query_vectors(matcher, matcher.embed_captions([sentence]), "images")
+        done("embedding the sentence")
+        (few,) = ranking.candidates([query], items, RESCORED)
+        done("candidates")
+        least = float(ranking.scores(query, few).topk(TOP).values[-1])
+        done("their scores")
+        reached = ranking.reaching(query, items, least)
+        done("bounds")
+        ranking.scores(query, reached)
+        done("scores of what is left")
+    each = {stage: median(seconds) for stage, seconds in stages.items()}
+    arrays = [segment.arrays for segment in index.collection.segments]
+    read = sum(a[name].nbytes for a in arrays for name in ("lead", "rest", "steps", "errors", "reach"))
+    made = "compiled" if native.library() is not None else "by torch: there is no C++ compiler"
+    return [
+        "an exact answer: " + ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in each.items()),
+        f"bounds ({made}): {1e6 * each['bounds'] / len(items):.2f} microseconds an image by "
+        f"{torch.get_num_threads()} threads; they read {read / 1e9:.1f} GB, {read / 1e9 / each['bounds']:.1f} GB/s",
+        f"most of the time goes into {max(each, key=each.__getitem__)}",
+    ]

@@ -553,11 +553,13 @@ class _Writer:
         )
         ids, entries, number, dim = item_ids(items), [], manifest.next_segment, manifest.dim
         options = {"bits": manifest.bits, "gram": gram, "floats": self.floats}
-        for start in range(0, len(ids), size):
+        starts = range(0, len(ids), size)
+        bar = bar_options(self.progress and len(starts) > 1)
+        for start in tqdm(starts, "indexing", unit="segment", **bar):
             places = range(start, min(start + size, len(ids)))
             drafts = []
             for block in embedded_blocks(
-                self.matcher, items, places=places, metadata=self.metadata, progress=self.progress
+                self.matcher, items, places=places, metadata=self.metadata, progress=self.progress and len(starts) == 1
             ):
                 drafts.append(draft(block, self.quantizer, **options))
                 dim = block.vectors.shape[1]
