@@ -127,6 +127,24 @@ def test_approximate_scores_are_near_and_those_of_several_queries_are_those_of_e
     assert torch.corrcoef(torch.stack([together[0].double(), torch.tensor(scores, dtype=torch.float64)]))[0, 1] > 0.9
 
 
+@pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler; install g++")
+def test_items_that_lie_far_apart_are_read_from_the_file(tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    vectors, lengths = torch.randn(90, 13, generator=generator), torch.full((30,), 3)
+    quantizer = Quantizer.fit(vectors, lead=8)
+    write_segment(tmp_path / "s", [draft(Items([str(n) for n in range(30)], vectors, lengths), quantizer)])
+    compressed = Compressed(
+        Collection([Segment(tmp_path / "s")], [SegmentEntry("s", 30, 0)]), quantizer, OPTIONS[0], "images"
+    )
+    query, items = Query.of(vectors[:4], quantizer), torch.tensor([2, 29])
+    (tmp_path / "s").unlink()  # as a writer does that compacts
+    found = []
+    for apart in (1, 1000):
+        monkeypatch.setattr("xmodal.search.native.APART", apart)
+        found.append(torch.stack([compressed.estimates(query, items), compressed.natively(query, items, steps=6)]))
+    assert torch.equal(*found)
+
+
 def test_the_program_serves_what_it_computes():
     if native.library() is None:
         pytest.skip("there is no C++ compiler; install g++")

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <unistd.h>
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
 #endif
@@ -85,6 +86,8 @@ struct Segment {
     const uint16_t *steps, *errors, *gram; // float16
     const uint8_t *reach;
     const float *norms; // null: all one
+    const char *mapped; // where the file begins in memory
+    int64_t file;       // to read from instead of memory, for items that lie far apart: -1 for none
 };
 }
 
@@ -372,6 +375,15 @@ template <int G> float bound(const Query &query, const Item &item, Work<G> &work
     return tight<G>(query, item, query.fine_errors, query.fine_length, work);
 }
 
+// Memory of a file, or what is read of it: to map a page takes longer than to read what is needed of it.
+template <typename T> const T *fetch(const Segment &segment, const T *from, size_t count, char *&memory) {
+    if (segment.file < 0 || !count) return from;
+    char *into = memory;
+    memory += (sizeof(T) * count + 63) / 64 * 64;
+    ssize_t got = pread((int)segment.file, into, sizeof(T) * count, (const char *)from - segment.mapped);
+    return got == (ssize_t)(sizeof(T) * count) ? (const T *)into : from;
+}
+
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 template <int G>
@@ -388,14 +400,21 @@ void bound_all(const Query &query, const Segment &segment, int length, int64_t c
     for (auto &each : scales) each = (float *)take(sizeof(float) * length);
     for (int64_t i = 0; i < count; i++) {
         int64_t row = rows[i];
+        char *read = memory;
+        const uint16_t *steps = fetch(segment, segment.steps + 2 * row, 2 * (size_t)length, read);
+        const uint16_t *errors = fetch(segment, segment.errors + row, length, read);
+        const uint8_t *reach = fetch(segment, segment.reach + row, length, read);
         for (int j = 0; j < length; j++) {
-            scales[0][j] = from_half(segment.steps[2 * (row + j)]);
-            scales[1][j] = from_half(segment.steps[2 * (row + j) + 1]);
-            scales[2][j] = from_half(segment.errors[row + j]);
+            scales[0][j] = from_half(steps[2 * j]);
+            scales[1][j] = from_half(steps[2 * j + 1]);
+            scales[2][j] = from_half(errors[j]);
             scales[3][j] = segment.norms ? segment.norms[row + j] : 1.0f;
-            scales[4][j] = segment.reach[row + j] / 255.0f;
+            scales[4][j] = reach[j] / 255.0f;
         }
-        Item item = {length, segment.lead + row * query.lead, segment.rest + row * query.rest, segment.gram + grams[i],
+        Item item = {length,
+                     fetch(segment, segment.lead + row * query.lead, (size_t)length * query.lead, read),
+                     fetch(segment, segment.rest + row * query.rest, (size_t)length * query.rest, read),
+                     fetch(segment, segment.gram + grams[i], (size_t)length * (length - 1) / 2, read),
                      scales[0], scales[1], scales[2], scales[3], scales[4]};
         out[i] = bound<G>(query, item, work);
     }
@@ -405,8 +424,9 @@ void bound_all(const Query &query, const Segment &segment, int length, int64_t c
 
 extern "C" {
 
-int64_t scratch_bytes(int32_t groups, int32_t length) {
-    return 8 * (int64_t)aligned(sizeof(Floats) * groups * length) + aligned(4 * (size_t)length * length) + 5 * aligned(4 * (size_t)length) + 64;
+int64_t scratch_bytes(int32_t groups, int32_t length, int32_t coordinates) {
+    int64_t read = (int64_t)length * (coordinates + 7 + length) + 6 * 64;
+    return read + 8 * (int64_t)aligned(sizeof(Floats) * groups * length) + aligned(4 * (size_t)length * length) + 5 * aligned(4 * (size_t)length) + 64;
 }
 
 // Bounds of items of `length` vectors each, which begin at `rows` and whose products begin at `grams`.

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PROBES = 16
 """Cells that every vector of a query looks into."""
 
+SHARPER = 2.5
+"""Times the scale of a head's logarithm of a sum of exponentials: centers are farther from words than regions are."""
+
 ROWS = 1 << 15
 """Vectors that are put into cells at a time."""
 
@@ -95,7 +98,7 @@ class Cells:
     ) -> Int[Tensor, " some"]:
         """The items that look best by the centers alone, ascending."""
         best = (words @ self.centers.T).topk(min(probes, len(self.centers)), dim=1)
-        gains = best.values.mul(how.lse_scale).exp() if how.aggregation == "logsumexp" else best.values
+        gains = best.values.mul(SHARPER * how.lse_scale).exp() if how.aggregation == "logsumexp" else best.values
         gains = gains - gains[:, -1:]  # beyond what any item may have
         total = torch.zeros(len(collection))
         for segment, end in zip(collection.segments, collection.ends.tolist(), strict=True):

@@ -43,6 +43,8 @@ FINE = 254
 """Fine steps of a word's coordinates in a coarse one."""
 NORMS = {"none": 0, "l1": 1, "l2": 2}
 AGGREGATIONS = ("logsumexp", "mean", "sum", "max")
+APART = 8
+"""Items of a segment to one that is looked at, from which on they are read from the file instead of mapped."""
 ESTIMATE = -1
 """Instead of a number of steps: no bound but the score itself, of the vectors that the 8 bits stand for."""
 
@@ -58,7 +60,10 @@ class _Query(ctypes.Structure):
 
 
 class _Segment(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("lead", "rest", "steps", "errors", "gram", "reach", "norms"))
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("lead", "rest", "steps", "errors", "gram", "reach", "norms", "mapped")),
+        ("file", ctypes.c_int64),
+    )
 
 
 class Words(NamedTuple):
@@ -153,10 +158,14 @@ def bounds(
     assert program is not None, "asked before"
     arrays = segment.arrays
     names = ("lead", "rest", "steps", "errors", "gram", "reach", "norms")
-    there = _Segment(*(arrays[name].ctypes.data if name in arrays else None for name in names))
-    query = words.declared(how, arrays["lead"].shape[1] + arrays["rest"].shape[1], steps, enough)
+    pointers = (arrays[name].ctypes.data if name in arrays else None for name in names)
+    apart = int(items[-1] - items[0]) >= APART * len(items)
+    mapped = np.frombuffer(segment.mapped, np.uint8).ctypes.data
+    there = _Segment(*pointers, mapped, segment.descriptor if apart else -1)
+    coordinates = arrays["lead"].shape[1] + arrays["rest"].shape[1]
+    query = words.declared(how, coordinates, steps, enough)
     rows, grams = segment.starts[items].contiguous(), segment.gram_starts(length, items).contiguous()
-    scratch = np.empty(program.scratch_bytes(query.groups, length), np.uint8)
+    scratch = np.empty(program.scratch_bytes(query.groups, length, coordinates), np.uint8)
     program.bounds(
         ctypes.byref(query), ctypes.byref(there), length, len(items), rows.data_ptr(), grams.data_ptr(),
         scratch.ctypes.data, found.data_ptr(),
@@ -204,7 +213,7 @@ def _made(compiler: str) -> Path:
 
 def _loaded(path: Path) -> ctypes.CDLL:
     program = ctypes.CDLL(str(path))
-    program.scratch_bytes.restype, program.scratch_bytes.argtypes = ctypes.c_int64, [ctypes.c_int32] * 2
+    program.scratch_bytes.restype, program.scratch_bytes.argtypes = ctypes.c_int64, [ctypes.c_int32] * 3
     pointers = [ctypes.c_void_p] * 4
     program.bounds.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, *pointers]
     program.bounds.restype = None

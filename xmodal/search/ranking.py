@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from xmodal.search.quantize import Quantizer
 
 SHORTLIST = 4096
-"""Items that cells find, whose compressed vectors are then scored."""
+"""Items that cells find, at least, whose compressed vectors are then scored."""
+
+SHARE = 60
+"""Items of a large collection for one of them that cells find."""
 
 REFINED = 8
 """Candidates by 4 bits for every one that is left by 8 bits."""
@@ -114,7 +117,7 @@ class _ByAttention:
         """What the cells find, and its approximate scores where these are cheaper than estimates."""
         assert self.cells is not None, "there are cells to look into"
         lead = query.coordinates[:, : self.quantizer.lead]
-        few = self.cells.candidates(lead, self.collection, items, SHORTLIST, self.how)
+        few = self.cells.candidates(lead, self.collection, items, max(SHORTLIST, len(items) // SHARE), self.how)
         if self.bits == 8 and self.compressed.served(query):
             return few, None
         return few, self.compressed.approximate([query], few)[0]

@@ -25,6 +25,8 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
+import weakref
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,6 +98,8 @@ class Segment:
     def __init__(self, path: Path) -> None:
         self.path = path
         with path.open("rb") as file:
+            self.descriptor = os.dup(file.fileno())  # the file may lose its name while it is read
+            weakref.finalize(self, os.close, self.descriptor)
             try:
                 # Private and writable, so that torch takes what is mapped; nobody writes.
                 self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
