@@ -402,14 +402,15 @@ void bound_all(const Query &query, const Segment &segment, int length, int64_t c
         int64_t row = rows[i];
         char *read = memory;
         const uint16_t *steps = fetch(segment, segment.steps + 2 * row, 2 * (size_t)length, read);
-        const uint16_t *errors = fetch(segment, segment.errors + row, length, read);
-        const uint8_t *reach = fetch(segment, segment.reach + row, length, read);
+        bool bounded = query.dinkelbach >= 0; // an estimate needs no errors
+        const uint16_t *errors = bounded ? fetch(segment, segment.errors + row, length, read) : nullptr;
+        const uint8_t *reach = bounded ? fetch(segment, segment.reach + row, length, read) : nullptr;
         for (int j = 0; j < length; j++) {
             scales[0][j] = from_half(steps[2 * j]);
             scales[1][j] = from_half(steps[2 * j + 1]);
-            scales[2][j] = from_half(errors[j]);
+            scales[2][j] = bounded ? from_half(errors[j]) : 0.0f;
             scales[3][j] = segment.norms ? segment.norms[row + j] : 1.0f;
-            scales[4][j] = reach[j] / 255.0f;
+            scales[4][j] = bounded ? reach[j] / 255.0f : 0.0f;
         }
         Item item = {length,
                      fetch(segment, segment.lead + row * query.lead, (size_t)length * query.lead, read),
