@@ -69,7 +69,7 @@ class _Segment(ctypes.Structure):
 class Words(NamedTuple):
     """The vectors of a query as the program takes them: in the lanes of vectors, in integers of two precisions."""
 
-    count: int
+    many: int
     lead: int
     codes: np.ndarray
     steps: np.ndarray
@@ -113,7 +113,7 @@ class Words(NamedTuple):
         coarse, fine = (float(np.linalg.norm(row)) * (1 + 1e-6) for row in self.errors)
         pointers = (self.codes, self.steps, self.errors[0], self.errors[1], self.norms, self.real)
         return _Query(
-            self.count, len(self.norms) // LANES, self.lead, coordinates - self.lead,
+            self.many, len(self.norms) // LANES, self.lead, coordinates - self.lead,
             *(each.ctypes.data for each in pointers),
             1 / FINE, self.spread, coarse, fine,
             how.clips, NORMS[how.normalization.removeprefix("clipped").removeprefix("_") or "none"],
