@@ -152,6 +152,23 @@ def bounds(
         items: their numbers in the segment.
         steps: Dinkelbach's; or `ESTIMATE`, for the score of what is kept instead of a bound.
         enough: where a wide bound is below it, it is not made any tighter.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from xmodal.heads.comparison import CrossAttention
+        >>> from xmodal.search.draft import Items, draft, write_segment
+        >>> from xmodal.search.native import Words, bounds, served
+        >>> from xmodal.search.quantize import Quantizer
+        >>> from xmodal.search.segment import Segment
+        >>> vectors = torch.nn.functional.normalize(torch.randn(6, 8), dim=1)
+        >>> quantizer, path = Quantizer.fit(vectors, lead=4), Path("six.safetensors")
+        >>> write_segment(path, [draft(Items(["7", "8"], vectors, torch.tensor([3, 3])), quantizer)])
+        >>> how, words = CrossAttention(), Words.of(quantizer.rotate(vectors[:2]), torch.ones(2), 1.5, 4)
+        >>> there = served(how, (True,), 2)  # a compiler, that is
+        >>> found = bounds(words, how, Segment(path), 3, torch.arange(2), steps=6) if there else torch.ones(2)
+        >>> bool((found > 0).any()), len(found)
+        (True, 2)
     """
     found = torch.empty(len(items))
     program = library()
