@@ -124,7 +124,7 @@ def write_segment(path: Path, drafts: Sequence[Draft], cells: Cells | None = Non
 
     Args:
         path: the file.
-        drafts: the parts.
+        drafts: the parts; their arrays are taken out of them, so that nothing is held twice.
         cells: where vectors are looked up by, if they are.
 
     >>> from pathlib import Path
@@ -141,6 +141,8 @@ def write_segment(path: Path, drafts: Sequence[Draft], cells: Cells | None = Non
     arrays: dict[str, np.ndarray] = {"lengths": lengths[order].numpy().astype(np.int32)}
     for name in sorted({name for each in drafts for name in each.arrays}):
         together = np.concatenate([_column(each, name) for each in drafts])
+        for each in drafts:
+            each.arrays.pop(name, None)
         arrays[name] = together if in_order else together[rows_of(_counts(name, lengths), order).numpy()]
     ids = np.array([name.encode("utf-8", "surrogateescape") for each in drafts for name in each.ids])[order.numpy()]
     arrays["ids"] = ids.view(np.uint8).reshape(len(ids), -1)
