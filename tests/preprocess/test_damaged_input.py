@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import multiprocessing
+import os
 import re
 import signal
 
@@ -36,6 +37,7 @@ def failure_on_a_full_disk(run, kilobytes):
             sender.send(str(error))
         else:
             sender.send(None)
+        os._exit(0)  # What HDF5 could not write, it would try to write again on the way out, and crash.
 
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
