@@ -129,6 +129,14 @@ def test_the_fastest_is_chosen_where_it_is_much_faster(monkeypatch, caplog):
     assert "measured before" in caplog.text
 
 
+def test_numpy_is_no_candidate_beside_threads_of_torch(monkeypatch):
+    """Its own threads spin between products and take the cores from torch's."""
+    monkeypatch.setattr(products, "_numpy_threads", lambda: 2)
+    assert "numpy" not in products.candidates(torch.float32, 2)
+    monkeypatch.setattr(products, "_numpy_threads", lambda: 1)
+    assert "numpy" in products.candidates(torch.float32, 1)
+
+
 def test_torch_stays_where_it_is_about_as_fast(monkeypatch):
     measured(monkeypatch, torch=1.0, onednn=0.95)
     assert chosen_product() == "torch"

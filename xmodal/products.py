@@ -313,7 +313,9 @@ def candidates(dtype: torch.dtype, threads: int) -> list[Product]:
     names: list[Product] = ["torch"]
     if dtype in DTYPES["onednn"] and _has_onednn():
         names.append("onednn")
-    if dtype in DTYPES["numpy"] and threads == _numpy_threads():
+    # With several threads NumPy has a pool of its own, whose threads go on spinning between its products and take the
+    # cores from torch's: what is fastest by itself then makes everything around it several times slower.
+    if dtype in DTYPES["numpy"] and threads == _numpy_threads() == 1:
         names.append("numpy")
     return names
 
