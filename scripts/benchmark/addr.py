@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 from statistics import median
 from time import process_time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from scripts.benchmark.measure import time_in_turns
 from scripts.benchmark.sets import DIM, REGIONS, random_batch
+from scripts.experiments.addr.settings import HEADS, TOWERS
 from xmodal.data import PairBatch, RegionBatch
 from xmodal.evaluation.alignment import Alignment, alignment
 from xmodal.model import Matcher
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 IMAGES, FEATURE_DIM, WORDS = 128, 2048, 8000
-
-HEADS: dict[str, dict[str, Any]] = {
-    "SCAN t-i LSE": {"name": "scan"},
-    "BFAN prob": {"name": "bfan"},
-    "VSRN": {"name": "vsrn"},
-}
-TOWERS = {"VSRN": {"normalize": False}}
-"""What the towers before a head are told, where that is not the default: VSRN normalizes what it has reasoned."""
 
 FORMS = ("fast_weights", "ridge", "amortized", "table")
 

@@ -76,7 +76,6 @@ def commit() -> str:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return told.stdout.strip()
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:

@@ -66,7 +66,7 @@ def released_step(batch: PairBatch) -> Callable[[], None]:
     """Loss, gradients, clipping and Adam, as released."""
     step = ReleasedStep()
     optimizer = torch.optim.Adam(step.parameters(), 2e-4)
-    return partial(_descend, step, optimizer, lambda: step(batch))
+    return partial(descend, step, optimizer, lambda: step(batch))
 
 
 def own_step(batch: PairBatch) -> Callable[[], None]:
@@ -75,10 +75,11 @@ def own_step(batch: PairBatch) -> Callable[[], None]:
     matcher = Matcher(image, text, {"name": "scan"}, vocabulary=[str(number) for number in range(WORDS)])
     step = MatchingStep(matcher, HingeRanking())
     optimizer = torch.optim.Adam(step.parameters(), 2e-4)
-    return partial(_descend, step, optimizer, lambda: step(batch, 0)["total"])
+    return partial(descend, step, optimizer, lambda: step(batch, 0)["total"])
 
 
-def _descend(step: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+def descend(step: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+    """Gradients, clipping and a step of the optimizer, as released."""
     optimizer.zero_grad()
     loss().backward()
     nn.utils.clip_grad_norm_(step.parameters(), 2.0)

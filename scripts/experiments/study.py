@@ -18,12 +18,28 @@ from xmodal.training.config import flatten
 from xmodal.training.trainer import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from xmodal.training.config import RunConfig
 
 VALIDATION, TEST = "validation.json", "test.json"
+
+
+def slug(*names: str) -> str:
+    """A folder's name for what people call something."""
+    return "-".join("".join(c if c.isalnum() or c == "." else "_" for c in name).strip("_") for name in names)
+
+
+def check_names(option: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names that do not exist, saying which do.
+
+    Raises:
+        ValueError: for the first of them.
+    """
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{option}: {name!r} does not exist; known: {', '.join(map(repr, known))}")
 
 
 def train_all(runs: Sequence[RunConfig]) -> None:

@@ -35,6 +35,23 @@ def matcher_of(head, dim=16):
     return Matcher(image, text, head, vocabulary=["a", "and", *THINGS]).eval()
 
 
+def scored(hits):
+    return {hit.image_id: pytest.approx(hit.score, abs=1e-6) for hit in hits}
+
+
+def check_two_answer_as_one(index, matcher, one, two, queries):
+    """A cluster of two servers finds what one of a single server finds, and, unlimited, what the index does."""
+    for limits in ({"near": 20, "rescored": 12}, {}):
+        singly, jointly = one.find(matcher, queries, **limits), two.find(matcher, queries, **limits)
+        for alone, together in zip(singly, jointly, strict=True):
+            assert together.whole
+            assert [hit.image_id for hit in together.hits] == [hit.image_id for hit in alone.hits]
+            assert scored(together.hits) == scored(alone.hits)
+    exact = index.search(matcher, queries, words=False)
+    for answer, wanted in zip(two.find(matcher, queries), exact, strict=True):
+        assert scored(answer.hits) == scored(wanted)
+
+
 def check_server(server):
     """A server finds what loops over all vectors find, gives vectors as they were, and forgets what is dropped."""
     torch.manual_seed(1)

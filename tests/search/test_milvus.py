@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.search.servers import check_server, kill, matcher_of, milvus_server
+from tests.search.servers import check_server, check_two_answer_as_one, kill, matcher_of, milvus_server, scored
 from tests.tiny_data import make_data
 from xmodal.data import RegionStore
 from xmodal.search.engines.cluster import Cluster
@@ -26,10 +26,6 @@ def servers():
         with ThreadPoolExecutor(2) as pool:  # as starting one takes a while
             started = [pool.submit(stack.enter_context, milvus_server()) for _ in range(2)]
         yield [each.result() for each in started]
-
-
-def scored(hits):
-    return {hit.image_id: pytest.approx(hit.score, abs=1e-6) for hit in hits}
 
 
 def test_milvus_is_a_server(servers):
@@ -55,15 +51,7 @@ def test_two_servers_answer_as_one_does_and_one_that_is_killed_is_missed(servers
     options = [{"name": "milvus", "uri": uri, "timeout": 8.0} for uri, _ in servers]
     one = Cluster.build(index, tmp_path / "one.json", options[:1])
     two = Cluster.build(index, tmp_path / "two.json", options)
-    for limits in ({"near": 20, "rescored": 12}, {}):
-        singly, jointly = one.find(matcher, QUERIES, **limits), two.find(matcher, QUERIES, **limits)
-        for alone, together in zip(singly, jointly, strict=True):
-            assert together.whole
-            assert [hit.image_id for hit in together.hits] == [hit.image_id for hit in alone.hits]
-            assert scored(together.hits) == scored(alone.hits)
-    exact = index.search(matcher, QUERIES, words=False)
-    for answer, wanted in zip(two.find(matcher, QUERIES), exact, strict=True):
-        assert scored(answer.hits) == scored(wanted)
+    check_two_answer_as_one(index, matcher, one, two, QUERIES)
 
     brief = Cluster.open(tmp_path / "two.json", retry_after=0)
     whole = brief.search(matcher, QUERIES[0])

@@ -8,7 +8,15 @@ import signal
 import pytest
 import torch
 
-from tests.search.servers import check_server, children, kill, matcher_of, postgres_server
+from tests.search.servers import (
+    check_server,
+    check_two_answer_as_one,
+    children,
+    kill,
+    matcher_of,
+    postgres_server,
+    scored,
+)
 from tests.tiny_data import make_data
 from xmodal.data import RegionStore
 from xmodal.search.engines.cluster import Cluster
@@ -23,10 +31,6 @@ QUERIES = ["a dog", "a cat and a boat", "a lamp and a bird and a car"]
 def servers():
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(postgres_server()) for _ in range(2)]
-
-
-def scored(hits):
-    return {hit.image_id: pytest.approx(hit.score, abs=1e-6) for hit in hits}
 
 
 @pytest.mark.parametrize("approximate", [False, True])  # of so few vectors a graph finds all
@@ -58,15 +62,7 @@ def test_two_servers_answer_as_one_does_and_one_that_is_killed_is_missed(servers
     options = [{"name": "postgres", "dsn": dsn} for dsn, _ in servers]
     one = Cluster.build(index, tmp_path / "one.json", options[:1])
     two = Cluster.build(index, tmp_path / "two.json", options)
-    for limits in ({"near": 20, "rescored": 12}, {}):
-        singly, jointly = one.find(matcher, QUERIES, **limits), two.find(matcher, QUERIES, **limits)
-        for alone, together in zip(singly, jointly, strict=True):
-            assert together.whole
-            assert [hit.image_id for hit in together.hits] == [hit.image_id for hit in alone.hits]
-            assert scored(together.hits) == scored(alone.hits)
-    exact = index.search(matcher, QUERIES, words=False)
-    for answer, wanted in zip(two.find(matcher, QUERIES), exact, strict=True):
-        assert scored(answer.hits) == scored(wanted)
+    check_two_answer_as_one(index, matcher, one, two, QUERIES)
 
     hurried = [{**each, "timeout": 1.0} for each in options]
     brief = Cluster.build(index, tmp_path / "hurried.json", hurried)

@@ -14,7 +14,7 @@ from xmodal.heads.base import Head, check_inputs, check_items, unit_length
 from xmodal.heads.foveae import Fovea, foveal_sums
 from xmodal.heads.foveal_maxima import Asked, maxima_sums
 from xmodal.heads.pooling import POOLERS, make_pooler
-from xmodal.numerics import Positive, Size, at_least_float32, full_mask
+from xmodal.numerics import Positive, Size, at_least_float32, full_mask, no_autocast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -232,7 +232,7 @@ class ADAPT(Head):
         values, mask, queries = at_least_float32(values[:, :longest]), mask[:, :longest], at_least_float32(queries)
         if not torch.is_grad_enabled():
             cosines = foveated_cosines if self.direction == "t2i" else cosines_with_maxima
-            with torch.autocast(values.device.type, enabled=False):  # half precision would cut the series short
+            with no_autocast(values.device):  # half precision would cut the series short
                 return cosines(values, mask, queries, temperature=self.temperature)
 
         def block(some: Float[Tensor, "query three dim"]) -> Float[Tensor, "set query"]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from torch import nn
 from torch.utils.data import DataLoader
 
 from scripts.benchmark.sets import random_word_mask
+from scripts.benchmark.step import descend
+from scripts.experiments.addr.settings import HEADS, TOWERS
 from xmodal.data import PairBatch, RegionBatch, RegionStore, RegionStoreWriter
 from xmodal.data.image_source import in_float32
 from xmodal.data.pairs import whole_batch
@@ -26,16 +27,11 @@ from xmodal.training.step import MatchingStep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from torch import Tensor
+
     from scripts.benchmark.gpu.kernel import Row
     from scripts.benchmark.gpu.machine import Machine
 
-HEADS: dict[str, dict[str, Any]] = {
-    "SCAN t-i LSE": {"name": "scan"},
-    "BFAN prob": {"name": "bfan", "focal": "prob"},
-    "VSRN": {"name": "vsrn"},
-}
-TOWERS: dict[str, dict[str, Any]] = {"VSRN": {"normalize": False}}
-"""What the towers before a head are told besides."""
 FUSED = ("SCAN t-i LSE", "BFAN prob")
 """Heads that the kernel trains, too."""
 
@@ -61,16 +57,11 @@ def training_step(machine: Machine, name: str, how: Any, precision: str) -> Call
     optimizer = torch.optim.Adam(step.parameters(), 2e-4)
     batch = random_pairs(machine)
 
-    def run() -> None:
-        optimizer.zero_grad()
-        low = torch.autocast(machine.device.type, torch.bfloat16)
-        with low if precision == "bfloat16" else contextlib.nullcontext():
-            loss = step(batch, 0)["total"]
-        loss.backward()
-        nn.utils.clip_grad_norm_(step.parameters(), 2.0)
-        optimizer.step()
+    def loss() -> Tensor:
+        with torch.autocast(machine.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return step(batch, 0)["total"]
 
-    return run
+    return partial(descend, step, optimizer, loss)
 
 
 def random_pairs(machine: Machine) -> PairBatch:

@@ -29,7 +29,7 @@ from scripts.experiments.addr.regimes import WithoutWhole, has_wholes, regime_fo
 from scripts.experiments.addr.settings import TOWERS
 from scripts.experiments.addr.tables import tables
 from scripts.experiments.record import Record
-from scripts.experiments.study import claimed, validation
+from scripts.experiments.study import claimed, slug, validation
 from xmodal.data.split import open_split, split_captions
 from xmodal.entry import run_program
 from xmodal.evaluation import evaluate_protocol
@@ -72,7 +72,7 @@ def configure(evidence: Evidence, run: Run) -> TrainConfig:
     """How a run is trained."""
     source, regime, tuned = SOURCES[run.data_set], REGIMES[run.regime], TUNED[run.setting]
     folder = regime_folder(
-        evidence.data / run.data_set, regime, evidence.output / "data" / _slug(run.data_set, run.regime)
+        evidence.data / run.data_set, regime, evidence.output / "data" / slug(run.data_set, run.regime)
     )
     epochs = int(run.epochs * regime.epochs * tuned.get("epochs", 1))
     pairs = len(split_captions(folder, "train"))
@@ -86,7 +86,7 @@ def configure(evidence: Evidence, run: Run) -> TrainConfig:
     elif "temperature" in tuned:
         objective["temperature"] = tuned["temperature"]
     return TrainConfig(
-        output=evidence.output / _slug(*map(str, run.key)),
+        output=evidence.output / slug(*map(str, run.key)),
         data=DataConfig(folder=folder, drop_regions=source.drop, drop_words=source.drop),
         model=ModelConfig(
             image={"name": "regions", "input_dropout": dropout, **towers},
@@ -154,11 +154,6 @@ def alignment_over(steps: list[dict[str, Any]]) -> dict[str, Any]:
         name.removeprefix(ALIGNMENT): [round(fmean(line[name] for line in part), 4) for part in parts] for name in names
     }
     return {**courses, "basin_at_step": next(said, None)}
-
-
-def _slug(*names: str) -> str:
-    """A folder's name for what people call something."""
-    return "-".join("".join(c if c.isalnum() or c == "." else "_" for c in name).strip("_") for name in names)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from scripts.experiments.addr.arms import ALL, ARMS, BASELINE, BETAS, COMPARED, REGIMES, SOURCES, TUNED
+from scripts.experiments.study import check_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -63,9 +64,7 @@ class Evidence:
             "setting": (settings, TUNED),
         }
         for option, (names, known) in named.items():
-            for name in names:
-                if name not in known:
-                    raise ValueError(f"{option}: {name!r} does not exist; known: {', '.join(map(repr, known))}")
+            check_names(option, names, known)
         if self.seeds < 1 or self.dim < 1 or (self.epochs is not None and self.epochs < 1):
             raise ValueError("seeds, dim and epochs must be at least 1")
 

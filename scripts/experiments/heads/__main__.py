@@ -25,7 +25,7 @@ import tyro
 from scripts.experiments.heads.entries import ENTRIES, configure
 from scripts.experiments.heads.page import write_page
 from scripts.experiments.record import Record
-from scripts.experiments.study import claimed, validation
+from scripts.experiments.study import check_names, claimed, slug, validation
 from xmodal.data.split import open_split, split_captions
 from xmodal.entry import run_program
 from xmodal.evaluation import evaluate_protocol
@@ -67,10 +67,8 @@ class Leaderboard:
     """Only say what is left to do."""
 
     def __post_init__(self) -> None:
-        for option, known in (("data_sets", EPOCHS), ("heads", ENTRIES)):
-            for name in getattr(self, option):
-                if name not in known:
-                    raise ValueError(f"{option}: {name!r} does not exist; known: {', '.join(map(repr, known))}")
+        check_names("data_sets", self.data_sets, EPOCHS)
+        check_names("heads", self.heads, ENTRIES)
         if self.seeds < 1 or self.dim < 8 or (self.epochs is not None and self.epochs < 1):
             raise ValueError("seeds and epochs must be at least 1, dim at least 8")
 
@@ -135,9 +133,8 @@ def configured(board: Leaderboard, run: Run) -> TrainConfig:
     folder = board.data / run.data_set
     pairs = len(split_captions(folder, "train"))
     steps = len(ShuffledBatches(pairs, min(TrainConfig.batch_size, pairs), run.seed))
-    name = "-".join("".join(c if c.isalnum() else "_" for c in str(part)) for part in run.key)
     sizes = {"dim": run.dim, "epochs": run.epochs, "steps": steps, "seed": run.seed}
-    return configure(ENTRIES[run.head], data=folder, output=board.output / name, **sizes)
+    return configure(ENTRIES[run.head], data=folder, output=board.output / slug(*map(str, run.key)), **sizes)
 
 
 def results_of(config: TrainConfig) -> Mapping[str, Any]:
