@@ -74,12 +74,18 @@ def definition(how: CrossAttention, regions: torch.Tensor, words: torch.Tensor) 
 @pytest.mark.parametrize("indexed", ["images", "captions"])
 @pytest.mark.parametrize("how", OPTIONS, ids=str)
 @settings(max_examples=3, deadline=None)
-@given(seed=st.integers(0, 10**6), scale=st.sampled_from([None, 3.0]), words=st.sampled_from([1, 4, 17]))
-def test_no_score_is_above_its_bound(how, indexed, seed, scale, words, tmp_path_factory):
+@given(
+    seed=st.integers(0, 10**6),
+    scale=st.sampled_from([None, 3.0]),
+    words=st.sampled_from([1, 4, 17]),
+    dim=st.sampled_from([13, 85]),
+)
+def test_no_score_is_above_its_bound(how, indexed, seed, scale, words, dim, tmp_path_factory):
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 7, (8,), generator=generator)
-    vectors = torch.randn(int(lengths.sum()), 13, generator=generator) + torch.randn(13, generator=generator)
-    query = torch.randn(words, 13, generator=generator) + vectors[torch.arange(words) % len(vectors)]
+    spread = torch.linspace(1, 0.1, dim)  # so that some coordinates tell more than others
+    vectors = spread * (torch.randn(int(lengths.sum()), dim, generator=generator) + torch.randn(dim, generator=generator))
+    query = spread * torch.randn(words, dim, generator=generator) + vectors[torch.arange(words) % len(vectors)]
     if scale is None:
         vectors, query = (torch.nn.functional.normalize(each, dim=1) for each in (vectors, query))
     quantizer = Quantizer.fit(vectors, lead=8)

@@ -15,6 +15,7 @@ from xmodal.heads import Head
 from xmodal.model import Matcher
 from xmodal.search.candidates import CandidateEngine
 from xmodal.search.index import Index
+from xmodal.search.quantize import Quantizer
 
 HEADS = {
     "scan t2i": {"name": "scan"},
@@ -240,6 +241,23 @@ def test_what_is_added_is_found_and_what_is_removed_is_not(store, tmp_path):
         assert [hit.score for hit in few] == pytest.approx([hit.score for hit in hits[:5]], abs=1e-6)
     files = {path.name for path in index.path.iterdir()}
     assert files == {"manifest.json", "quantizer.safetensors", *(each.file for each in index.manifest.segments)}
+
+
+def test_indexes_made_before_tails_were_kept_answer_and_merge_with_new_segments(store, tmp_path, monkeypatch):
+    matcher = make_matcher({"name": "scan"}, dim=96)  # more than lead: there are tails
+    encode = Quantizer.encode
+    with monkeypatch.context() as before:
+        before.setattr(Quantizer, "encode", lambda *args, **how: encode(*args, **how)._replace(tails=None))
+        index = Index.build(matcher, Subset(store, range(30)), tmp_path / "i")
+    assert "tails" not in index.collection.segments[0].arrays
+    for position in range(30, 44):
+        index.add(matcher, Subset(store, [position]))
+    index.remove([f"new-{n}" for n in range(16)])  # most of the old segment, which is then written anew
+    index.add(matcher, Subset(store, [44]))
+    assert {"tails" in segment.arrays for segment in index.collection.segments} == {True, False}
+    scores = matcher.score_all(Subset(store, range(16, 45)), ["a dog and a boat"])[:, 0]
+    hits = index.search(matcher, "a dog and a boat", k=5, rescored=5)
+    assert [hit.score for hit in hits] == pytest.approx(scores.topk(5).values.tolist(), abs=1e-5)
 
 
 def test_an_emptied_index_answers_nothing_and_takes_more(store, tmp_path):

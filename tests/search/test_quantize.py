@@ -27,6 +27,18 @@ def test_products_are_wrong_by_no_more_than_the_length_of_what_is_left_out(seed,
 
 
 @settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([5, 16, 17, 80, 81, 100]), st.sampled_from([1e-3, 1.0, 50.0]))
+def test_what_follows_is_no_longer_than_said_and_little_shorter(seed, dim, scale):
+    vectors = scale * torch.randn(9, dim, generator=torch.Generator().manual_seed(seed)) * torch.linspace(1, 0.01, dim)
+    quantizer = Quantizer.fit(vectors, lead=16)
+    rotated, tails = vectors.double() @ quantizer.basis.double(), quantizer.encode(vectors).tails
+    for column, start in enumerate((16, 80)):
+        share = rotated[:, start:].norm(dim=1) / vectors.double().norm(dim=1)
+        said = torch.from_numpy(tails[:, column].astype(np.float64)) / 255
+        assert bool((share <= said).all()) and bool((said <= share + 1.1 / 255).all())
+
+
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 70))
 def test_rotation_keeps_products(seed, dim):
     vectors = torch.randn(9, dim, generator=torch.Generator().manual_seed(seed))

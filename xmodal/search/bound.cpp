@@ -67,15 +67,23 @@ inline float from_half(uint16_t bits) {
     return (float)value;
 }
 
+inline void widen(const uint16_t *halves, int count, float *out) {
+    typedef _Float16 Halves __attribute__((vector_size(2 * LANES), aligned(2)));
+    int k = 0;
+    for (; k + LANES <= count; k += LANES) *(Anywhere *)(out + k) = __builtin_convertvector(*(const Halves *)(halves + k), Floats);
+    for (; k < count; k++) out[k] = from_half(halves[k]);
+}
+
 } // namespace
 
 extern "C" {
 
 struct Query {
-    int32_t words, groups, lead, rest; // groups of LANES, of which one lane more than words is used
+    int32_t words, groups, lead, rest, next; // groups of LANES, of which one lane more than words is used
     const uint8_t *codes;              // two of (coordinate / 4, lane, 4): coarse steps and fine ones, plus 128
     const float *steps;                // (2, lane): of lead and rest
     const float *coarse_errors, *fine_errors, *norms, *real; // (lane,)
+    const float *tails; // (2, lane): lengths of what follows lead, and of what follows the `next` coordinates after it
     float fine_step, spread, coarse_length, fine_length;     // in coarse steps; lengths of the errors
     int32_t clips, norm, aggregation, dinkelbach;            // norm 0, 1, 2; logsumexp, mean, sum, max
     float temperature, scale, enough;
@@ -83,7 +91,9 @@ struct Query {
 
 struct Segment {
     const int8_t *lead, *rest;
-    const uint16_t *steps, *errors, *gram; // float16
+    const uint16_t *steps, *errors; // float16
+    const uint8_t *tails;           // (vector, 2): as the query's, in parts of 255 of the vector's length; null: unknown
+    const uint16_t *gram;           // float16
     const uint8_t *reach;
     const float *norms; // null: all one
     const char *mapped; // where the file begins in memory
@@ -103,34 +113,44 @@ inline Ints add_products(Ints sums, const uint8_t *words, int32_t four) {
 #endif
 }
 
-// Sums of products of R rows with all words, without the 128 that is added to codes of words. R and G are constants,
-// so that the sums stay in registers.
-template <int G, int R> inline void multiply_rows(const uint8_t *words, int many, const int8_t *rows, int size, Ints *out) {
+// Part of the codes of some vectors: `size` of each, which begin `stride` after those of the one before.
+struct Rows {
+    const int8_t *codes;
+    int count, size, stride;
+};
+
+// Sums of products of R rows with all words, without the 128 that is added to codes of words, added to `out` if they
+// come after others. R and G are constants, so that the sums stay in registers.
+template <int G, int R>
+inline void multiply_rows(const uint8_t *words, int many, const int8_t *rows, int size, size_t stride, bool after, Ints *out) {
     Ints sums[R][G] = {};
     int32_t four;
     int k = 0;
     for (; k + 4 <= size; k += 4, words += 4 * LANES * G)
         for (int r = 0; r < R; r++) {
-            std::memcpy(&four, rows + (size_t)r * size + k, 4);
+            std::memcpy(&four, rows + r * stride + k, 4);
             for (int g = 0; g < G; g++) sums[r][g] = add_products(sums[r][g], words + g * 4 * LANES, four);
         }
     if (k < size)
         for (int r = 0; r < R; r++) {
             four = 0;
-            std::memcpy(&four, rows + (size_t)r * size + k, size - k);
+            std::memcpy(&four, rows + r * stride + k, size - k);
             for (int g = 0; g < G; g++) sums[r][g] = add_products(sums[r][g], words + g * 4 * LANES, four);
         }
     for (int r = 0; r < R; r++) {
         int32_t added = sums[r][G - 1][many % LANES];
-        for (int g = 0; g < G; g++) out[r * G + g] = sums[r][g] - added;
+        for (int g = 0; g < G; g++) out[r * G + g] = sums[r][g] - added + (after ? out[r * G + g] : Ints{});
     }
 }
 
-template <int G> void multiply(const uint8_t *words, int many, const int8_t *rows, int count, int size, Ints *out) {
+template <int G> void multiply(const uint8_t *words, int many, const Rows &rows, bool after, Ints *out) {
     constexpr int R = G == 1 ? 12 : G == 2 ? 6 : 4;
+    size_t stride = rows.stride;
     int row = 0;
-    for (; row + R <= count; row += R) multiply_rows<G, R>(words, many, rows + (size_t)row * size, size, out + row * G);
-    for (; row < count; row++) multiply_rows<G, 1>(words, many, rows + (size_t)row * size, size, out + row * G);
+    for (; row + R <= rows.count; row += R)
+        multiply_rows<G, R>(words, many, rows.codes + row * stride, rows.size, stride, after, out + row * G);
+    for (; row < rows.count; row++)
+        multiply_rows<G, 1>(words, many, rows.codes + row * stride, rows.size, stride, after, out + row * G);
 }
 
 float aggregated(const Query &query, const Floats *cosines) {
@@ -151,12 +171,41 @@ float aggregated(const Query &query, const Floats *cosines) {
     }
 }
 
-// What is known of the vectors of one item.
+// Memory of a file, or what is read of it: to map a page takes longer than to read what is needed of it.
+template <typename T> const T *fetch(const Segment &segment, const T *from, size_t count, char *&memory) {
+    if (segment.file < 0 || !count) return from;
+    char *into = memory;
+    memory += (sizeof(T) * count + 63) / 64 * 64;
+    ssize_t got = pread((int)segment.file, into, sizeof(T) * count, (const char *)from - segment.mapped);
+    return got == (ssize_t)(sizeof(T) * count) ? (const T *)into : from;
+}
+
+// What is known of the vectors of one item. The largest arrays are fetched when they are needed: of most items they are
+// not.
 struct Item {
+    const Segment &segment;
     int length;
-    const int8_t *lead, *rest;
-    const uint16_t *gram;
-    float *lead_steps, *rest_steps, *errors, *norms, *cone;
+    int64_t row, products;
+    char *memory;
+    float *steps, *errors, *norms, *cone, *tails; // steps: of lead and rest, side by side; tails: in two rows
+    const int8_t *lead = nullptr, *rest = nullptr;
+    const uint16_t *gram = nullptr;
+
+    Rows leading(const Query &query) {
+        if (!lead) lead = fetch(segment, segment.lead + row * query.lead, (size_t)length * query.lead, memory);
+        return {lead, length, query.lead, query.lead};
+    }
+
+    Rows others(const Query &query, int begin, int end) {
+        if (!rest) rest = fetch(segment, segment.rest + row * query.rest, (size_t)length * query.rest, memory);
+        for (int j = 0; j < length; j++)
+            for (int k = begin; k < end + 63; k += 64) __builtin_prefetch(rest + (size_t)j * query.rest + (k < end ? k : end - 1));
+        return {rest + begin, length, end - begin, query.rest};
+    }
+
+    void fetch_gram() {
+        if (!gram) gram = fetch(segment, segment.gram + products, (size_t)length * (length - 1) / 2, memory);
+    }
 };
 
 template <int G> struct Work {
@@ -165,24 +214,38 @@ template <int G> struct Work {
     float *square;
 };
 
-template <int G>
-void multiply_item(const Query &query, const Item &item, bool fine, Work<G> &work) {
-    int size = (query.lead + 3) / 4 + (query.rest + 3) / 4, begin = (query.lead + 3) / 4;
-    const uint8_t *codes = query.codes + (fine ? (size_t)size * 4 * LANES * G : 0);
-    multiply<G>(codes, query.words, item.lead, item.length, query.lead, work.lead);
-    if (query.rest) multiply<G>(codes + (size_t)begin * 4 * LANES * G, query.words, item.rest, item.length, query.rest, work.rest);
+template <int G> const uint8_t *words_of(const Query &query, bool fine, int rest) {
+    int lead = (query.lead + 3) / 4, all = lead + (query.rest + 3) / 4;
+    return query.codes + ((fine ? (size_t)all : 0) + (rest < 0 ? 0 : lead + rest / 4)) * 4 * LANES * G;
+}
+
+template <int G> void multiply_lead(const Query &query, Item &item, bool fine, Work<G> &work) {
+    multiply<G>(words_of<G>(query, fine, -1), query.words, item.leading(query), false, work.lead);
+}
+
+// `begin` is a multiple of four.
+template <int G> void multiply_rest(const Query &query, Item &item, bool fine, int begin, int end, Work<G> &work) {
+    if (begin < end)
+        multiply<G>(words_of<G>(query, fine, begin), query.words, item.others(query, begin, end), begin > 0, work.rest);
+}
+
+// Products from the sums that are there: those of the lead, and of the rest if any of it was multiplied.
+template <int G> void take_products(const Query &query, const Item &item, bool fine, bool rest, Work<G> &work) {
     for (int j = 0; j < item.length; j++)
         for (int g = 0; g < G; g++) {
-            Floats found = __builtin_convertvector(work.lead[j * G + g], Floats) * (load(query.steps + g * LANES) * item.lead_steps[j]);
-            if (query.rest)
-                found += __builtin_convertvector(work.rest[j * G + g], Floats) * (load(query.steps + (G + g) * LANES) * item.rest_steps[j]);
+            Floats found = __builtin_convertvector(work.lead[j * G + g], Floats) * (load(query.steps + g * LANES) * item.steps[2 * j]);
+            if (rest)
+                found += __builtin_convertvector(work.rest[j * G + g], Floats) * (load(query.steps + (G + g) * LANES) * item.steps[2 * j + 1]);
             if (fine) work.products[j * G + g] += found * query.fine_step;
             else work.products[j * G + g] = found;
         }
 }
 
-// The most that a similarity can be whatever the weights are, times the length of the query.
-template <int G> void in_cone(const Query &query, const Item &item, const float *wrong, const Work<G> &work, Floats *most) {
+// The most that a similarity can be whatever the weights are, times the length of the query, by products of the leading
+// coordinates (`stage` 0), of the next ones too (1) or of all (2). What is not in a product is at most that of the
+// lengths of what is left on either side.
+template <int G>
+void in_cone(const Query &query, const Item &item, const float *wrong, int stage, const Work<G> &work, Floats *most) {
     float narrow = 1;
     for (int g = 0; g < G; g++) most[g] = all(-INFINITY);
     for (int j = 0; j < item.length; j++) {
@@ -190,6 +253,7 @@ template <int G> void in_cone(const Query &query, const Item &item, const float 
         narrow = item.cone[j] < narrow ? item.cone[j] : narrow;
         for (int g = 0; g < G; g++) {
             Floats error = load(query.norms + g * LANES) * item.errors[j] + load(wrong + g * LANES) * near;
+            if (stage < 2) error += load(query.tails + (stage * G + g) * LANES) * item.tails[stage * item.length + j];
             Floats found = cone > 0 ? (work.products[j * G + g] + error) * divided : all(INFINITY);
             most[g] = largest(most[g], found);
         }
@@ -335,9 +399,10 @@ template <int G> float score(const Query &query, Floats *cosines) {
 }
 
 // The bound of products that are as wrong as `wrong` says, in length `length` for all words together.
-template <int G> float tight(const Query &query, const Item &item, const float *wrong, float length, Work<G> &work) {
+template <int G> float tight(const Query &query, Item &item, const float *wrong, float length, Work<G> &work) {
     Floats best[G], cone[G], square[G];
-    in_cone<G>(query, item, wrong, work, cone);
+    item.fetch_gram();
+    in_cone<G>(query, item, wrong, 2, work, cone);
     attend<G>(query, item, wrong, length, work);
     float gram_wrong = gather<G>(item, work, square);
     narrow<G>(item, gram_wrong, square, work);
@@ -346,8 +411,9 @@ template <int G> float tight(const Query &query, const Item &item, const float *
     return score<G>(query, best);
 }
 
-template <int G> float estimate(const Query &query, const Item &item, Work<G> &work) {
+template <int G> float estimate(const Query &query, Item &item, Work<G> &work) {
     Floats cosines[G] = {}, square[G];
+    item.fetch_gram();
     attend<G>(query, item, query.coarse_errors, query.coarse_length, work);
     gather<G>(item, work, square);
     for (int g = 0; g < G; g++) {
@@ -357,31 +423,37 @@ template <int G> float estimate(const Query &query, const Item &item, Work<G> &w
     return score<G>(query, cosines);
 }
 
-// Most items are excluded by the first bound, and most of the others by the second; the third has twice the products.
-template <int G> float bound(const Query &query, const Item &item, Work<G> &work) {
-    multiply_item<G>(query, item, false, work);
-    if (query.dinkelbach >= 0) {
-        Floats cone[G];
-        in_cone<G>(query, item, query.coarse_errors, work, cone);
-        float wide = score<G>(query, cone);
-        if (wide < query.enough) return wide;
-        if (query.enough > -INFINITY) {
-            wide = tight<G>(query, item, query.coarse_errors, query.coarse_length, work);
-            if (wide < query.enough) return wide;
-        }
-    }
-    if (query.dinkelbach < 0) return estimate<G>(query, item, work);
-    multiply_item<G>(query, item, true, work);
-    return tight<G>(query, item, query.fine_errors, query.fine_length, work);
+template <int G> float wide(const Query &query, const Item &item, int stage, const Work<G> &work) {
+    Floats cone[G];
+    in_cone<G>(query, item, query.coarse_errors, stage, work, cone);
+    return score<G>(query, cone);
 }
 
-// Memory of a file, or what is read of it: to map a page takes longer than to read what is needed of it.
-template <typename T> const T *fetch(const Segment &segment, const T *from, size_t count, char *&memory) {
-    if (segment.file < 0 || !count) return from;
-    char *into = memory;
-    memory += (sizeof(T) * count + 63) / 64 * 64;
-    ssize_t got = pread((int)segment.file, into, sizeof(T) * count, (const char *)from - segment.mapped);
-    return got == (ssize_t)(sizeof(T) * count) ? (const T *)into : from;
+// Bounds that see ever more of an item, until one excludes it: the leading coordinates, the next ones, all, the
+// attention weights, and fine steps of the query.
+template <int G> float bound(const Query &query, Item &item, Work<G> &work) {
+    bool bounded = query.dinkelbach >= 0, excludes = bounded && query.enough > -INFINITY;
+    int stages = !excludes || !item.segment.tails || !query.rest ? 0 : query.next ? 2 : 1, seen = 0;
+    multiply_lead<G>(query, item, false, work);
+    for (int stage = 0; stage < stages; stage++) {
+        if (stage) multiply_rest<G>(query, item, false, 0, seen = query.next, work);
+        take_products<G>(query, item, false, seen > 0, work);
+        float most = wide<G>(query, item, stage, work);
+        if (most < query.enough) return most;
+    }
+    multiply_rest<G>(query, item, false, seen, query.rest, work);
+    take_products<G>(query, item, false, query.rest > 0, work);
+    if (!bounded) return estimate<G>(query, item, work);
+    if (excludes) {
+        float most = wide<G>(query, item, 2, work);
+        if (most < query.enough) return most;
+        most = tight<G>(query, item, query.coarse_errors, query.coarse_length, work);
+        if (most < query.enough) return most;
+    }
+    multiply_lead<G>(query, item, true, work);
+    multiply_rest<G>(query, item, true, 0, query.rest, work);
+    take_products<G>(query, item, true, query.rest > 0, work);
+    return tight<G>(query, item, query.fine_errors, query.fine_length, work);
 }
 
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -391,32 +463,31 @@ void bound_all(const Query &query, const Segment &segment, int length, int64_t c
                const int64_t *grams, char *memory, float *out) {
     auto take = [&](size_t bytes) { char *at = memory; memory += aligned(bytes); return at; };
     Work<G> work;
-    size_t wide = sizeof(Floats) * G * length;
+    size_t wide = sizeof(Floats) * G * length, narrow = sizeof(float) * length;
     work.lead = (Ints *)take(wide), work.rest = (Ints *)take(wide);
     work.products = (Floats *)take(wide), work.entry = (Floats *)take(wide), work.weights = (Floats *)take(wide);
     work.low = (Floats *)take(wide), work.high = (Floats *)take(wide), work.reach = (Floats *)take(wide);
-    work.square = (float *)take(sizeof(float) * length * length);
-    float *scales[5];
-    for (auto &each : scales) each = (float *)take(sizeof(float) * length);
+    work.square = (float *)take(narrow * length);
+    float *steps = (float *)take(2 * narrow), *errors = (float *)take(narrow), *norms = (float *)take(narrow);
+    float *cone = (float *)take(narrow), *tails = (float *)take(2 * narrow);
+    bool bounded = query.dinkelbach >= 0; // an estimate needs no errors
+    for (int j = 0; j < length; j++) errors[j] = cone[j] = 0, norms[j] = 1;
     for (int64_t i = 0; i < count; i++) {
         int64_t row = rows[i];
         char *read = memory;
-        const uint16_t *steps = fetch(segment, segment.steps + 2 * row, 2 * (size_t)length, read);
-        bool bounded = query.dinkelbach >= 0; // an estimate needs no errors
-        const uint16_t *errors = bounded ? fetch(segment, segment.errors + row, length, read) : nullptr;
-        const uint8_t *reach = bounded ? fetch(segment, segment.reach + row, length, read) : nullptr;
-        for (int j = 0; j < length; j++) {
-            scales[0][j] = from_half(steps[2 * j]);
-            scales[1][j] = from_half(steps[2 * j + 1]);
-            scales[2][j] = bounded ? from_half(errors[j]) : 0.0f;
-            scales[3][j] = segment.norms ? segment.norms[row + j] : 1.0f;
-            scales[4][j] = bounded ? reach[j] / 255.0f : 0.0f;
+        if (segment.norms) std::memcpy(norms, segment.norms + row, narrow);
+        widen(fetch(segment, segment.steps + 2 * row, 2 * (size_t)length, read), 2 * length, steps);
+        if (bounded) {
+            widen(fetch(segment, segment.errors + row, length, read), length, errors);
+            const uint8_t *reach = fetch(segment, segment.reach + row, length, read);
+            for (int j = 0; j < length; j++) cone[j] = reach[j] * (1 / 255.0f);
         }
-        Item item = {length,
-                     fetch(segment, segment.lead + row * query.lead, (size_t)length * query.lead, read),
-                     fetch(segment, segment.rest + row * query.rest, (size_t)length * query.rest, read),
-                     fetch(segment, segment.gram + grams[i], (size_t)length * (length - 1) / 2, read),
-                     scales[0], scales[1], scales[2], scales[3], scales[4]};
+        if (bounded && segment.tails) {
+            const uint8_t *shares = fetch(segment, segment.tails + 2 * row, 2 * (size_t)length, read);
+            for (int stage = 0; stage < 2; stage++)
+                for (int j = 0; j < length; j++) tails[stage * length + j] = shares[2 * j + stage] * (1.00002f / 255) * norms[j];
+        }
+        Item item = {segment, length, row, grams[i], read, steps, errors, norms, cone, tails};
         out[i] = bound<G>(query, item, work);
     }
 }
@@ -426,8 +497,9 @@ void bound_all(const Query &query, const Segment &segment, int length, int64_t c
 extern "C" {
 
 int64_t scratch_bytes(int32_t groups, int32_t length, int32_t coordinates) {
-    int64_t read = (int64_t)length * (coordinates + 7 + length) + 6 * 64;
-    return read + 8 * (int64_t)aligned(sizeof(Floats) * groups * length) + aligned(4 * (size_t)length * length) + 5 * aligned(4 * (size_t)length) + 64;
+    int64_t read = (int64_t)length * (coordinates + 9 + length) + 7 * 64, narrow = 4 * (int64_t)length;
+    return read + 8 * (int64_t)aligned(sizeof(Floats) * groups * length) + aligned(narrow * length) + 3 * aligned(narrow) +
+           2 * aligned(2 * narrow) + 64;
 }
 
 // Bounds of items of `length` vectors each, which begin at `rows` and whose products begin at `grams`.

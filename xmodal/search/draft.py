@@ -162,11 +162,15 @@ def write_segment(path: Path, drafts: Sequence[Draft], cells: Cells | None = Non
 
 
 def _column(draft: Draft, name: str) -> np.ndarray:
-    """An array; lengths of one where those of the vectors were left out, and unknown boxes as no place."""
+    """An array; what a part does not have: lengths of one, unknown boxes as no place, and tails of the whole length."""
     if name in draft.arrays:
         return draft.arrays[name]
     rows = int(draft.lengths.sum())
-    return {"norms": np.ones(rows, np.float32), "boxes": np.full((rows, 4), np.nan, np.float32)}[name]
+    return {
+        "norms": np.ones(rows, np.float32),
+        "boxes": np.full((rows, 4), np.nan, np.float32),
+        "tails": np.full((rows, 2), 255, np.uint8),
+    }[name]
 
 
 def _counts(name: str, lengths: Int[Tensor, " item"]) -> Int[Tensor, " item"]:

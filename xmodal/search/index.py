@@ -394,7 +394,7 @@ class Index:
     def bytes_each(self) -> dict[str, float]:
         """Mean bytes of an item, by what they are for: `scan`, `certificate`, `floats`, `other`."""
         kinds: dict[str, str] = {"scan": "scan", "floats": "floats"}
-        kinds |= dict.fromkeys(("lead", "rest", "steps", "errors", "gram", "reach", "norms"), "certificate")
+        kinds |= dict.fromkeys(("lead", "rest", "steps", "errors", "tails", "gram", "reach", "norms"), "certificate")
         total: dict[str, float] = {"scan": 0.0, "certificate": 0.0, "floats": 0.0, "other": 0.0}
         for segment in self.collection.segments:
             for name, array in segment.arrays.items():

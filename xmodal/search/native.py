@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from xmodal.data.atomic import written_whole
+from xmodal.search.quantize import NEXT
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -51,8 +52,8 @@ ESTIMATE = -1
 
 class _Query(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("words", "groups", "lead", "rest")),
-        *((name, ctypes.c_void_p) for name in ("codes", "steps", "coarse_errors", "fine_errors", "norms", "real")),
+        *((name, ctypes.c_int32) for name in ("words", "groups", "lead", "rest", "next")),
+        *((name, ctypes.c_void_p) for name in ("codes", "steps", "coarse_errors", "fine_errors", "norms", "real", "tails")),
         *((name, ctypes.c_float) for name in ("fine_step", "spread", "coarse_length", "fine_length")),
         *((name, ctypes.c_int32) for name in ("clips", "norm", "aggregation", "dinkelbach")),
         *((name, ctypes.c_float) for name in ("temperature", "scale", "enough")),
@@ -61,7 +62,7 @@ class _Query(ctypes.Structure):
 
 class _Segment(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("lead", "rest", "steps", "errors", "gram", "reach", "norms", "mapped")),
+        *((name, ctypes.c_void_p) for name in ("lead", "rest", "steps", "errors", "tails", "gram", "reach", "norms", "mapped")),
         ("file", ctypes.c_int64),
     )
 
@@ -77,6 +78,8 @@ class Words(NamedTuple):
     """Length of what coarse integers leave out of each, at most; the same of both."""
     norms: np.ndarray
     real: np.ndarray
+    tails: np.ndarray
+    """Length of what follows the leading coordinates of each, and of what follows the `next` after them, at most."""
     spread: float
 
     @classmethod
@@ -103,17 +106,20 @@ class Words(NamedTuple):
             codes.append(np.concatenate(blocks))
             missed = torch.cat(left, dim=1).norm(dim=1)
             errors.append(_lanes(missed * (1 + 1e-5) + 1e-5 * norms, lanes))
+        after = (lead, lead + NEXT)
+        tails = [_lanes(coordinates[:, start:].norm(dim=1) * (1 + 1e-5) + 1e-6 * norms, lanes) for start in after]
         return cls(
             len(norms), lead, np.stack(codes), np.stack(steps).astype(np.float32), np.stack(errors),
-            _lanes(norms, lanes), _lanes(torch.ones_like(norms), lanes), spread,
+            _lanes(norms, lanes), _lanes(torch.ones_like(norms), lanes), np.stack(tails), spread,
         )  # fmt: skip
 
     def declared(self, how: CrossAttention, coordinates: int, steps: int, enough: float) -> _Query:
         """What the program reads; these words must outlive it."""
         coarse, fine = (float(np.linalg.norm(row)) * (1 + 1e-6) for row in self.errors)
-        pointers = (self.codes, self.steps, self.errors[0], self.errors[1], self.norms, self.real)
+        pointers = (self.codes, self.steps, self.errors[0], self.errors[1], self.norms, self.real, self.tails)
+        rest = coordinates - self.lead
         return _Query(
-            self.many, len(self.norms) // LANES, self.lead, coordinates - self.lead,
+            self.many, len(self.norms) // LANES, self.lead, rest, NEXT if rest > NEXT else 0,
             *(each.ctypes.data for each in pointers),
             1 / FINE, self.spread, coarse, fine,
             how.clips, NORMS[how.normalization.removeprefix("clipped").removeprefix("_") or "none"],
@@ -174,7 +180,7 @@ def bounds(
     program = library()
     assert program is not None, "asked before"
     arrays = segment.arrays
-    names = ("lead", "rest", "steps", "errors", "gram", "reach", "norms")
+    names = ("lead", "rest", "steps", "errors", "tails", "gram", "reach", "norms")
     pointers = (arrays[name].ctypes.data if name in arrays else None for name in names)
     apart = int(items[-1] - items[0]) >= APART * len(items)
     mapped = np.frombuffer(segment.mapped, np.uint8).ctypes.data

@@ -1,11 +1,13 @@
 """Vectors in few bits, each with what the bits leave out: products with what was kept are wrong by no more than that.
 
 A rotation comes first. Its leading coordinates are those in which the vectors vary most (principal components), turned
-at random among themselves, and so are the others: a random turn spreads a vector evenly over its coordinates, so that
-one step fits them all. A vector is then kept twice:
+at random among themselves, and so are the next ones, and all others: a random turn spreads a vector evenly over its
+coordinates, so that one step fits them all. A vector is then kept twice:
 
 - for the scan, its leading coordinates in 4 bits with a step;
-- for the certificate, all coordinates in 8 bits with a step for either part, and the length of what is left out.
+- for the certificate, all coordinates in 8 bits with a step for the leading ones and one for the others, the length of
+  what is left out, and the lengths of what follows the leading ones and of what follows the next: by these a few
+  coordinates exclude most vectors.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 LEAD = 64
 """Leading coordinates that the scan keeps."""
 
+NEXT = 64
+"""Coordinates that come next, and are looked at before all others; a multiple of four."""
+
 GAUSSIAN_STEP = 0.3352
 """Best step of 16 levels for a normal distribution of variance one (Max, IRE Trans. Information Theory 1960)."""
 
@@ -44,6 +49,9 @@ class Codes(NamedTuple):
     """Of `lead` and of `rest`."""
     errors: Float16[np.ndarray, "row"] | None = None
     """The length of what `lead` and `rest` leave out, at most."""
+    tails: UInt8[np.ndarray, "row 2"] | None = None
+    """The length of what follows the leading coordinates, at most, and of what follows the next: in parts of 255 of the
+    vector's."""
 
 
 class Quantizer:
@@ -84,7 +92,8 @@ class Quantizer:
             basis = torch.cat([basis, basis.new_zeros(dim, 1)], dim=1)
         lead = min(lead, basis.shape[1])
         generator = torch.Generator().manual_seed(seed)
-        for part in (slice(0, lead), slice(lead, dim)):  # not the column of zeros, unless it leads
+        # The column of zeros is not turned, unless it leads.
+        for part in (slice(0, lead), slice(lead, min(lead + NEXT, dim)), slice(lead + NEXT, dim)):
             width = basis[:, part].shape[1]
             if width:
                 turn = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
@@ -123,7 +132,12 @@ class Quantizer:
         steps = np.stack([step, other_step], axis=1)
         missed = (coordinates - self.decode(leading, others, steps)).norm(dim=1)
         errors = rounded_up(missed * (1 + ROUNDING) + ROUNDING * coordinates.norm(dim=1))
-        return Codes(scan, leading, others, steps, errors)
+        return Codes(scan, leading, others, steps, errors, self._tails(coordinates))
+
+    def _tails(self, coordinates: Float[Tensor, "row coordinate"]) -> UInt8[np.ndarray, "row 2"]:
+        after = torch.stack([coordinates[:, start:].norm(dim=1) for start in (self.lead, self.lead + NEXT)], dim=1)
+        share = after / coordinates.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        return (255 * share + 0.02).ceil().clamp(0, 255).to(torch.uint8).numpy()
 
     def decode(
         self,
