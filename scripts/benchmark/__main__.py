@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-SUITES = ("heads", "addr", "scoring", "step", "later", "data", "full-size", "gpu", "index", "serve")
+SUITES = ("heads", "addr", "scoring", "step", "later", "data", "full-size", "gpu", "index", "certified", "serve")
 """Each has a file of its own, whose `run` takes the repetitions and those of the other options that it knows."""
 
 
@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=7, help="timed runs a case; the median is printed")
     parser.add_argument("--images", type=int, help="index, serve: how many images; by default 1,000,000 and 10,000")
     parser.add_argument("--demo", type=Path, help="index, serve: what `make demo` wrote; by default demo_output")
+    parser.add_argument("--model", type=Path, help="certified: a trained run; by default the demo's")
+    parser.add_argument("--data", type=Path, help="certified: its data folder")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -29,7 +31,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     suite = import_module(f"scripts.benchmark.{arguments.suite.replace('-', '_')}")
-    options = {name: value for name in ("images", "demo", "dry_run") if (value := getattr(arguments, name)) is not None}
+    named = ("images", "demo", "model", "data", "dry_run")
+    options = {name: value for name in named if (value := getattr(arguments, name)) is not None}
     for name in options.keys() - inspect.signature(suite.run).parameters.keys():
         parser.error(f"{arguments.suite} takes no --{name.replace('_', '-')}")
     cpu = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]

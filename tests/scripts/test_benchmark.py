@@ -22,7 +22,7 @@ from scripts.benchmark.scoring_report import OUTPUT, Measured
 from scripts.benchmark.sets import random_batch, random_sets, random_word_mask
 from xmodal.heads import VSRN, scan_scores
 
-SUITES = ("heads", "scoring", "step", "later", "data", "addr", "full-size", "gpu", "index", "serve")
+SUITES = ("heads", "scoring", "step", "later", "data", "addr", "full-size", "gpu", "index", "certified", "serve")
 
 
 def test_help_lists_the_suites(monkeypatch, capsys):

@@ -84,7 +84,8 @@ def test_no_score_is_above_its_bound(how, indexed, seed, scale, words, dim, tmp_
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 7, (8,), generator=generator)
     spread = torch.linspace(1, 0.1, dim)  # so that some coordinates tell more than others
-    vectors = spread * (torch.randn(int(lengths.sum()), dim, generator=generator) + torch.randn(dim, generator=generator))
+    vectors = torch.randn(int(lengths.sum()), dim, generator=generator) + torch.randn(dim, generator=generator)
+    vectors = spread * vectors
     query = spread * torch.randn(words, dim, generator=generator) + vectors[torch.arange(words) % len(vectors)]
     if scale is None:
         vectors, query = (torch.nn.functional.normalize(each, dim=1) for each in (vectors, query))

@@ -46,6 +46,8 @@ NORMS = {"none": 0, "l1": 1, "l2": 2}
 AGGREGATIONS = ("logsumexp", "mean", "sum", "max")
 APART = 8
 """Items of a segment to one that is looked at, from which on they are read from the file instead of mapped."""
+ARRAYS = ("lead", "rest", "steps", "errors", "tails", "gram", "reach", "norms")
+"""Of a segment, that the program reads; some may be missing."""
 ESTIMATE = -1
 """Instead of a number of steps: no bound but the score itself, of the vectors that the 8 bits stand for."""
 
@@ -53,7 +55,8 @@ ESTIMATE = -1
 class _Query(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("words", "groups", "lead", "rest", "next")),
-        *((name, ctypes.c_void_p) for name in ("codes", "steps", "coarse_errors", "fine_errors", "norms", "real", "tails")),
+        *((name, ctypes.c_void_p) for name in ("codes", "steps", "coarse_errors", "fine_errors")),
+        *((name, ctypes.c_void_p) for name in ("norms", "real", "tails")),
         *((name, ctypes.c_float) for name in ("fine_step", "spread", "coarse_length", "fine_length")),
         *((name, ctypes.c_int32) for name in ("clips", "norm", "aggregation", "dinkelbach")),
         *((name, ctypes.c_float) for name in ("temperature", "scale", "enough")),
@@ -62,7 +65,7 @@ class _Query(ctypes.Structure):
 
 class _Segment(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("lead", "rest", "steps", "errors", "tails", "gram", "reach", "norms", "mapped")),
+        *((name, ctypes.c_void_p) for name in (*ARRAYS, "mapped")),
         ("file", ctypes.c_int64),
     )
 
@@ -180,8 +183,7 @@ def bounds(
     program = library()
     assert program is not None, "asked before"
     arrays = segment.arrays
-    names = ("lead", "rest", "steps", "errors", "tails", "gram", "reach", "norms")
-    pointers = (arrays[name].ctypes.data if name in arrays else None for name in names)
+    pointers = (arrays[name].ctypes.data if name in arrays else None for name in ARRAYS)
     apart = int(items[-1] - items[0]) >= APART * len(items)
     mapped = np.frombuffer(segment.mapped, np.uint8).ctypes.data
     there = _Segment(*pointers, mapped, segment.descriptor if apart else -1)

@@ -2,14 +2,14 @@
 
 The file is a safetensors file, mapped into memory. Its items are sorted by the number of their vectors, so that they
 fall into runs of equal length, which need no padding. Arrays, `item` for what is there once an image or caption, `row`
-once a vector:
+once a vector (older files have no `tails`):
 
 | array | shape | what |
 |---|---|---|
 | `ids` | (item, byte) | UTF-8, zeros after it |
 | `order` | (item,) | the items in the order of their ids |
 | `lengths` | (item,) | vectors of each, ascending |
-| `scan`, `lead`, `rest`, `steps`, `errors`, `tails` | (row, ...) | the compressed vectors, see `xmodal.search.quantize.Codes`; no `tails` in older indexes |
+| `scan`, `lead`, `rest`, `steps`, `errors`, `tails` | (row, ...) | the compressed vectors, see `xmodal.search.quantize.Codes` |
 | `gram` | (product,) | float16 products of every pair of vectors of an item |
 | `reach` | (row,) | 255 times its cosine, at least, with the direction nearest to all vectors of its item |
 | `norms` | (row,) | lengths of the vectors, where not all are one |
