@@ -9,7 +9,7 @@ once a vector (older files have no `tails`):
 | `ids` | (item, byte) | UTF-8, zeros after it |
 | `order` | (item,) | the items in the order of their ids |
 | `lengths` | (item,) | vectors of each, ascending |
-| `scan`, `lead`, `rest`, `steps`, `errors`, `tails` | (row, ...) | the compressed vectors, see `xmodal.search.quantize.Codes` |
+| `scan`, `lead`, `rest`, `steps`, `errors`, `tails` | (row, ...) | compressed: see `xmodal.search.quantize.Codes` |
 | `gram` | (product,) | float16 products of every pair of vectors of an item |
 | `reach` | (row,) | 255 times its cosine, at least, with the direction nearest to all vectors of its item |
 | `norms` | (row,) | lengths of the vectors, where not all are one |
