@@ -35,8 +35,8 @@ ORDER = [
     "__main__",
     "__init__",
 ]
-"""A room may import the rooms before it, and those beside; heads and objectives nothing but themselves, numerics
-and products."""
+"""A room may import the rooms before it, and those beside; heads and objectives nothing but themselves, masks,
+numerics and products."""
 
 NAMES = ["spelling", "signatures", "schema", "names"]
 """What a name stands for and what it takes, beside the rooms; each may import those before it."""
@@ -44,15 +44,17 @@ NAMES = ["spelling", "signatures", "schema", "names"]
 
 def importable_from(room: str) -> set[str]:
     """The rooms that a room may import."""
-    if room in ("numerics", "products", "inference"):
+    if room in ("masks", "products", "inference"):
         return {room}
+    if room == "numerics":
+        return {room, "masks"}
     if room in ("heads", "objectives"):
-        return {room, "numerics", "products"}
+        return {room, "masks", "numerics", "products"}
     if room in NAMES:
         return set(NAMES[: NAMES.index(room) + 1])
     if room == "data":
         return {room, *NAMES}
-    return {*ORDER[: ORDER.index(room) + 1], "data", *NAMES, "numerics", "products", "inference"}
+    return {*ORDER[: ORDER.index(room) + 1], "data", *NAMES, "masks", "numerics", "products", "inference"}
 
 
 def rooms_imported_by(file: Path) -> set[str]:
@@ -98,9 +100,9 @@ def test_nothing_beyond_torch_is_loaded(fresh_import):
 def test_nothing_but_heads_and_objectives_is_loaded(fresh_import):
     """What makes an import slow is what it loads; how long that takes depends on the machine and what else it does."""
     rooms = {name.split(".")[1] for name in fresh_import if name.startswith("xmodal.")}
-    assert rooms == {"heads", "objectives", "numerics", "products"}
+    assert rooms == {"heads", "objectives", "masks", "numerics", "products"}
     files = [file for room in ("heads", "objectives") for file in (PACKAGE / room).rglob("*.py")]
-    assert len(fresh_import) <= len(files) + 3, "beside them only xmodal itself and its numerics and its products"
+    assert len(fresh_import) <= len(files) + 4, "beside them only xmodal itself, its masks, numerics and products"
 
 
 def test_names_that_are_loaded_later_complete():

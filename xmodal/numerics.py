@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 
+from xmodal.masks import note_full, real_places
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
@@ -98,7 +100,10 @@ def full_mask(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item
         >>> full_mask(torch.randn(1, 3, 8), None)
         tensor([[True, True, True]])
     """
-    return torch.ones(items.shape[:2], dtype=torch.bool, device=items.device) if mask is None else mask
+    if mask is not None:
+        return mask
+    mask = torch.ones(items.shape[:2], dtype=torch.bool, device=items.device)
+    return mask if torch.compiler.is_compiling() else note_full(mask)
 
 
 def unit_means(
@@ -133,8 +138,9 @@ def normed_real(
         tensor([-1.,  1.,  0.])
     """
     if norm.training:
-        real = norm(items[mask])
-        return real.new_zeros(items.shape).masked_scatter(mask[..., None], real)
+        places = real_places(mask)
+        real = norm(items.flatten(0, 1)[places])
+        return real.new_zeros(items.shape).flatten(0, 1).index_copy(0, places, real).view_as(items)
     return norm(items.flatten(0, 1)).view_as(items).masked_fill(~mask[..., None], 0.0)
 
 

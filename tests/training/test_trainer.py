@@ -305,9 +305,12 @@ def test_features_stay_as_stored_until_they_are_on_the_device(config, change, re
     task = MatchingTask(config, torch.device("cpu"))
     batch = task.dataset.__getitems__([3, 1])
     assert batch.images.regions.dtype == torch.float16
-    prepared = task.prepare(batch)
-    assert prepared.images.regions.dtype == torch.float32
-    assert torch.equal(prepared.images.regions, RegionStore(halves / "train.h5").batch(batch.image).regions)
+    prepared, seen = task.prepare(batch), []
+    assert prepared.images.regions.dtype == torch.float16
+    task.model.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].regions))
+    task.step_module(prepared, step=0)
+    assert torch.equal(seen[0], RegionStore(halves / "train.h5").batch(batch.image).regions)
+    assert seen[0].dtype == torch.float32
     train(config)
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from xmodal.encoders.base import TextEncoder, check_dropout
 from xmodal.heads.recurrent import read_in_order
+from xmodal.masks import comes_first, first_empty
 from xmodal.numerics import DropShare, Size, SizeOrNone  # noqa: TC001  # ranges are read at run time
 
 if TYPE_CHECKING:
@@ -108,5 +109,5 @@ class GRUEncoder(TextEncoder):
 
 
 def _check_order(word_mask: Bool[Tensor, "caption word"]) -> None:
-    if bool((word_mask[:, 1:] > word_mask[:, :-1]).any()) or not bool(word_mask[:, 0].all()):
+    if not comes_first(word_mask) or first_empty(word_mask) is not None:
         raise ValueError("word_mask must be True for the first words of a caption and False after them")

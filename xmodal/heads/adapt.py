@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from xmodal.heads.attention import Direction, real_lengths, tile_bytes
+from xmodal.heads.attention import Direction, tile_bytes
 from xmodal.heads.base import Head, check_inputs, check_items, unit_length
 from xmodal.heads.foveae import Fovea, foveal_sums
 from xmodal.heads.foveal_maxima import Asked, maxima_sums
 from xmodal.heads.pooling import POOLERS, make_pooler
-from xmodal.numerics import Positive, Size, at_least_float32, full_mask, no_autocast
+from xmodal.masks import lengths
+from xmodal.numerics import Positive, Size, at_least_float32, full_mask, no_autocast, normed_real
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -211,9 +212,7 @@ class ADAPT(Head):
     def _values(
         self, items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"]
     ) -> Float[Tensor, "set item dim"]:
-        items = items.to(self.gain.weight.dtype)
-        real = self.norm(items[mask])  # only real items enter the batch statistics
-        return real.new_zeros(items.shape).masked_scatter(mask[..., None], real)
+        return normed_real(self.norm, items.to(self.gain.weight.dtype), mask)
 
     def _queries(
         self, items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"]
@@ -228,7 +227,7 @@ class ADAPT(Head):
         mask: Bool[Tensor, "set item"],
     ) -> Float[Tensor, "set query"]:
         """All sets against all queries, a block of queries at a time."""
-        longest = int(real_lengths(mask).max())
+        longest = max(lengths(mask))
         values, mask, queries = at_least_float32(values[:, :longest]), mask[:, :longest], at_least_float32(queries)
         if not torch.is_grad_enabled():
             cosines = foveated_cosines if self.direction == "t2i" else cosines_with_maxima

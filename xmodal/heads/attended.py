@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from xmodal.masks import is_full
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -83,7 +85,7 @@ def _attend(
     spare = torch.empty_like(logits)
     lengths = torch.mul(logits, logits, out=spare).sum(dim=2, keepdim=True).clamp_min_(tiny).sqrt_()
     weights = logits.mul_((lengths + how.epsilon).reciprocal_().mul_(how.temperature * log2(euler))).exp2_()
-    if not bool(mask.all()):
+    if not is_full(mask):
         weights.masked_fill_(~mask[:, :, None, None], 0.0)
     if how.focus is not None:
         weights = how.focus(weights, mask)

@@ -23,6 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from xmodal.heads.attended import STEEPEST, How, attended_cosines
+from xmodal.masks import lengths, split, taken
 from xmodal.numerics import at_least_float32, full_mask, no_autocast
 from xmodal.products import inner_products
 
@@ -328,30 +329,24 @@ def _score_products(
 
 def _sort_by_length(side: Side) -> tuple[Side, Int[Tensor, " set"]]:
     """The sets from short to long, and where each of them went."""
-    lengths = real_lengths(side.mask)
-    if bool((lengths[1:] >= lengths[:-1]).all()):
-        return side, torch.arange(len(lengths), device=lengths.device)
-    order = lengths.argsort(stable=True)
-    return Side(*(field[order] for field in side)), order.argsort()
+    ends = lengths(side.mask)
+    order = sorted(range(len(ends)), key=ends.__getitem__)
+    there = torch.tensor(order, device=side.mask.device)
+    if order == list(range(len(ends))):
+        return side, there
+    items, norms, gram = (field[there] for field in (side.items, side.norms, side.gram))
+    return Side(items, taken(side.mask, order), norms, gram), there.argsort()
 
 
 def _split_and_crop(side: Side, size: int) -> list[Side]:
     """Tiles of at most `size` sets, each without the padding that all its sets share."""
     tiles = []
     # split, not slices: the gradient of a slice is a whole tensor of zeros a tile
-    for items, mask, norms, gram in zip(*(field.split(size) for field in side), strict=True):
-        longest = int(real_lengths(mask).max())
-        tiles.append(Side(items[:, :longest], mask[:, :longest], norms[:, :longest], gram[:, :longest, :longest]))
+    fields = (field.split(size) for field in (side.items, side.norms, side.gram))
+    for items, norms, gram, mask in zip(*fields, split(side.mask, size), strict=True):
+        longest = mask.shape[1]
+        tiles.append(Side(items[:, :longest], mask, norms[:, :longest], gram[:, :longest, :longest]))
     return tiles
-
-
-def real_lengths(mask: Bool[Tensor, "set item"]) -> Int[Tensor, " set"]:
-    """One past the last real item of every set; real items may have gaps between them.
-
-    >>> real_lengths(torch.tensor([[True, False, True, False], [True, False, False, False]]))
-    tensor([3, 1])
-    """
-    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
 
 
 def aligned_products(contexts: Side, queries: Side) -> Float[Tensor, "pair context query 1"]:

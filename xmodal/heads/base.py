@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from xmodal.heads.comparison import Declared, InnerProduct
+from xmodal.masks import first_empty
 from xmodal.numerics import full_mask
 
 if TYPE_CHECKING:
@@ -306,8 +307,8 @@ def check_items(
             )
     if torch.compiler.is_compiling():
         return  # values cannot be read while a graph is being traced; shapes above still are
-    if mask is not None and not bool(mask.any(dim=1).all()):
-        empty = (~mask.any(dim=1)).nonzero()[0].item()
+    empty = None if mask is None else first_empty(mask)
+    if empty is not None:
         raise ValueError(f"{axes.split()[0]} {empty} has no real {axes.split()[1]} in {mask_name}; remove it first")
     if validate:
         finite = items.isfinite().all(dim=-1)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from xmodal.heads.chebyshev import parts, series_of
+from xmodal.masks import is_full
 from xmodal.products import inner_products
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def foveated_means(
     low = values.masked_fill(~mask[..., None], math.inf).amin(dim=1, keepdim=True)
     high = values.masked_fill(~mask[..., None], -math.inf).amax(dim=1, keepdim=True)
     below, above = values - high, values - low
-    padded = None if bool(mask.all()) else ~mask[..., None]
+    padded = None if is_full(mask) else ~mask[..., None]
     means = []
     for scale in scales.unbind(dim=-2):
         scale = scale if scale.ndim == 1 else scale[:, None]

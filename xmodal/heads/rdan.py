@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from xmodal.heads.attention import real_lengths, tile_bytes
+from xmodal.heads.attention import tile_bytes
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, every_pair, unit_length, xavier
+from xmodal.masks import lengths
 from xmodal.numerics import Positive, Size, at_least_float32, full_mask
 
 if TYPE_CHECKING:
@@ -129,17 +130,17 @@ class RDANStyle(Head):
             image, caption = every_pair(images, captions)
             pairs = self._attend(images[image], captions[caption], region_mask[image], word_mask[caption])
             return pairs.scores.view(images.shape[0], captions.shape[0])
-        lengths = real_lengths(word_mask)
+        ends = torch.tensor(lengths(word_mask))
         size = max(1, tile_bytes(images.device) // (self.pair_bytes(images[:1], captions[:1]) * len(images)))
 
         def column(some: Tensor) -> Float[Tensor, "image caption"]:
-            longest = int(lengths[some].max())
+            longest = int(ends[some].max())
             image = torch.arange(len(images), device=images.device).repeat_interleave(len(some))
             caption = some.repeat(len(images))
             words, real = captions[caption, :longest], word_mask[caption, :longest]
             return self._attend(images[image], words, region_mask[image], real).scores.view(-1, len(some))
 
-        order = lengths.argsort()
+        order = ends.argsort()
         if torch.is_grad_enabled():  # the relations of all pairs would not fit beside one another
             columns = [checkpoint(column, some, use_reentrant=False) for some in order.split(size)]
         else:

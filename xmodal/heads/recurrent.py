@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from xmodal.heads.packed_gru import gru_states
+from xmodal.masks import counts
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -39,7 +40,8 @@ def read_in_order(
     """
     if torch.compiler.is_exporting():
         return _step_by_step(rnn, items, mask)
-    packed = pack_padded_sequence(items, mask.sum(dim=1).cpu(), batch_first=True, enforce_sorted=False)
+    held = torch.tensor(counts(mask), device="cpu")
+    packed = pack_padded_sequence(items, held, batch_first=True, enforce_sorted=False)
     return pad_packed_sequence(gru_states(rnn, packed), batch_first=True, total_length=items.shape[1])[0]
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from xmodal.heads.attention import attention_weights, real_lengths, tile_bytes
+from xmodal.heads.attention import attention_weights, tile_bytes
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length, xavier
 from xmodal.heads.pooling import POOLERS, make_pooler
 from xmodal.heads.scan import scan_attention
+from xmodal.masks import lengths
 from xmodal.numerics import Positive, Size, at_least_float32, full_mask
 
 if TYPE_CHECKING:
@@ -214,13 +215,13 @@ class SGRAF(Head):
 
     def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
         region_mask, word_mask = full_mask(images[:, 1:], region_mask), full_mask(captions[:, 1:], word_mask)
-        lengths = real_lengths(word_mask)
-        order = lengths.argsort(descending=True, stable=True)  # as the released loader brings them
+        ends = torch.tensor(lengths(word_mask))
+        order = ends.argsort(descending=True, stable=True)  # as the released loader brings them
         size = images.element_size() * len(images) * captions[0, 1:].numel()
         blocks = [
             self._compare_block(images, captions[some, : 1 + longest], region_mask, word_mask[some, :longest])
             for some in order.split(max(1, tile_bytes(images.device) // size))
-            for longest in [int(lengths[some[0]])]
+            for longest in [int(ends[some[0]])]
         ]
         return torch.cat(blocks, dim=1)[:, order.argsort()]
 

@@ -10,7 +10,8 @@ from torch import nn
 from xmodal.heads.base import Attention, Explanation, Head, ImageStages, check_inputs, check_items, unit_length
 from xmodal.heads.comparison import InnerProduct
 from xmodal.heads.recurrent import read_in_order
-from xmodal.numerics import Size, at_least_float32, check_count, full_mask, no_autocast
+from xmodal.masks import comes_first
+from xmodal.numerics import Size, at_least_float32, check_count, full_mask, no_autocast, normed_real
 from xmodal.products import Linear, inner_products, linear
 
 if TYPE_CHECKING:
@@ -119,11 +120,7 @@ class RegionGraph(nn.Module):
             return self._joined(regions, region_mask)
         messages = region_relationship(self.subject(regions), self.object(regions), self.value(regions), region_mask)
         update = self.output(messages)
-        if not self.training:
-            update = self.norm(update.flatten(0, 1)).view_as(update)
-            return regions + update.masked_fill(~region_mask[..., None], 0.0)
-        update = self.norm(update[region_mask])  # only real regions enter the batch statistics
-        return regions + update.new_zeros(regions.shape).masked_scatter(region_mask[..., None], update)
+        return regions + normed_real(self.norm, update, region_mask)
 
     def _joining_pays(self, regions: Float[Tensor, "image region dim"]) -> bool:
         """Whether so many regions only pass through that two products of weights cost less than two of regions."""
@@ -273,7 +270,7 @@ class VSRN(Head):
         if items.shape[-1] != self.dim:
             raise ValueError(f"{name} have dim {items.shape[-1]}, this head was built with dim={self.dim}")
         mask = full_mask(items, mask)
-        if not torch.compiler.is_compiling() and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        if not torch.compiler.is_compiling() and not comes_first(mask):
             raise ValueError(f"{mask_name} must be True for the first items and False after them: a GRU reads in order")
         return mask
 

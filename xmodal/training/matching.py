@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xmodal.data import PairDataset
-from xmodal.data.image_source import in_float32
 from xmodal.data.split import Split, open_source, open_vocabulary, split_captions
 from xmodal.data.tokenized import KeptTokens
 from xmodal.data.word_vectors import load_word_vectors
@@ -104,12 +103,11 @@ class MatchingTask:
         return ShuffledBatches(len(self.dataset), self.config.batch_size, self.config.seed, process, processes)
 
     def prepare(self, batch: PairBatch) -> PairBatch:
-        """What the data's options do to a batch at random, view by view; float32 from here on."""
+        """What the data's options do to a batch at random, view by view."""
         data = self.config.data
         batch = repeated(batch, data.views) if data.views > 1 else batch
         batch = batch if self._corrupt is None else self._corrupt(batch)
-        batch = shrink(batch, data.drop_regions, data.drop_words)
-        return batch._replace(images=in_float32(batch.images))
+        return shrink(batch, data.drop_regions, data.drop_words)
 
     def describe(self, group: list[PairBatch]) -> str:
         """The images and captions of some batches."""

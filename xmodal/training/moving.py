@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from accelerate.utils import send_to_device
 
+from xmodal.masks import note
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -37,7 +39,20 @@ def moved(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         computing.wait_stream(stream)
         for tensor in _tensors(copy):  # made in one stream, used in another: its memory is free after both
             tensor.record_stream(computing)
-        yield copy
+        yield noted(copy, batch)
+
+
+def noted(copy: Batch, batch: Batch) -> Batch:
+    """A copy of a batch; what its masks hold is noted by those of the batch, so that the device need not be asked.
+
+    >>> mask = torch.tensor([[True, False]])
+    >>> noted((mask.clone(),), (mask,))
+    (tensor([[ True, False]]),)
+    """
+    for tensor, host in zip(_tensors(copy), _tensors(batch), strict=True):
+        if host.dtype == torch.bool and host.ndim == 2:
+            note(tensor, host)
+    return copy
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from xmodal.data.image_source import in_float32
 from xmodal.evaluation.alignment import alignment_of, alignment_sums
 from xmodal.objectives.addr import DomainFeatures
 from xmodal.objectives.captioning import caption_labels
@@ -62,7 +63,7 @@ class MatchingStep(nn.Module):
         """
         head, captioner = self.matcher.head.in_stages, self.matcher.captioner
         # States that a captioner and an adversary read too: they are computed once for all.
-        regions, region_mask = self.matcher.image_encoder(batch.images)
+        regions, region_mask = self.matcher.image_encoder(in_float32(batch.images))  # features come as stored
         states, domain, images = head.image_stages(regions, region_mask)
         words = self.matcher.encode_captions(batch.tokens, batch.word_mask)
         captions, word_mask = gather(head.embed_captions(words, batch.word_mask)), gather(batch.word_mask)

@@ -79,7 +79,7 @@ class Task(Protocol):
         ...
 
     def prepare(self, batch: Any) -> Any:
-        """A batch on the device as training wants it: augmented."""
+        """A batch as training wants it: augmented, where it was read, so that what its masks hold is known there."""
         ...
 
     def describe(self, group: list[Any]) -> str:

@@ -153,11 +153,10 @@ class _Run:
         accelerator = self.accelerator
         self.step_module.train()
         losses: list[dict[str, torch.Tensor]] = []
-        for batch in moved(group, accelerator.device):
-            prepared = self.task.prepare(batch)
+        for batch in moved(map(self.task.prepare, group), accelerator.device):
             is_last = len(losses) == len(group) - 1
             with contextlib.nullcontext() if is_last else accelerator.no_sync(self.step_module):
-                terms = self.step_module(prepared, self.step, *self._opponents)
+                terms = self.step_module(batch, self.step, *self._opponents)
                 accelerator.backward(terms["total"] / len(group))
             losses.append({name: term.detach() for name, term in terms.items()})
         norms = {name: value for opponent in self._opponents for name, value in opponent.gradient_norms().items()}

@@ -10,6 +10,7 @@ from torch import nn
 
 from xmodal.heads.pooling.base import Pooler
 from xmodal.heads.recurrent import read_in_order
+from xmodal.masks import counts, note
 from xmodal.numerics import Positive, Size, at_least_float32
 
 if TYPE_CHECKING:
@@ -86,22 +87,24 @@ class GPO(Pooler):
         self.linear = nn.Linear(hidden_dim, 1, bias=False)
 
     def weights(self, sizes: Int[Tensor, " set"], length: int) -> Float[Tensor, "set item"]:
-        """The weights of the ranks in sets of these sizes, padded with zeros to a length."""
+        """The weights of the ranks in sets of these sizes, best given on the host, padded with zeros to a length."""
         if torch.compiler.is_exporting():  # how many different sizes there are depends on values
             distinct, which, longest = sizes, torch.arange(sizes.shape[0], device=sizes.device), length
         else:
             distinct, which = sizes.unique(return_inverse=True)  # sets of one size share their weights
             longest = int(distinct.max())
         codes = position_codes(longest, self.code_dim).to(self.linear.weight)
-        beyond = torch.arange(longest, device=sizes.device) >= distinct[:, None]
-        states = read_in_order(self.rnn, codes.expand(distinct.shape[0], -1, -1), ~beyond)
+        there = torch.arange(longest, device=sizes.device) < distinct[:, None]
+        real = there if torch.compiler.is_exporting() else note(there.to(codes.device), there)
+        states = read_in_order(self.rnn, codes.expand(distinct.shape[0], -1, -1), real)
         forward, backward = states.chunk(2, dim=-1)
         logits = at_least_float32(self.linear((forward + backward) / 2)[..., 0]) / self.temperature
-        weights = logits.masked_fill(beyond, float("-inf")).softmax(dim=1)
-        return nn.functional.pad(weights, (0, length - longest))[which]
+        weights = logits.masked_fill(~real, float("-inf")).softmax(dim=1)
+        return nn.functional.pad(weights, (0, length - longest))[which.to(codes.device)]
 
     def pool(self, items, mask):  # noqa: D102
-        return gpo_pool(items, mask, self.weights(mask.sum(dim=1), mask.shape[1]).to(items.dtype))
+        sizes = mask.sum(dim=1) if torch.compiler.is_exporting() else torch.tensor(counts(mask))
+        return gpo_pool(items, mask, self.weights(sizes, mask.shape[1]).to(items.dtype))
 
     def __repr__(self) -> str:
         return f"GPO(temperature={self.temperature})"

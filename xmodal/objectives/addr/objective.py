@@ -188,7 +188,9 @@ class ADDR(DomainObjective):
             weight_slope, bias_slope = torch.autograd.grad(len(scores) * self.lambda_reg * reg, leaves)
         # The mean over the terms of those pairs in which a discriminator takes part: early in training one caption is
         # the hardest negative of nearly every image, and the sum would throw its discriminator far off.
-        parts = 1 + torch.cat(hard_negatives(scores, items.image)).bincount(minlength=len(scores))
+        hardest = torch.cat(hard_negatives(scores, items.image))
+        one = items.share.new_ones(len(hardest))
+        parts = one[: len(scores)].index_add(0, hardest, one)  # bincount would wait for a GPU
         items_per_pair = items.share.sum(dim=1).mean()
         rate = self.rate / (parts * items_per_pair)  # of the same length whether errors are sums or means over items
         return Discriminators(fitted.weight - rate[:, None] * weight_slope, fitted.bias - rate * bias_slope)
