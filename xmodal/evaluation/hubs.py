@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS
 from xmodal.evaluation.relevance import DIRECTIONS, query_scores
@@ -114,7 +115,8 @@ def occurrences(scores: Float[Tensor, "image caption"], direction: Direction, *,
         raise ValueError(f"k is {k}; wanted at least one answer of a query to look at")
     queries, items = scores.shape[:: 1 if direction == "i2t" else -1]
     counts = torch.zeros(items, dtype=torch.int64)
-    for chosen in torch.arange(queries).split(max(1, BLOCK_ELEMENTS // items)):
+    blocks = torch.arange(queries).split(max(1, BLOCK_ELEMENTS // items))
+    for chosen in _barred(blocks, "looking for hubs", "block"):
         first, is_first = first_answers(query_scores(scores, chosen, direction), k)
         counts += torch.bincount(first[is_first], minlength=items)
     return counts
@@ -284,7 +286,7 @@ def sinkhorn_potentials(
     check_number("rounds", rounds, least=1)
     images, captions = sum(map(len, parts)), parts[0].shape[1]
     log_u, log_v = torch.zeros(images).double(), torch.zeros(captions).double()
-    for _ in range(rounds):
+    for _ in _barred(range(rounds), "making up for hubs", "round"):
         of_rows, shares = [], torch.zeros(captions).double()
         for part in _kernels(parts, temperature):
             largest = part.add_(log_v).amax(dim=1)
@@ -421,6 +423,11 @@ def _rows(scores: Float[Tensor, "image caption"]) -> Iterator[Float[Tensor, "som
     """Images of a matrix, some at a time, on the CPU in float64."""
     for part in scores.split(max(1, BLOCK_ELEMENTS // scores.shape[1])):
         yield part.to("cpu", torch.float64)
+
+
+def _barred(steps: Sequence[Any], what: str, unit: str) -> Iterator[Any]:
+    """Steps with a progress bar, which appears where they take long and leaves nothing behind."""
+    yield from tqdm(steps, what, unit=unit, delay=2, leave=False)
 
 
 def _over_rows(parts: Iterable[Float[Tensor, "some_image caption"]]) -> Float[Tensor, " caption"]:
