@@ -31,10 +31,10 @@ def board(data, tmp_path):
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_head_is_that_of_its_recipe_in_a_smaller_space(board, name):
-    everyone = Leaderboard(**{**vars(board), "heads": tuple(ENTRIES)})
+    everyone = Leaderboard(**{**vars(board), "heads": tuple(ENTRIES), "dim": 32})
     run = next(run for run in runs_of(everyone) if run.head == name)
     config = configured(everyone, run)
-    assert config.model.image["dim"] == 8
+    assert config.model.image["dim"] == run.dim
     assert config.model.word_vectors is None
     assert (config.epochs, config.optimizer.learning_rate, config.optimizer.schedule) == (1, 1e-3, "cosine")
     objective = config.objective
@@ -57,7 +57,7 @@ def test_runs_are_trained_once_and_the_page_has_them_all(board, capsys):
         assert line["training_seconds"] > 0
         assert line["scoring_seconds_a_million"] > 0
     page = board.page.read_text()
-    rows = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in page.splitlines() if row.startswith("|")}
+    rows = {row.split("|")[1].strip(): row.split("|")[4].strip() for row in page.splitlines() if row.startswith("|")}
     assert {name: rows[name] for name in board.heads} == dict.fromkeys(board.heads, "2")
     assert not list(board.output.iterdir())
     capsys.readouterr()
@@ -65,6 +65,17 @@ def test_runs_are_trained_once_and_the_page_has_them_all(board, capsys):
     assert len(board.record.read_text().splitlines()) == len(lines)
     program.main(Leaderboard(**{**vars(board), "seeds": 3, "only_list": True}))
     assert "2 runs are left" in capsys.readouterr().out
+
+
+def test_what_takes_longest_is_trained_once_in_a_smaller_space(board):
+    runs = runs_of(Leaderboard(**{**vars(board), "dim": 32, "heads": ("RDAN-style", "GPO", "SGRAF SGR")}))
+    order = [("RDAN-style", 0, 8), ("GPO", 0, 32), ("SGRAF SGR", 0, 32), ("GPO", 1, 32)]
+    assert [(run.head, run.seed, run.dim) for run in runs] == order
+    planned = [run for run in runs_of(Leaderboard()) if run.head == "GPO" and run.seed == 0]
+    assert [(run.data_set, run.dim, run.epochs) for run in planned] == [
+        ("coco_objects", 256, 3),
+        ("flickr8k_full", 128, 2),
+    ]
 
 
 def test_wrong_names_are_refused():

@@ -82,7 +82,7 @@ measured in every one."""
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as a run of 10 to 15 minutes of one core takes it."""
+    """A data set as a run of a few minutes of one core takes it."""
 
     epochs: int
     drop: float
@@ -92,6 +92,6 @@ class Source:
 
 
 SOURCES = {
-    "coco_objects": Source(epochs=3, drop=0.2, minutes=5.0),
-    "flickr8k_full": Source(epochs=5, drop=0.0, minutes=15.0),
+    "coco_objects": Source(epochs=3, drop=0.2, minutes=1.8),
+    "flickr8k_full": Source(epochs=3, drop=0.0, minutes=3.8),
 }

@@ -6,12 +6,12 @@
     OMP_NUM_THREADS=1 python -m scripts.experiments.addr.evidence --data-sets coco_objects --heads "SCAN t-i LSE"
     python -m scripts.experiments.addr.evidence --regimes all hinge "10% of the images"
 
-`flickr8k_full` is made as Flickr8k in docs/results/matching.md. Each head has its baseline tuned first (dropout,
-temperature, epochs), then the weight of what each arm adds, both on the dev split with a seed of their own; then the
-arms are compared over seeds, and each of those runs reads the test split once. The result of every run is appended
-whole to one file as it ends, with how words and regions lay in its course. Runs that are in the file are not done
-again, whichever machine did them; the same command started twice shares the runs between two processes, and a run that
-was stopped goes on.
+`flickr8k_full` is made as Flickr8k in docs/results/matching.md, with `--max-regions 12`. Each head has its baseline
+tuned first (dropout, temperature, epochs), then the weight of what each arm adds, both on the dev split with a seed of
+their own; then the arms are compared over seeds, and each of those runs reads the test split once. The result of every
+run is appended whole to one file as it ends, with how words and regions lay in its course. Runs that are in the file
+are not done again, whichever machine did them; the same command started twice shares the runs between two processes,
+and a run that was stopped goes on.
 """
 
 from __future__ import annotations

@@ -32,9 +32,25 @@ class Entry:
     """What is otherwise than in the recipe, part by part."""
     note: str = ""
     """Why."""
+    batch_size: int = TrainConfig.batch_size
+    """A head that computes something anew for every pair takes smaller batches, which have fewer pairs an epoch."""
+    validation_images: int = 0
+    """How many of the dev split tell the best checkpoint; 0 for all."""
+    narrow: int = 1
+    """By what the dim of the joint space is divided."""
+    once: bool = False
+    """Whether a run takes so long that there is one."""
 
+
+FEWER: dict[str, Any] = {"batch_size": 32}
+SLOW: dict[str, Any] = {**FEWER, "validation_images": 100, "once": True}
+SLOWEST: dict[str, Any] = {**SLOW, "narrow": 4}
+"""What a head takes less of that computes so much for every pair."""
 
 GRU = {"name": "gru", "word_dim": 300, "bidirectional": True, "normalize": False}
+
+WORDS = {"text": {**GRU, "normalize": True}}
+BY_CHANNEL = "batch norm by channel, as images have any number of regions"
 
 ENTRIES: dict[str, Entry] = {
     "mean of regions, mean of words": Entry(
@@ -46,13 +62,13 @@ ENTRIES: dict[str, Entry] = {
     "BFAN prob": Entry("bfan_prob_f30k"),
     "VSRN": Entry("vsrn_f30k"),
     "MTFN": Entry("mtfn_f30k"),
-    "DP-RNN word": Entry("dprnn_word_f30k"),
-    "DP-RNN object": Entry("dprnn_object_f30k"),
-    "RDAN-style": Entry("rdan_style_f30k", note="our reading of an abstract"),
-    "ADAPT t2i": Entry("adapt_t2i_f30k", {"text": {**GRU, "normalize": True}}, "without GloVe"),
-    "ADAPT i2t": Entry("adapt_i2t_f30k", {"text": {**GRU, "normalize": True}}, "without GloVe"),
-    "SGRAF SAF": Entry("sgraf_saf_f30k", note="batch norm by channel: images have any number of regions"),
-    "SGRAF SGR": Entry("sgraf_sgr_f30k", note="batch norm by channel: images have any number of regions"),
+    "DP-RNN word": Entry("dprnn_word_f30k", **SLOWEST),
+    "DP-RNN object": Entry("dprnn_object_f30k", **SLOWEST),
+    "RDAN-style": Entry("rdan_style_f30k", note="our reading of an abstract", **SLOWEST),
+    "ADAPT t2i": Entry("adapt_t2i_f30k", WORDS, "without GloVe", **FEWER),
+    "ADAPT i2t": Entry("adapt_i2t_f30k", WORDS, "without GloVe", **FEWER),
+    "SGRAF SAF": Entry("sgraf_saf_f30k", note=BY_CHANNEL, **SLOW),
+    "SGRAF SGR": Entry("sgraf_sgr_f30k", note=BY_CHANNEL, **SLOW),
     "GPO": Entry("gpo_f30k", {"text": GRU}, "with a bi-GRU"),
     "CHAN": Entry("chan_f30k", note="without GloVe"),
     "NAAF": Entry("naaf_f30k"),
@@ -80,11 +96,12 @@ def configure(entry: Entry, *, data: Path, output: Path, dim: int, epochs: int, 
         TrainConfig,
         {
             "output": str(output),
-            "data": {**recipe["data"], "folder": str(data), "validation_images": 0},
+            "data": {**recipe["data"], "folder": str(data), "validation_images": entry.validation_images},
             "model": model,
             "objective": _begun(recipe["objective"], steps),
             "optimizer": _shortened(recipe["optimizer"]),
             "epochs": epochs,
+            "batch_size": entry.batch_size,
             "keep": 1,
             "seed": seed,
         },
