@@ -75,7 +75,8 @@ def test_pairs_are_the_diagonal(head, batch):
 def test_the_size_of_a_tile_changes_nothing(head, batch, tile_bytes):
     expected = gradients(head, batch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(attention.TILE_BYTES, "cpu", tile_bytes)
+        patch.setitem(attention.PRODUCTS_BYTES, "cpu", tile_bytes)
+        patch.setattr(attention, "LANES", 1)
         for tiled, whole in zip(gradients(head, batch), expected, strict=True):
             torch.testing.assert_close(tiled, whole)
 

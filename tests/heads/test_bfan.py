@@ -137,7 +137,8 @@ def test_pairs_are_the_diagonal(focal):
 def test_tiles_do_not_matter(monkeypatch):
     batch = random_batch(7, 6, 4, 6, 5, dim=3)
     whole = bfan_scores(*batch)
-    monkeypatch.setattr("xmodal.heads.attention.TILE_BYTES", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr("xmodal.heads.attention.PRODUCTS_BYTES", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr("xmodal.heads.attention.LANES", 1)
     torch.testing.assert_close(bfan_scores(*batch), whole, atol=1e-12, rtol=0)
 
 

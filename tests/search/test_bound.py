@@ -159,17 +159,3 @@ def test_the_program_serves_what_it_computes():
     assert served == [how.focal is None and how.normalization != "softmax" for how in OPTIONS]
     assert not native.served(OPTIONS[0], (False,), 5)
     assert not native.served(OPTIONS[0], (True,), native.MOST_WORDS + 1)
-
-
-def test_a_compiler_that_fails_is_named_and_a_lack_of_one_is_no_error(monkeypatch, caplog, tmp_path):
-    make = native.library.__wrapped__
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", "/bin/false")
-    assert make() is None
-    assert "/bin/false could not make a program" in caplog.text
-    monkeypatch.delenv("CXX")
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    assert make() is None
-    monkeypatch.setenv("XMODAL_NATIVE", "0")
-    assert make() is None
-    assert not list(tmp_path.rglob("*.so"))

@@ -99,6 +99,16 @@ def test_a_resumed_run_that_cannot_multiply_as_it_did_says_so(config, change, si
     assert "goes on, but not bit for bit: float32 products on 1 threads were cublas's" in capsys.readouterr().out
 
 
+def test_a_resumed_run_that_attends_otherwise_says_so(config, change, signal_at, monkeypatch, capsys):
+    signal_at(2)
+    with pytest.raises(Interrupted):
+        train(config)
+    then = checkpoints.load_checkpoint(config.output)["environment"]["attention"]
+    monkeypatch.setattr(checkpoints, "is_compiled", lambda: then != "compiled")
+    train(change(config, resume=True))
+    assert f"attention was computed otherwise, {then!r} then" in capsys.readouterr().out
+
+
 def _with_other_products(load):
     def loaded(folder):
         state = load(folder)

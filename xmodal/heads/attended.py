@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from xmodal.heads.attended_program import Attending, Slopes, Sums, is_served
 from xmodal.masks import is_full
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float
     from torch import Tensor
+
+    from xmodal.heads.comparison import Focal
 
 STEEPEST = 20.0
 """The largest temperature: exp of the logits, which are at most that large, stays far from the ends of float32."""
@@ -38,7 +41,10 @@ class How(NamedTuple):
     """Of the leaky ReLU before the normalization; 1 for none."""
     temperature: float
     epsilon: float
+    focal: Focal | None
+    """Name of the focal function, for the program."""
     focus: Callable[[Tensor, Tensor], Tensor] | None
+    """What it does to weights."""
     plain: Callable[..., Tensor]
     """The same by operations with gradients of any order."""
 
@@ -54,32 +60,26 @@ def attended_cosines(
 
     >>> import torch
     >>> products, gram = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1), torch.eye(2)[None]
-    >>> how = How(0.1, 9.0, 1e-8, None, lambda *_: _)
+    >>> how = How(0.1, 9.0, 1e-8, None, None, lambda *_: _)
     >>> attended_cosines(products, gram, torch.full((1, 1, 1), 2.0), torch.ones(1, 2, dtype=torch.bool), how)
     tensor([[[1.]]])
     """
     if torch.is_grad_enabled() and (products.requires_grad or gram.requires_grad or norms.requires_grad):
         return _Attended.apply(products, gram, norms, mask, how)  # type: ignore[return-value]
-    return _attend(products, gram, norms, mask, how)[0]
+    return _cosines(norms, _attend(products, gram, mask, how)[0], how)
 
 
 class _Kept(NamedTuple):
-    """Of the forward pass; the first two are as large as the products."""
+    """Of the forward pass by torch, as large as the products."""
 
     weights: Tensor
     spread: Tensor
-    inverse: Tensor
-    """One over the sum of a query's weights."""
-    lengths: Tensor
-    """Of the products of a context item with a set of queries."""
-    dots: Tensor
-    squares: Tensor
-    """Of the attended contexts' lengths."""
 
 
-def _attend(
-    products: Tensor, gram: Tensor, norms: Tensor, mask: Tensor, how: How
-) -> tuple[Float[Tensor, "context_item query query_item"], _Kept]:
+def _attend(products: Tensor, gram: Tensor, mask: Tensor, how: How) -> tuple[Sums, _Kept | None]:
+    """What the cosines are made of; by the program nothing is kept that is as large as the products."""
+    if (how.focal is None) == (how.focus is None) and is_served(products):
+        return _program(products, gram, mask, how).sums(), None
     tiny = torch.finfo(products.dtype).tiny
     logits = _clip(products, how)
     spare = torch.empty_like(logits)
@@ -89,13 +89,22 @@ def _attend(
         weights.masked_fill_(~mask[:, :, None, None], 0.0)
     if how.focus is not None:
         weights = how.focus(weights, mask)
-    inverse = weights.sum(dim=1).reciprocal_()
+    totals = weights.sum(dim=1)
+    inverse = totals.reciprocal()
     dots = torch.mul(weights, products, out=spare).sum(dim=1).mul_(inverse)
     spread = (gram @ weights.flatten(2)).view_as(weights)
     squares = torch.mul(weights, spread, out=spare).sum(dim=1).mul_(inverse).mul_(inverse)
-    both = norms * squares.clamp_min(tiny).sqrt_()
-    cosines = (dots / both.clamp_min(how.epsilon)).masked_fill_(both < how.epsilon**2, 0.0)
-    return cosines, _Kept(weights, spread, inverse, lengths, dots, squares)
+    return Sums(totals, dots, squares, lengths.squeeze(2)), _Kept(weights, spread)
+
+
+def _program(products: Tensor, gram: Tensor, mask: Tensor, how: How) -> Attending:
+    options = {"slope": how.slope, "temperature": how.temperature, "epsilon": how.epsilon, "focal": how.focal}
+    return Attending(products, gram, mask, **options)
+
+
+def _cosines(norms: Tensor, sums: Sums, how: How) -> Float[Tensor, "context_item query query_item"]:
+    both = norms * sums.squares.clamp_min(torch.finfo(norms.dtype).tiny).sqrt_()
+    return (sums.dots / both.clamp_min(how.epsilon)).masked_fill_(both < how.epsilon**2, 0.0)
 
 
 def _clip(products: Tensor, how: How) -> Tensor:
@@ -106,10 +115,10 @@ def _clip(products: Tensor, how: How) -> Tensor:
 class _Attended(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, products: Tensor, gram: Tensor, norms: Tensor, mask: Tensor, how: How) -> Tensor:
-        cosines, kept = _attend(products, gram, norms, mask, how)
-        ctx.save_for_backward(products, gram, norms, mask, *kept)
+        sums, kept = _attend(products, gram, mask, how)
+        ctx.save_for_backward(products, gram, norms, mask, *sums, *(kept or ()))
         ctx.how = how
-        return cosines
+        return _cosines(norms, sums, how)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -120,37 +129,49 @@ class _Attended(torch.autograd.Function):
             cosines = ctx.how.plain(products, gram, norms, mask)
             found = iter(torch.autograd.grad(cosines, needed, gradient, create_graph=True))
             return *(next(found) if tensor.requires_grad else None for tensor in inputs), None, None
-        return *_gradients(gradient, products, norms, _Kept(*saved), ctx.how, ctx.needs_input_grad), None, None
+        sums, kept = Sums(*saved[:4]), _Kept(*saved[4:]) if saved[4:] else None
+        slopes, for_norms = _slopes(gradient, norms, sums, ctx.how)
+        _, of_gram, of_norms, *_ = ctx.needs_input_grad
+        if kept is None:
+            found = _program(products, gram, mask, ctx.how).gradient(sums.lengths, slopes, of_gram=of_gram)
+        else:
+            found = _gradient(products, kept, sums.lengths, slopes, ctx.how, of_gram=of_gram)
+        return *found, for_norms if of_norms else None, None, None
 
 
-def _gradients(
-    gradient: Tensor, products: Tensor, norms: Tensor, kept: _Kept, how: How, needed: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Of the products, the Gram matrices and the norms of the queries."""
-    weights, spread, inverse, lengths, dots, squares = kept
-    tiny = torch.finfo(products.dtype).tiny
-    context_norms = squares.clamp_min(tiny).sqrt_()
+def _slopes(gradient: Tensor, norms: Tensor, sums: Sums, how: How) -> tuple[Slopes, Tensor]:
+    """What the gradient is by the sums, and that of the norms of the queries."""
+    tiny = torch.finfo(norms.dtype).tiny
+    context_norms = sums.squares.clamp_min(tiny).sqrt_()
     both = norms * context_norms
     gradient = gradient.masked_fill(both < how.epsilon**2, 0.0)
     by_dot = gradient / both.clamp_min(how.epsilon)
-    by_both = (by_dot * dots / both.clamp_min(how.epsilon)).neg_().masked_fill_(both < how.epsilon, 0.0)
-    for_norms = (by_both * context_norms).sum_to_size(norms.shape) if needed[2] else None
-    by_square = (by_both * norms / context_norms).mul_(0.5).masked_fill_(squares < tiny, 0.0)
-    mean = by_dot * dots + 2 * by_square * squares
-    for_dot, for_spread = by_dot * inverse, by_square * inverse * inverse
-    change = products * for_dot[:, None]
-    change.addcmul_(spread, (2 * for_spread)[:, None]).sub_((mean * inverse)[:, None]).mul_(weights)
+    by_both = (by_dot * sums.dots / both.clamp_min(how.epsilon)).neg_().masked_fill_(both < how.epsilon, 0.0)
+    for_norms = (by_both * context_norms).sum_to_size(norms.shape)
+    by_square = (by_both * norms / context_norms).mul_(0.5).masked_fill_(sums.squares < tiny, 0.0)
+    mean = by_dot * sums.dots + 2 * by_square * sums.squares
+    inverse = sums.totals.reciprocal()
+    return Slopes(by_dot * inverse, by_square * inverse * inverse, mean * inverse), for_norms
+
+
+def _gradient(
+    products: Tensor, kept: _Kept, lengths: Tensor, slopes: Slopes, how: How, *, of_gram: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Of the products, and if it is asked for of the Gram matrices."""
+    weights, lengths = kept.weights, lengths[:, :, None]
+    change = products * slopes.by_dot[:, None]
+    change.addcmul_(kept.spread, (2 * slopes.by_square)[:, None]).sub_(slopes.mean[:, None]).mul_(weights)
     logits = _clip(products, how)
     spare = torch.empty_like(logits)
     scale = how.temperature / (lengths + how.epsilon)
     pull = torch.mul(change, logits, out=spare).sum(dim=2, keepdim=True)
+    tiny = torch.finfo(products.dtype).tiny
     pull = pull.mul_(scale).div_((lengths + how.epsilon) * lengths).masked_fill_(lengths**2 <= tiny, 0.0)
     change.mul_(scale).addcmul_(logits, pull, value=-1)
     if how.slope != 1:
         change = torch.ops.aten.leaky_relu_backward(change, products, how.slope, False)
-    change.addcmul_(weights, for_dot[:, None])
-    for_gram = None
-    if needed[1]:
-        scaled = torch.mul(weights, for_spread[:, None], out=spare)
-        for_gram = scaled.flatten(2) @ weights.flatten(2).transpose(1, 2)
-    return change, for_gram, for_norms
+    change.addcmul_(weights, slopes.by_dot[:, None])
+    if not of_gram:
+        return change, None
+    scaled = torch.mul(weights, slopes.by_square[:, None], out=spare)
+    return change, scaled.flatten(2) @ weights.flatten(2).transpose(1, 2)

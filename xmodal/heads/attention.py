@@ -23,6 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from xmodal.heads.attended import STEEPEST, How, attended_cosines
+from xmodal.heads.attended_program import LANES
 from xmodal.masks import lengths, split, taken
 from xmodal.numerics import at_least_float32, full_mask, no_autocast
 from xmodal.products import inner_products
@@ -45,14 +46,14 @@ EPSILON = 1e-8
 """Added to a norm by the released l2norm, and the floor of a cosine's denominator."""
 
 TILE_BYTES = {"cpu": 3 << 20, "cuda": 256 << 20}
-"""Size of one tile of products: on a CPU it should stay in the cache, on a GPU it should fill the chip."""
+"""Size of what is computed at a time: on a CPU it should stay in the cache, on a GPU it should fill the chip."""
+
+PRODUCTS_BYTES = {"cpu": 12 << 20, "cuda": 256 << 20}
+"""Size of one tile of products: small products are slow."""
 
 
-FEWER_QUERIES = 3
+FEWER_QUERIES = 2
 """How many times as long as it is wide a tile is: few queries are of nearly one length, so that padding is little."""
-
-TILES_A_PRODUCT = 3
-"""How many tiles one product is cut into: small tiles stay in the cache, small products are slow."""
 
 
 class Side(NamedTuple):
@@ -221,9 +222,12 @@ def stacked_attention(
     temperature: float,
     aggregation: Aggregation,
     lse_scale: float = 1.0,
+    focal: Focal | None = None,
     focus: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "context_item query_item"]:
     """Scores of one tile of products: attend, optionally refocus the weights (BFAN), compare, aggregate.
+
+    `focus` leaves weights out; `focal` is the name of a function that does, BFAN's, which a program may do instead.
 
     >>> from functools import partial
     >>> images, captions = prepare_side(torch.randn(4, 36, 8), None), prepare_side(torch.randn(6, 12, 8), None)
@@ -240,7 +244,7 @@ def stacked_attention(
     compute: Callable[..., Tensor] = attend
     if normalization in ("clipped_l2", "l2") and temperature <= STEEPEST and _on_cpu(products):
         slope = NEGATIVE_SLOPE if normalization == "clipped_l2" else 1.0
-        compute = partial(attended_cosines, how=How(slope, temperature, EPSILON, focus, attend))
+        compute = partial(attended_cosines, how=How(slope, temperature, EPSILON, focal, focus, attend))
     similarities = compute(products, contexts.gram, query_norms, contexts.mask)
     return aggregate(similarities, query_mask, aggregation=aggregation, lse_scale=lse_scale)
 
@@ -281,15 +285,12 @@ def all_pairs(
     contexts, context_rank = _sort_by_length(contexts)
     queries, query_rank = _sort_by_length(queries)
     size = _tile_size(contexts, queries)
-    few, many = max(1, size // FEWER_QUERIES), size * FEWER_QUERIES
+    few = max(LANES, size // FEWER_QUERIES // LANES * LANES)
+    many = max(1, size * size // few)
     query_tiles = [(tile, _rows(tile)) for tile in _split_and_crop(queries, few)]
     blocks = []
-    for some in _split_and_crop(contexts, TILES_A_PRODUCT * many):  # large products, small tiles of them
-        tiles, columns = _split_and_crop(some, many), []
-        for query_tile, rows in query_tiles:
-            parts = zip(_products(some, rows, query_tile).split(many), tiles, strict=True)
-            scores = [score(part[:, : tile.items.shape[1]], tile, query_tile) for part, tile in parts]
-            columns.append(torch.cat(scores))
+    for tile in _split_and_crop(contexts, many):
+        columns = [score(_products(tile, rows, query_tile), tile, query_tile) for query_tile, rows in query_tiles]
         blocks.append(torch.cat(columns, dim=1))
     return torch.cat(blocks)[context_rank[:, None], query_rank]
 
@@ -414,7 +415,8 @@ def pair_shares(
 def _tile_size(contexts: Side, queries: Side) -> int:
     """How many sets of either side make a tile."""
     bytes_each = contexts.items.shape[1] * queries.items.shape[1] * queries.norms.element_size()
-    return max(1, math.isqrt(tile_bytes(queries.norms.device) // bytes_each))
+    tile = PRODUCTS_BYTES.get(queries.norms.device.type, PRODUCTS_BYTES["cuda"])
+    return max(1, math.isqrt(tile // bytes_each))
 
 
 def tile_bytes(device: torch.device) -> int:

@@ -265,5 +265,6 @@ def _focal_attention(focal: Focal, temperature: float) -> Callable[..., Tensor]:
         normalization=how.normalization,
         temperature=how.temperature,
         aggregation=how.aggregation,
+        focal=focal,
         focus=partial(refocus, focal=focal),
     )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from xmodal.heads.attended_program import Attending, is_served
 from xmodal.heads.attention import EPSILON, NEGATIVE_SLOPE, aggregate
 from xmodal.heads.comparison import CrossAttention, HardAlignment
 from xmodal.products import inner_products
@@ -186,12 +187,37 @@ def _attend(
     """Cosines of all queries with what they attend to of every context; products come pack by pack."""
     assert queries.norms is not None, "a block of queries has norms"
     cosines = []
+    by_program = normalization in ("clipped_l2", "l2") and temperature <= SAFE_EXPONENT
     for part, pack in zip(products, contexts.packs, strict=True):
+        if by_program and all(is_served(_places(part, query_pack)) for query_pack in queries.packs):
+            slope = NEGATIVE_SLOPE if normalization == "clipped_l2" else 1.0
+            cosines.append(_attend_by_program(part, pack, queries, slope, temperature, focal))
+            continue
         weights = _attention_weights(part, pack, queries, scratch, normalization, temperature)
         if focal is not None:
             weights = _focus(weights, pack, scratch, focal)
         cosines.append(_attended_cosines(part, weights, pack, queries.norms, scratch))
     return torch.cat(cosines)
+
+
+def _attend_by_program(
+    products: Float[Tensor, "context_item context query_row"],
+    contexts: Pack,
+    queries: Block,
+    slope: float,
+    temperature: float,
+    focal: Focal | None,
+) -> Float[Tensor, "context_item query_row"]:
+    """The same in one pass over the products of a pack."""
+    assert contexts.gram is not None, "a context is packed with its Gram matrix"
+    assert queries.norms is not None, "a block of queries has norms"
+    cosines = []
+    for pack in queries.packs:
+        options = {"slope": slope, "temperature": temperature, "epsilon": EPSILON, "focal": focal}
+        sums = Attending(_places(products, pack), contexts.gram, contexts.mask.T, **options).sums()
+        norms = queries.norms[pack.rows].view(pack.mask.shape).clamp_min(EPSILON)
+        cosines.append((sums.dots / norms).mul_(sums.squares.clamp_min_(TINY).rsqrt_()).flatten(1))
+    return torch.cat(cosines, dim=1).clamp_(-1.0, 1.0)
 
 
 def _attention_weights(

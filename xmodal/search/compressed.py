@@ -195,6 +195,7 @@ class Compressed:
             temperature=how.temperature,
             aggregation=how.aggregation,
             lse_scale=how.lse_scale,
+            focal=how.focal,
             focus=None if how.focal is None else partial(refocus, focal=how.focal),
         )
         norms = torch.stack([query.norms for query in queries])

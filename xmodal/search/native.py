@@ -1,28 +1,21 @@
 """The bounds of `xmodal.search.bound` in one pass over memory, by a program that the machine's C++ compiler makes.
 
 Many short passes of torch over a block of items take ten times as long as what they compute. `bound.cpp` computes the
-same for one item after the other, with the words of a query side by side. It is compiled when it is first needed, in
-seconds, and kept in the user's cache. Without a compiler, for focal attention, for the softmax normalization, for
-items that attend, and with `XMODAL_NATIVE=0`, torch does it.
+same for one item after the other, with the words of a query side by side (see `xmodal.compiled`). Without a compiler,
+for focal attention, for the softmax normalization and for items that attend, torch does it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from xmodal.data.atomic import written_whole
+from xmodal.compiled import program
 from xmodal.search.quantize import NEXT
 
 if TYPE_CHECKING:
@@ -32,11 +25,7 @@ if TYPE_CHECKING:
     from xmodal.heads.comparison import CrossAttention
     from xmodal.search.segment import Segment
 
-logger = logging.getLogger("xmodal")
-
-VARIABLE = "XMODAL_NATIVE"
 SOURCE = Path(__file__).with_name("bound.cpp")
-FLAGS = ("-std=gnu++17", "-O3", "-march=native", "-fno-math-errno", "-fno-exceptions", "-shared", "-fPIC", "-w")
 LANES = 16
 """Words side by side."""
 MOST_WORDS = 4 * LANES - 1
@@ -200,58 +189,18 @@ def bounds(
 
 @functools.cache
 def library() -> Any:
-    """The program, made if it is not there yet; None where there is no compiler, or it is not wanted.
+    """The program; None where there is none, see `xmodal.compiled.program`.
 
     >>> library() is library()
     True
     """
-    if os.environ.get(VARIABLE) == "0":
-        return None
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        logger.info("no C++ compiler is there: searching is slower, and as right")
-        return None
-    try:
-        return _loaded(_made(compiler))
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        said = getattr(error, "stderr", None) or error
-        logger.warning(
-            "%s could not make a program of %s: searching is slower, and as right. %s", compiler, SOURCE, said
-        )
-        return None
-
-
-def _made(compiler: str) -> Path:
-    """The path of the program for this machine."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xmodal"
-    named = hashlib.sha256(SOURCE.read_bytes())
-    for each in (compiler, *FLAGS, platform.platform(), *sorted(_abilities())):
-        named.update(each.encode() + b"\0")
-    path = folder / f"bound-{named.hexdigest()[:16]}.so"
-    if not path.is_file():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(temporary)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    return path
-
-
-def _loaded(path: Path) -> ctypes.CDLL:
-    program = ctypes.CDLL(str(path))
-    program.scratch_bytes.restype, program.scratch_bytes.argtypes = ctypes.c_int64, [ctypes.c_int32] * 3
-    pointers = [ctypes.c_void_p] * 4
-    program.bounds.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, *pointers]
-    program.bounds.restype = None
-    return program
-
-
-def _abilities() -> set[str]:
-    """What the processor can do, where the system says it: a home may be shared by several machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {platform.processor()}
-    return {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    made = program(SOURCE)
+    if made is not None:
+        made.scratch_bytes.restype, made.scratch_bytes.argtypes = ctypes.c_int64, [ctypes.c_int32] * 3
+        pointers = [ctypes.c_void_p] * 4
+        made.bounds.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, *pointers]
+        made.bounds.restype = None
+    return made
 
 
 def _lanes(values: Float[Tensor, " word"], lanes: int) -> np.ndarray:

@@ -20,6 +20,7 @@ import yaml
 
 from xmodal.data.atomic import link, room_named, written_whole
 from xmodal.data.torch_files import load_torch
+from xmodal.heads.attended_program import is_compiled
 from xmodal.pretrained import BEST as BEST
 from xmodal.products import chosen_products
 from xmodal.training.config import flatten
@@ -168,9 +169,9 @@ def environment() -> dict[str, Any]:
     """Versions, machine, command and git commit: what it takes to run this again.
 
     >>> sorted(environment())
-    ['command', 'device', 'git_commit', 'machine', 'packages', 'products', 'python', 'threads']
+    ['attention', 'command', 'device', 'git_commit', 'machine', 'packages', 'products', 'python', 'threads']
     """
-    return {**_surroundings(), "products": chosen_products()}
+    return {**_surroundings(), "products": chosen_products(), "attention": "compiled" if is_compiled() else "torch"}
 
 
 @cache

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from xmodal.compiled import VARIABLE
 from xmodal.data.atomic import locked
 from xmodal.data.pairs import whole_batch
 from xmodal.products import products_as
@@ -373,9 +374,13 @@ def _last_state(config: RunConfig) -> dict[str, Any] | None:
 
 def _take_products_of(saved: dict[str, Any] | None, stack: contextlib.ExitStack) -> None:
     """A resumed run multiplies as it did, by whose last bits it would be another run; says so where it cannot."""
-    before = (saved or {}).get("environment", {}).get("products", {})
-    for lost in stack.enter_context(products_as(before)):
-        tqdm.write(f"this run goes on, but not bit for bit: {lost}")
+    before, now = (saved or {}).get("environment", {}), checkpoints.environment()
+    lost = list(stack.enter_context(products_as(before.get("products", {}))))
+    then = before.get("attention", "torch") if before else now["attention"]
+    if then != now["attention"]:
+        lost.append(f"attention was computed otherwise, {then!r} then and {now['attention']!r} now; see {VARIABLE}")
+    for each in lost:
+        tqdm.write(f"this run goes on, but not bit for bit: {each}")
 
 
 def _refuse_other_config(saved: RunConfig, config: RunConfig, *, data_is_known: bool) -> None:

@@ -1,0 +1,120 @@
+"""The compiled attention is the plain one, by operations in float64: values and gradients, whatever is padded."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xmodal.heads import attended, attended_program, bfan_scores, scan_scores
+from xmodal.heads.attention import EPSILON, attended_cosine, attention_weights
+from xmodal.heads.bfan import refocus
+
+pytestmark = pytest.mark.skipif(attended_program._program() is None, reason="there is no C++ compiler; install g++")
+
+
+def plainly(products, gram, norms, mask, *, slope, temperature, focal):
+    """By operations."""
+    weights = attention_weights(
+        products,
+        mask,
+        torch.ones(1, *products.shape[2:], dtype=torch.bool),
+        normalization="l2" if slope == 1 else "clipped_l2",
+        temperature=temperature,
+    )
+    if focal is not None:
+        weights = refocus(weights, mask, focal=focal)
+    return attended_cosine(products, weights, gram, norms)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    contexts=st.integers(1, 5),
+    places=st.integers(1, 11),
+    words=st.integers(1, 4),
+    queries=st.sampled_from([8, 15, 16, 17, 40]),
+    slope=st.sampled_from([0.1, 1.0]),
+    focal=st.sampled_from([None, "equal", "prob"]),
+    threads=st.sampled_from([1, 2]),
+    seed=st.integers(0, 10**6),
+)
+def test_values_and_gradients_are_those_of_operations(contexts, places, words, queries, slope, focal, threads, seed):
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(contexts, places, 6, generator=generator)
+    mask = torch.arange(places) < torch.randint(1, places + 1, (contexts, 1), generator=generator)
+    vectors = vectors * mask[..., None]
+    asked = torch.randn(queries, words, 6, generator=generator)
+    products = (vectors.flatten(0, 1) @ asked.transpose(0, 1).flatten(0, 1).T).view(contexts, places, words, queries)
+    inputs = products, vectors @ vectors.transpose(1, 2), asked.norm(dim=-1).T[None]
+    options = {"slope": slope, "temperature": 4.0, "focal": focal}
+    weighed = torch.randn(contexts, words, queries, generator=generator)
+    exact = [each.double().requires_grad_() for each in inputs]
+    wanted = plainly(*exact, mask, **options)
+    (wanted * weighed).sum().backward()
+    if focal is not None and not _is_sure(inputs[0], mask, slope, focal):
+        return  # whether a weight is above the mean hangs on rounding
+    how = attended.How(slope, 4.0, EPSILON, focal, partial(refocus, focal=focal) if focal else None, None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attended_program, "FEW", 0)
+            given_ = [each.clone().requires_grad_() for each in inputs]
+            found = attended.attended_cosines(*given_, mask, how)
+            (found * weighed).sum().backward()
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    for mine, right in zip(given_, exact, strict=True):
+        scale = float(right.grad.abs().max()) + 1
+        torch.testing.assert_close(mine.grad.double() / scale, right.grad / scale, rtol=0, atol=1e-4)
+
+
+def _is_sure(products, mask, slope, focal):
+    """Whether the focal function keeps the same in float32 as in float64, by a margin."""
+    ones = torch.ones(1, *products.shape[2:], dtype=torch.bool)
+    weights = attention_weights(
+        products.double(), mask, ones, normalization="l2" if slope == 1 else "clipped_l2", temperature=4.0
+    )
+    real = mask[:, :, None, None]
+    trust = real.double() if focal == "equal" else weights.sqrt()
+    apart = weights * trust.sum(dim=1, keepdim=True) - (trust * weights).sum(dim=1, keepdim=True)
+    return bool((apart.abs() > 1e-5)[real.expand_as(apart)].all())
+
+
+@pytest.mark.parametrize("score", [scan_scores, partial(scan_scores, direction="i2t"), bfan_scores])
+def test_heads_score_alike_with_and_without_it(score, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    regions, words = torch.randn(20, 9, 8, generator=generator), torch.randn(35, 7, 8, generator=generator)
+    # Of a single word all regions that it is near to have equal weights, and BFAN's choice among them is rounding's.
+    masks = (torch.arange(n) < torch.randint(2, n + 1, (m, 1), generator=generator) for m, n in ((20, 9), (35, 7)))
+    region_mask, word_mask = masks
+    monkeypatch.setattr(attended_program, "FEW", 0)
+    calls = []
+    run = attended_program.Attending._run
+    monkeypatch.setattr(attended_program.Attending, "_run", lambda *args: (calls.append(args[1]), run(*args)))
+    compiled = score(regions, words, region_mask, word_mask)
+    assert calls
+    monkeypatch.setattr(attended, "is_served", lambda products: False)
+    torch.testing.assert_close(compiled, score(regions, words, region_mask, word_mask), rtol=0, atol=1e-5)
+
+
+def test_gradients_of_gradients_are_there(monkeypatch):
+    monkeypatch.setattr(attended_program, "FEW", 0)
+    regions = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    words = torch.randn(16, 2, 4, generator=torch.Generator().manual_seed(1))
+    (slope,) = torch.autograd.grad(scan_scores(regions, words).sum(), regions, create_graph=True)
+    (second,) = torch.autograd.grad(slope.square().sum(), regions)
+    exact = regions.detach().double().requires_grad_()
+    (slope,) = torch.autograd.grad(scan_scores(exact, words.double()).sum(), exact, create_graph=True)
+    (wanted,) = torch.autograd.grad(slope.square().sum(), exact)
+    torch.testing.assert_close(second.double(), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_what_it_does_not_compute_is_left_to_torch():
+    assert attended_program.is_served(torch.empty(64, 16, 4, 16))
+    exact, few, narrow = torch.empty(64, 16, 4, 16).double(), torch.empty(2, 2, 2, 16), torch.empty(4096, 8, 4, 1)
+    assert not any(map(attended_program.is_served, (exact, few, narrow)))

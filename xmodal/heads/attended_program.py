@@ -1,0 +1,188 @@
+"""Attended cosines and their gradient by a program that the machine's C++ compiler makes (`attended.cpp`).
+
+torch passes over all products a dozen times; the program reads them once from memory, and keeps what it computes of
+sixteen queries in the cache until it has their sums. Without a compiler torch does it (see `xmodal.compiled`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from xmodal.compiled import program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from xmodal.heads.comparison import Focal
+
+SOURCE = Path(__file__).with_name("attended.cpp")
+
+LANES = 16
+"""Queries side by side; of fewer than half of them torch makes as much."""
+
+FOCAL = (None, "equal", "prob")
+FEW = 1 << 14
+"""Products for which a program is not made."""
+
+
+class Sums(NamedTuple):
+    """Over the context of every query; of two of them as if the weights had the sum one."""
+
+    totals: Float[Tensor, "context_item query query_item"]
+    """Of the weights."""
+    dots: Float[Tensor, "context_item query query_item"]
+    squares: Float[Tensor, "context_item query query_item"]
+    """Of the attended context's length."""
+    lengths: Float[Tensor, "context_item context query_item"]
+    """Of the products of a context item with a set of queries."""
+
+
+class Slopes(NamedTuple):
+    """What a gradient is by what, of every query."""
+
+    by_dot: Float[Tensor, "context_item query query_item"]
+    """The cosine's by the dot product, over the sum of the weights."""
+    by_square: Float[Tensor, "context_item query query_item"]
+    """By the squared length, over that sum squared."""
+    mean: Float[Tensor, "context_item query query_item"]
+    """What all weights have in common, over the sum."""
+
+
+class _Products(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("contexts", "places", "words", "queries")),
+        *((name, ctypes.c_int64) for name in ("context_stride", "place_stride", "word_stride")),
+        *((name, ctypes.c_void_p) for name in ("values", "gram", "mask")),
+        *((name, ctypes.c_float) for name in ("slope", "temperature", "epsilon")),
+        ("focal", ctypes.c_int32),
+    )
+
+
+class Attending:
+    """The program for some products.
+
+    Args:
+        products: on the CPU, in float32.
+        gram: of the contexts.
+        mask: of the contexts, True = real.
+        slope: of the leaky ReLU before the normalization; 1 for none.
+        temperature: of the softmax.
+        epsilon: added to a length before something is divided by it.
+        focal: BFAN's focal function, by which weights are left out.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads.attended_program import Attending, is_served
+        >>> products, gram = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1), torch.eye(2)[None]
+        >>> real = torch.ones(1, 2, dtype=torch.bool)
+        >>> is_served(products)  # there are too few to make a program for
+        False
+    """
+
+    def __init__(
+        self,
+        products: Float[Tensor, "context_item context query query_item"],
+        gram: Float[Tensor, "context_item context context"],
+        mask: Bool[Tensor, "context_item context"],
+        *,
+        slope: float,
+        temperature: float,
+        epsilon: float,
+        focal: Focal | None = None,
+    ) -> None:
+        self.products = products if products.stride(3) == 1 else products.contiguous()
+        self.shape = contexts, places, words, queries = self.products.shape
+        held = self.products, gram.contiguous(), mask.contiguous()
+        self._held = held  # as long as the program may read them
+        self._given = _Products(
+            contexts, places, words, queries, *self.products.stride()[:3],
+            *(tensor.data_ptr() for tensor in held), slope, temperature, epsilon, FOCAL.index(focal),
+        )  # fmt: skip
+
+    def sums(self) -> Sums:
+        """Forwards."""
+        contexts, places, words, queries = self.shape
+        found = [self.products.new_empty(contexts, words, queries) for _ in range(3)]
+        sums = Sums(*found, self.products.new_empty(contexts, places, queries))
+        self._run("attend", sums)
+        return sums
+
+    def gradient(
+        self, lengths: Float[Tensor, "context_item context query_item"], slopes: Slopes, *, of_gram: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of the products, and if it is asked for of the Gram matrix."""
+        change, gram = self.products.new_empty(self.shape), None
+        if of_gram:
+            gram = change.new_empty(self.shape[0], self.shape[1], self.shape[1])
+        self._run("attend_backwards", (lengths, *(slope.contiguous() for slope in slopes), change, gram))
+        return change, gram
+
+    def _run(self, function: str, tensors: tuple[Tensor | None, ...]) -> None:
+        made = _program()
+        assert made is not None, "asked before"
+        scratch, run = made.attended_scratch(self.shape[1], self.shape[2]), getattr(made, function)
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+        def work(begin: int, end: int) -> None:
+            memory = torch.empty(scratch, dtype=torch.uint8)
+            run(ctypes.byref(self._given), begin, end, memory.data_ptr(), *pointers)
+
+        _side_by_side(self.shape[0], work)
+
+
+def is_served(products: Float[Tensor, "context_item context query query_item"]) -> bool:
+    """Whether the program computes these: many of them, in float32 on a CPU, where it could be made.
+
+    >>> is_served(torch.ones(1, 2, 3, 4, dtype=torch.float64))
+    False
+    """
+    many = products.numel() >= FEW and products.shape[3] >= LANES // 2
+    fits = many and products.dtype == torch.float32 and products.device.type == "cpu"
+    return fits and not torch.compiler.is_compiling() and _program() is not None
+
+
+def is_compiled() -> bool:
+    """Whether there is a program, by which the last bits of scores and gradients are others than torch's.
+
+    >>> is_compiled() is is_compiled()
+    True
+    """
+    return _program() is not None
+
+
+@functools.cache
+def _program() -> Any:
+    made = program(SOURCE)
+    if made is not None:
+        made.attended_scratch.restype, made.attended_scratch.argtypes = ctypes.c_int64, [ctypes.c_int32] * 2
+        for function, pointers in ((made.attend, 5), (made.attend_backwards, 7)):
+            ranges = [ctypes.c_int32, ctypes.c_int32]
+            function.restype, function.argtypes = None, [ctypes.c_void_p, *ranges, *[ctypes.c_void_p] * pointers]
+    return made
+
+
+def _side_by_side(contexts: int, work: Callable[[int, int], None]) -> None:
+    """A part of the contexts for every thread that torch has."""
+    workers = min(torch.get_num_threads(), contexts)
+    if workers == 1:
+        work(0, contexts)
+        return
+    bounds = [contexts * worker // workers for worker in range(workers + 1)]
+    others = [_pool(workers).submit(work, *bounds[worker : worker + 2]) for worker in range(1, workers)]
+    work(*bounds[:2])
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers - 1, "xmodal-attended")
