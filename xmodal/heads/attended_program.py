@@ -111,8 +111,8 @@ class Attending:
     def sums(self) -> Sums:
         """Forwards."""
         contexts, places, words, queries = self.shape
-        found = [self.products.new_empty(contexts, words, queries) for _ in range(3)]
-        sums = Sums(*found, self.products.new_empty(contexts, places, queries))
+        totals, dots, squares = self.products.new_empty(3, contexts, words, queries)
+        sums = Sums(totals, dots, squares, self.products.new_empty(contexts, places, queries))
         self._run("attend", sums)
         return sums
 
