@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import pytest
@@ -100,6 +101,16 @@ def test_heads_score_alike_with_and_without_it(score, monkeypatch):
     assert calls
     monkeypatch.setattr(attended, "is_served", lambda products: False)
     torch.testing.assert_close(compiled, score(regions, words, region_mask, word_mask), rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+def test_a_forked_process_has_threads_of_its_own():
+    done = []
+    attended_program._pool(2).submit(done.append, 1).result()
+    if (child := os.fork()) == 0:
+        attended_program._pool(2).submit(done.append, 2).result(timeout=20)
+        os._exit(0 if done == [1, 2] else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_gradients_of_gradients_are_there(monkeypatch):
