@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal.heads import attended, attended_program, bfan_scores, scan_scores
+from xmodal.heads import BFAN, SCAN, attended, attended_program, bfan_scores, scan_scores
 from xmodal.heads.attention import EPSILON, attended_cosine, attention_weights
 from xmodal.heads.bfan import refocus
+from xmodal.scoring import score_all, tiles
 
 pytestmark = pytest.mark.skipif(attended_program._program() is None, reason="there is no C++ compiler; install g++")
 
@@ -101,6 +102,24 @@ def test_heads_score_alike_with_and_without_it(score, monkeypatch):
     assert calls
     monkeypatch.setattr(attended, "is_served", lambda products: False)
     torch.testing.assert_close(compiled, score(regions, words, region_mask, word_mask), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", [SCAN(), SCAN(direction="i2t"), BFAN()], ids=repr)
+@pytest.mark.parametrize("served", [{4, 29}, {4}, {29}], ids=str)
+def test_scoring_takes_it_for_some_packs_and_torch_for_others(head, served, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    regions, words = (torch.randn(sets, 29, 8, generator=generator) for sets in (41, 45))
+    region_mask, word_mask = (  # few lengths: a pack for each
+        torch.arange(29) < torch.tensor([4, 29])[torch.arange(sets) % 2, None] for sets in (41, 45)
+    )
+    seen = set()
+    monkeypatch.setattr(
+        tiles, "is_served", lambda products: (seen.add(products.shape[1]), products.shape[1] in served)[1]
+    )
+    mixed = score_all(head, regions, words, region_mask, word_mask)
+    assert seen == {4, 29}
+    monkeypatch.setattr(tiles, "is_served", lambda products: False)
+    torch.testing.assert_close(mixed, score_all(head, regions, words, region_mask, word_mask), rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")

@@ -211,13 +211,14 @@ def _attend_by_program(
     """The same in one pass over the products of a pack."""
     assert contexts.gram is not None, "a context is packed with its Gram matrix"
     assert queries.norms is not None, "a block of queries has norms"
-    cosines = []
+    cosines = products.new_zeros(len(products), products.shape[2])  # rows that are in no pack stay so
     for pack in queries.packs:
         options = {"slope": slope, "temperature": temperature, "epsilon": EPSILON, "focal": focal}
         sums = Attending(_places(products, pack), contexts.gram, contexts.mask.T, **options).sums()
         norms = queries.norms[pack.rows].view(pack.mask.shape).clamp_min(EPSILON)
-        cosines.append((sums.dots / norms).mul_(sums.squares.clamp_min_(TINY).rsqrt_()).flatten(1))
-    return torch.cat(cosines, dim=1).clamp_(-1.0, 1.0)
+        found = (sums.dots / norms).mul_(sums.squares.clamp_min_(TINY).rsqrt_())
+        cosines[:, pack.rows] = found.clamp_(-1.0, 1.0).flatten(1)
+    return cosines
 
 
 def _attention_weights(
