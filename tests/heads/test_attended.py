@@ -45,7 +45,7 @@ def both(normalization, temperature, focal, query_mask):
     focus = None if focal is None else partial(refocus, focal=focal)
     options = {"normalization": normalization, "temperature": temperature, "focus": focus}
     by_operations = partial(plain, query_mask=query_mask, **options)
-    how = How(SLOPES[normalization], temperature, attention.EPSILON, focus, by_operations)
+    how = How(SLOPES[normalization], temperature, attention.EPSILON, focal, focus, by_operations)
     return partial(attended_cosines, how=how), by_operations
 
 

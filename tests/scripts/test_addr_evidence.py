@@ -24,6 +24,7 @@ from scripts.experiments.addr.arms import (
     MATCHED,
     PERMANENT,
     REGIMES,
+    SOURCES,
     TUNED,
     Regime,
 )
@@ -124,7 +125,7 @@ def test_what_is_given_is_not_tuned_and_stands_beside_what_is(evidence, at_once,
 
 def test_time_is_estimated_from_runs_alike(evidence):
     run = plan(evidence, {}).ready[0]
-    assert minutes(run, {}) == pytest.approx(5 / 3)
+    assert minutes(run, {}) == pytest.approx(SOURCES["coco_objects"].minutes / SOURCES["coco_objects"].epochs)
     longer = next(run for run in plan(evidence, {}).ready if run.setting == "longer")
     assert minutes(longer, {run.key: {"seconds": 30.0}}) == pytest.approx(1.0)
 
@@ -254,7 +255,7 @@ def test_a_damaged_record_and_wrong_names_are_refused(tmp_path):
 
 def test_nothing_is_told_of_one_run(evidence):
     assert tables(evidence, {}) == "no two runs of one arm are recorded yet"
-    assert "0.2 hours" in told(Evidence(**{**vars(evidence), "arms": (BASELINE,), "seeds": 1}), {})
+    assert "0.1 hours" in told(Evidence(**{**vars(evidence), "arms": (BASELINE,), "seeds": 1}), {})
     assert set(ADDED) | {BASELINE} == set(ARMS)
 
 
