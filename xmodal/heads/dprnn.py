@@ -100,8 +100,8 @@ class DPRNN(Head):
 
     No code was released. Ours are the unit length of objects, words and states, and weights that start at zero, thus as
     plain means; those of the side that is not scored would get no gradient and stay plain means. The published training
-    leaves out the recurrence in the first epoch (`recurrent=False`) and trains it alone in the second. The gate on
-    positions is in `xmodal.encoders.gated_regions`.
+    leaves out the recurrence in the first epoch (`recurrent=False`) and trains it alone in the second: the recipes say
+    by which commands. The gate on positions is in `xmodal.encoders.gated_regions`.
 
     In training only the `candidates` images that come nearest to a caption by the early score, the product of the sums
     of objects and weighted words, are compared beside its own; the other pairs have the score minus infinity, which no

@@ -86,6 +86,9 @@ class ModelConfig:
     """Weight of the captioner's loss beside the ranking loss."""
     word_vectors: Path | None = None
     """Text file of pretrained word vectors (GloVe format: a word and its numbers a line) to start a GRU from."""
+    start_from: Path | None = None
+    """Folder of a matcher, trained or imported, whose weights this one begins with wherever both have the same parts,
+    and whose vocabulary it takes."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -252,6 +255,8 @@ class EmbedderConfig:
     """One linear layer, or DAML's two."""
     normalize: bool = True
     """Whether embeddings are compared by cosine."""
+    start_from: Path | None = None
+    """Folder of an embedder whose weights this one begins with wherever both have the same parts."""
 
     def __post_init__(self) -> None:
         check_fields(self)

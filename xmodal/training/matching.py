@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xmodal.data import PairDataset
+from xmodal.data import PairDataset, Vocabulary
 from xmodal.data.split import Split, open_source, open_vocabulary, split_captions
 from xmodal.data.tokenized import KeptTokens
 from xmodal.data.word_vectors import load_word_vectors
@@ -23,6 +23,7 @@ from xmodal.training.augmentation import Corruption, repeated, shrink
 from xmodal.training.basin import BasinWatch
 from xmodal.training.checkpoints import fingerprint
 from xmodal.training.sampler import ShuffledBatches
+from xmodal.training.starting import begin_with
 from xmodal.training.step import MatchingStep
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ class MatchingTask:
         # A protocol that does not fit is refused now and not after the first epoch.
         protocol_folds(self.validation.relevance, config.protocol)
         captions = split_captions(data.folder, data.train)
-        self.model = _build_matcher(config.model, source, data)
+        earlier = None if config.model.start_from is None else Matcher.from_pretrained(config.model.start_from)
+        self.model = _build_matcher(config.model, source, data, earlier)
+        if earlier is not None:
+            begin_with(self.model, earlier, config.model.start_from, silent=config.resume or not config.progress)
         dim = self.model.image_encoder.dim
         # What cannot be built is refused before all captions are tokenized.
         objective = _build_objective(config, dim, len(captions))
@@ -165,9 +169,15 @@ def _said(sizes: Mapping[str, int]) -> str:
     return " and ".join(f"{name} {size}" for name, size in sizes.items())
 
 
-def _build_matcher(config: ModelConfig, source: ImageSource, data: DataConfig) -> Matcher:
-    """The matcher of a configuration; what the data decides (dim, vocabulary, extractor) is read from the data."""
-    vocabulary = open_vocabulary(data.folder) if needs_vocabulary(config.text) else None
+def _build_matcher(config: ModelConfig, source: ImageSource, data: DataConfig, earlier: Matcher | None) -> Matcher:
+    """The matcher of a configuration; what the data decides (dim, vocabulary, extractor) is read from the data.
+
+    What goes on from an earlier matcher keeps its words.
+    """
+    vocabulary = None
+    if needs_vocabulary(config.text):
+        known = None if earlier is None else earlier.tokenizer
+        vocabulary = known if isinstance(known, Vocabulary) else open_vocabulary(data.folder)
     matcher = Matcher(
         image=fill("image encoder", IMAGE_ENCODERS, config.image, source.sizes),
         text=config.text,
@@ -176,12 +186,14 @@ def _build_matcher(config: ModelConfig, source: ImageSource, data: DataConfig) -
         extractor=source.extractor,
         captioner=config.captioner or None,
     )
-    if config.text.get("fixed_dim") and config.word_vectors is None:
+    if config.text.get("fixed_dim") and config.word_vectors is None and earlier is None:
         raise ValueError(
             f"model.text.fixed_dim is {config.text['fixed_dim']}, but there are no vectors for it: name a file with "
             "model.word_vectors, or leave fixed_dim out"
         )
     if config.word_vectors is not None:
+        if earlier is not None:
+            raise ValueError("model.word_vectors and model.start_from both say what words begin with; give one of them")
         if vocabulary is None:
             raise ValueError("word_vectors start a text encoder with a vocabulary; a transformer brings its own")
         vectors, found = load_word_vectors(config.word_vectors, vocabulary)

@@ -45,8 +45,8 @@ TASKS: dict[type[RunConfig], type[Task]] = {TrainConfig: MatchingTask, Retrieval
 """What a configuration trains."""
 
 
-PATHS_OF_DATA = {"data.folder", "data.path", "data.source.folder", "model.word_vectors"}
-"""Options that only say where the data is."""
+PATHS_OF_DATA = {"data.folder", "data.path", "data.source.folder", "model.word_vectors", "model.start_from"}
+"""Options that only say where the data is, or what a run began with."""
 
 STATE = {"config", "step_module", "optimizer", "scheduler", "scaler", "step", "best", "random_states", "adversary"}
 """What a checkpoint holds at least."""
