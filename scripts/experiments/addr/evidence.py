@@ -40,6 +40,9 @@ from xmodal.training.config import DataConfig, ModelConfig, OptimizerConfig, Tra
 from xmodal.training.sampler import ShuffledBatches
 
 ALIGNMENT = "loss/alignment/"
+VALIDATED = 200
+"""Images of the dev split that pick the best checkpoint of a compared run; one that tunes is measured on all."""
+
 PARTS = 10
 """In so many equal parts of a run the alignment is averaged."""
 
@@ -87,7 +90,12 @@ def configure(evidence: Evidence, run: Run) -> TrainConfig:
         objective["temperature"] = tuned["temperature"]
     return TrainConfig(
         output=evidence.output / slug(*map(str, run.key)),
-        data=DataConfig(folder=folder, drop_regions=source.drop, drop_words=source.drop),
+        data=DataConfig(
+            folder=folder,
+            validation_images=0 if run.seed == TUNING_SEED else VALIDATED,
+            drop_regions=source.drop,
+            drop_words=source.drop,
+        ),
         model=ModelConfig(
             image={"name": "regions", "input_dropout": dropout, **towers},
             text={"name": "gru", "word_dim": 300, "bidirectional": True, "word_dropout": dropout, **towers},
