@@ -113,6 +113,40 @@ def test_distinctness_equals_the_slow_oracle(seed, form, margin):
     assert loss.item() == pytest.approx(slow_distinctness(errors.tolist(), q.tolist(), r.tolist(), margin, form))
 
 
+@settings(max_examples=25)
+@given(seeds, st.sampled_from(["symmetric", "literal"]), st.sampled_from(BALANCES))
+def test_what_discriminators_minimize_is_that_of_all_pair_errors(seed, form, balance):
+    """Only five errors a pair are computed; the oracle takes them from the whole matrix."""
+    f, scores = random_features(seed), random_scores(seed)
+    addr = small_addr("fast_weights", balance=balance, reg_form=form)
+    items = addr.items(f)
+    found = addr.discriminators(items, scores)
+    unit = [torch.nn.functional.normalize(side, dim=-1) for side in f[:2]]
+    errors = pair_errors(*unit, *f[2:4], *found, balance=balance)
+    q, r = (indices.tolist() for indices in hard_negatives(scores, f.image))
+    own = addr.discriminator_terms(items, scores, found)
+    assert own["adv"].item() == pytest.approx(errors.diag().mean().item())
+    assert own["reg"].item() == pytest.approx(slow_distinctness(errors.tolist(), q, r, addr.alpha, form))
+
+
+@settings(max_examples=25)
+@given(seeds, st.sampled_from([1e-9, 1e-3, 1.0, 1e3]))
+def test_the_gradient_of_the_encoders_is_that_of_autograd(seed, length):
+    """Also for items whose length is held from below, and for zeros."""
+    f = random_features(seed)
+    words, regions = (length * side for side in f[:2])
+    words[0, 0] = 0.0
+    f = f._replace(words=words.requires_grad_(), regions=regions.requires_grad_())
+    addr = small_addr("ridge")
+    found = addr.discriminators(addr.items(f))
+    terms = addr.encoder_terms(f, found)
+    unit = [side / torch.linalg.vector_norm(side, dim=-1, keepdim=True).clamp_min(1e-8) for side in f[:2]]
+    wanted = -addr.beta * pair_errors(*unit, *f[2:4], *(tensor.detach() for tensor in found)).diag().sum()
+    assert terms["total"].item() == pytest.approx(wanted.item())
+    for ours, autograd in zip(*(torch.autograd.grad(loss, f[:2]) for loss in (terms["total"], wanted)), strict=True):
+        torch.testing.assert_close(ours, autograd.nan_to_num(0.0))
+
+
 def test_hard_negatives_pass_over_captions_of_the_same_image():
     scores = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.9, 0.3], [0.2, 0.4, 0.9]])
     assert [i.tolist() for i in hard_negatives(scores)] == [[1, 0, 1], [1, 0, 1]]

@@ -130,7 +130,27 @@ class MeasuredTwice(Adversary):
             return torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
 
         self.norms = norm(ranking), norm(adversarial)
-        super().watch_gradients(embeddings, ranking, adversarial)
+        return super().watch_gradients(embeddings, ranking, adversarial)
+
+
+class Unwatched(Adversary):
+    """Leaves the gradient of its loss to the backward pass."""
+
+    def watch_gradients(self, embeddings, ranking, adversarial):
+        return adversarial
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_gradient_that_is_known_arrives_as_it_would_anyway(head, dtype):
+    found = []
+    for kind in (Adversary, Unwatched):
+        module = step_module(head)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            terms = module(make_batch(), 0, kind(make_adversary(beta=3.0).objective))
+        (16.0 * terms["total"]).backward()
+        found.append({name: parameter.grad for name, parameter in module.named_parameters()})
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("scale", [1.0, 64.0])

@@ -112,9 +112,13 @@ class Adversary:
         """What is left to be logged once it is over: that its weight is zero."""
         return {f"{self.objective.log_name}/beta": torch.tensor(self.objective.beta_at(step))}
 
-    def watch_gradients(self, embeddings: list[Tensor], ranking: Tensor, adversarial: Tensor) -> None:
-        """Have the coming backward pass of the two losses measure `gradient_norms` at this process's embeddings."""
-        self._gradients.watch(embeddings, ranking, adversarial)
+    def watch_gradients(self, embeddings: list[Tensor], ranking: Tensor, adversarial: Tensor) -> Tensor:
+        """Have the coming backward pass of the two losses measure `gradient_norms` at this process's embeddings.
+
+        Returns the adversarial loss as the backward pass is to have it: its gradient at the embeddings is known by
+        then, and is not computed again.
+        """
+        return self._gradients.watch(embeddings, ranking, adversarial)
 
     def gradient_norms(self) -> dict[str, Float[Tensor, ""]]:
         """Norms at the joint embeddings of the gradients of the two losses, as of the last backward pass; their ratio.
@@ -154,15 +158,21 @@ class _GradientNorms:
         self.watched = False
         """Whether they are of a backward pass that nobody has asked about."""
 
-    def watch(self, embeddings: list[Tensor], ranking: Tensor, adversarial: Tensor) -> None:
+    def watch(self, embeddings: list[Tensor], ranking: Tensor, adversarial: Tensor) -> Tensor:
         gradients: list[Tensor | None] = [None] * len(embeddings)
         if adversarial.requires_grad:
-            gradients = list(torch.autograd.grad(adversarial, embeddings, retain_graph=True, allow_unused=True))
+            # In half precision gradients are too small for their type until the backward pass scales them.
+            are_kept = all(tensor.dtype.itemsize >= 4 for tensor in embeddings)
+            known = torch.autograd.grad(adversarial, embeddings, retain_graph=not are_kept, allow_unused=True)
+            gradients = list(known)
+            if are_kept:
+                adversarial = _WithGradients.apply(adversarial.detach(), gradients, *embeddings)  # type: ignore[assignment]
         self.watched = True
         self.ranking = self.adversarial = torch.zeros((), device=ranking.device)
         ranking.register_hook(lambda scale: setattr(self, "scale", scale))
         for tensor, gradient in zip(embeddings, gradients, strict=True):
             tensor.register_hook(partial(self._measure, gradient))
+        return adversarial
 
     def _measure(self, adversarial: Tensor | None, total: Tensor) -> None:
         # Every process minimizes the loss of the joined batch, so what arrives is the sum of as many equal gradients.
@@ -186,3 +196,16 @@ class _GradientNorms:
             f"{self.log_name}/adversarial_gradient": adversarial,
             f"{self.log_name}/gradient_ratio": (adversarial / ranking).nan_to_num(nan=math.inf, posinf=math.inf),
         }
+
+
+class _WithGradients(torch.autograd.Function):
+    """A number whose gradients at some tensors are known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *tensors: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(None if known is None else known * scale.to(known) for known in ctx.gradients))

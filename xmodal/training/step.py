@@ -80,9 +80,9 @@ class MatchingStep(nn.Module):
             terms |= adversary.terms_at_rest(step)
         elif adversary is not None:
             own = [words, domain, batch.word_mask, region_mask, batch.image, batch.caption]
-            adversarial = adversary(DomainFeatures(*map(gather, own)), scores, step)
-            adversary.watch_gradients([words, domain], ranking["total"], adversarial["total"])
-            terms["total"] = terms["total"] + adversarial.pop("total")
+            adversarial = adversary(DomainFeatures(*map(gather, own)), scores.detach(), step)
+            judged = adversary.watch_gradients([words, domain], ranking["total"], adversarial.pop("total"))
+            terms["total"] = terms["total"] + judged
             terms |= adversarial
         if terms["total"] is not ranking["total"]:
             terms["ranking"] = ranking["total"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from xmodal.numerics import NotNegative, Positive, Size, Steps, at_least_float32, check_count, full_mask
@@ -13,8 +14,10 @@ from xmodal.objectives.addr.batch import Discriminators, DomainFeatures, Items
 from xmodal.objectives.addr.errors import (
     Balance,
     RegForm,
-    centered_errors,
+    Rivals,
+    distinctness,
     distinctness_loss,
+    hard_errors,
     hard_negatives,
     item_weights,
     pair_errors,
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+    from xmodal.objectives.addr.errors import HardErrors
+
+
+SHORTEST = 1e-8
+"""Items that are shorter are divided by this instead of by their length."""
 
 Through = Literal["both", "words", "regions"]
 
@@ -142,12 +150,13 @@ class ADDR(DomainObjective):
         minimize. Without `learn` their parameters stay as they are.
         """
         items = self.items(features)
-        discriminators = self.discriminators(items, scores)
-        own = self.discriminator_terms(items, scores, discriminators)
+        rivals = Rivals.among(items, scores)
+        discriminators = self._fitted(items, rivals)
+        own = self._own_terms(items, rivals, discriminators)
         if learn is not None:
             learn(own["total"])
         if not self.form.fits_anew:
-            discriminators = self.discriminators(items, scores)
+            discriminators = self._fitted(items, rivals)
         terms = self.encoder_terms(features, discriminators, scores, step=step)
         return {**terms, "reg": own["reg"].detach(), "discriminator": own["total"].detach()}
 
@@ -174,23 +183,26 @@ class ADDR(DomainObjective):
 
         Without scores there are no hard negatives, and no step on L_reg.
         """
+        return self._fitted(items, None if scores is None else Rivals.among(items, scores))
+
+    def _fitted(self, items: Items, rivals: Rivals | None) -> Discriminators:
         with _full_precision(items):
             fitted = self.form(items)
-            if scores is not None and self.lambda_reg and self.form.fits_anew:
-                fitted = self._set_apart(fitted, items, scores)
+            if rivals is not None and self.lambda_reg and self.form.fits_anew:
+                fitted = self._set_apart(fitted, items, rivals)
             return _uncentered(fitted, items)
 
-    def _set_apart(self, fitted: Discriminators, items: Items, scores: Float[Tensor, "pair pair"]) -> Discriminators:
+    def _set_apart(self, fitted: Discriminators, items: Items, rivals: Rivals) -> Discriminators:
         """One gradient step on L_reg in the weights of every pair."""
         with torch.enable_grad():
             leaves = Discriminators(*(tensor.detach().requires_grad_() for tensor in fitted))
-            reg = self._reg(centered_errors(items, _uncentered(leaves, items)), items, scores)
-            weight_slope, bias_slope = torch.autograd.grad(len(scores) * self.lambda_reg * reg, leaves)
+            reg = self._reg(hard_errors(items, _uncentered(leaves, items), rivals), rivals)
+            weight_slope, bias_slope = torch.autograd.grad(len(items.share) * self.lambda_reg * reg, leaves)
         # The mean over the terms of those pairs in which a discriminator takes part: early in training one caption is
         # the hardest negative of nearly every image, and the sum would throw its discriminator far off.
-        hardest = torch.cat(hard_negatives(scores, items.image))
+        hardest = torch.cat([rivals.caption, rivals.image])
         one = items.share.new_ones(len(hardest))
-        parts = one[: len(scores)].index_add(0, hardest, one)  # bincount would wait for a GPU
+        parts = one[: len(items.share)].index_add(0, hardest, one)  # bincount would wait for a GPU
         items_per_pair = items.share.sum(dim=1).mean()
         rate = self.rate / (parts * items_per_pair)  # of the same length whether errors are sums or means over items
         return Discriminators(fitted.weight - rate[:, None] * weight_slope, fitted.bias - rate * bias_slope)
@@ -202,9 +214,12 @@ class ADDR(DomainObjective):
 
         `adv` is the mean over pairs of L_p(f_p), `reg` is L_reg.
         """
+        return self._own_terms(items, Rivals.among(items, scores), discriminators)
+
+    def _own_terms(self, items: Items, rivals: Rivals, discriminators: Discriminators) -> dict[str, Float[Tensor, ""]]:
         with _full_precision(items):
-            errors = centered_errors(items, discriminators)
-            adv, reg = errors.diag().mean(), self._reg(errors, items, scores)
+            errors = hard_errors(items, discriminators, rivals)
+            adv, reg = errors.own.mean(), self._reg(errors, rivals)
             return {"adv": adv, "reg": reg, "total": adv + self.lambda_reg * reg}
 
     def encoder_terms(
@@ -271,11 +286,8 @@ class ADDR(DomainObjective):
         hard = hard_negatives(scores, features.image)
         return distinctness_loss(errors, *hard, margin=self.alpha, form=self.reg_form)
 
-    def _reg(
-        self, errors: Float[Tensor, "pair pair"], items: Items, scores: Float[Tensor, "pair pair"]
-    ) -> Float[Tensor, ""]:
-        hard = hard_negatives(scores, items.image)
-        return distinctness_loss(errors, *hard, margin=self.alpha, form=self.reg_form)
+    def _reg(self, errors: HardErrors, rivals: Rivals) -> Float[Tensor, ""]:
+        return distinctness(errors, rivals.caption, rivals.image, margin=self.alpha, form=self.reg_form)
 
 
 def addr_loss(
@@ -327,12 +339,36 @@ def _unit_logits(
     items: Float[Tensor, "pair item dim"], weight: Float[Tensor, "pair dim"], bias: Float[Tensor, " pair"]
 ) -> Float[Tensor, "pair item"]:
     """Logits of every pair's discriminator on its own items; these are divided by their lengths, not the items."""
-    items = at_least_float32(items)
-    return (items @ weight[..., None])[..., 0] / _length(items) + bias[:, None]
+    return _Projections.apply(at_least_float32(items), weight) + bias[:, None]  # type: ignore[no-any-return]
+
+
+class _Projections(torch.autograd.Function):
+    """Products of a pair's items, each divided by its length, with a fixed vector of the pair.
+
+    Items are the largest tensors here: their gradient is written once, where autograd would write a part of it for the
+    product and one for the lengths, and another for their sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, items: Tensor, weight: Tensor) -> Tensor:
+        length = _length(items)
+        projections = (weight[:, None] @ items.transpose(1, 2))[:, 0] / length
+        ctx.save_for_backward(items, weight, length, projections)
+        return projections
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        items, weight, length, projections = ctx.saved_tensors
+        scaled = gradient / length
+        # An item of length zero, whose length is held from below, has no direction to lose.
+        radial = torch.where(length > SHORTEST, scaled * projections / length, 0.0)
+        slopes = scaled[..., None] * weight[:, None]
+        return slopes.addcmul_(radial[..., None], items, value=-1), None
 
 
 def _length(items: Float[Tensor, "pair item dim"]) -> Float[Tensor, "pair item"]:
-    return torch.linalg.vector_norm(items, dim=-1).clamp_min(1e-8)
+    return torch.linalg.vector_norm(items, dim=-1).clamp_min(SHORTEST)
 
 
 def _uncentered(centered: Discriminators, items: Items) -> Discriminators:
