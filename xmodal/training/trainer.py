@@ -26,6 +26,7 @@ from xmodal.data.pairs import whole_batch
 from xmodal.products import products_as
 from xmodal.training import checkpoints
 from xmodal.training.config import RetrievalConfig, RunConfig, TrainConfig, criterion_of, flatten, from_dict, to_dict
+from xmodal.training.kept_memory import freed_memory_is_kept
 from xmodal.training.matching import MatchingTask
 from xmodal.training.moving import moved
 from xmodal.training.optimizer import clip_gradient, make_optimizer, make_schedule
@@ -91,6 +92,8 @@ def train(config: RunConfig) -> dict[str, Any]:
         if accelerator.is_main_process:
             stack.enter_context(locked(config.output))
         _take_products_of(saved, stack)
+        if accelerator.device.type == "cpu":
+            stack.enter_context(freed_memory_is_kept())
         return _train(config, accelerator, saved)
 
 
