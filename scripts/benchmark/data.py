@@ -56,15 +56,15 @@ def own_memory(reader: type[Any], path: Path) -> float:
 
 
 def run(repetitions: int) -> None:
-    """Images a second for 1 and 2 workers, warm and cold, and memory for a set and for one twice as large."""
+    """Images a second without and with workers, warm and cold, and memory for a set and for one twice as large."""
     print(f"{IMAGES} images, {REGIONS} x {DIM}, batches of {BATCH}, shuffled")
     with tempfile.TemporaryDirectory(dir=".") as folder:
         for dtype in ("float32", "float16"):
             path = write(Path(folder), dtype, IMAGES)
             print(f"\n{dtype:24}{'images/s':>12}{'time / mapped':>16}")
-            for workers in (1, 2):
+            for workers in (0, 1, 2):
                 for cold in (False, True):
-                    print(f"{workers} worker{'s' * (workers > 1)}, {'cold' if cold else 'warm'}")
+                    print(f"{workers or 'no'} worker{'s' * (workers != 1)}, {'cold' if cold else 'warm'}")
                     print_speeds(path, workers, repetitions, cold=cold)
         print_memory(path, write(Path(folder), "float16", 2 * IMAGES))
 

@@ -24,15 +24,12 @@ from xmodal.heads import VSRN
 from xmodal.model import Matcher
 from xmodal.objectives import HingeRanking, hinge_ranking_loss
 from xmodal.products import PRODUCTS, Product, candidates, chosen_product, use_product
-from xmodal.training.kept_memory import freed_memory_is_kept
 from xmodal.training.step import MatchingStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
-
-STEP = "training step"
 
 PAIRS, INPUT_DIM, WORDS, GRAPH_DIM = 128, 2048, 8000, 2048
 
@@ -128,7 +125,7 @@ def suites() -> dict[str, dict[str, Callable[[], Any]]]:
     batch, pairs = random_batch(PAIRS, PAIRS), random_pairs()
     head, regions = VSRN(GRAPH_DIM).eval(), F.normalize(torch.randn(PAIRS, REGIONS, GRAPH_DIM), dim=-1)
     found: dict[str, dict[str, Callable[[], Any]]] = {
-        STEP: {"as released": released_step(pairs), "torch's product": own_step(pairs)},
+        "training step": {"as released": released_step(pairs), "torch's product": own_step(pairs)},
         "VSRN, encoding 128 images": {
             "as released": partial(encoding, head, regions, vsrn_as_released),
             "torch's product": partial(encoding, head, regions, VSRN.embed_images),
@@ -144,10 +141,7 @@ def suites() -> dict[str, dict[str, Callable[[], Any]]]:
 
 
 def run(repetitions: int) -> None:
-    """Products, step, parts of a step and VSRN's encoder; about four minutes on two idle cores.
-
-    The step comes twice: as the released code ran, and with freed memory kept by the process, as `xmodal train` has it.
-    """
+    """Products, step, parts of a step and VSRN's encoder; about three minutes on two idle cores."""
     repetitions, chosen = max(1, repetitions // 2), chosen_product()
     with torch.no_grad():
         speeds(repetitions)
@@ -155,9 +149,6 @@ def run(repetitions: int) -> None:
         fixed = {name: by(chosen if name == "bare product" else "torch", case) for name, case in cases.items()}
         fixed["chosen product"] = by(chosen, cases["torch's product"])
         print_suite(title, fastest(fixed, repetitions))
-        if title == STEP:
-            with freed_memory_is_kept():
-                print_suite(f"{title}, freed memory kept", fastest(fixed, repetitions))
     use_product(None)
 
 

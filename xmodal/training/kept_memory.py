@@ -1,7 +1,8 @@
 """Memory that training frees stays with the process, which needs as much again in the next step.
 
 glibc gives the memory of large tensors back to the system as soon as they are freed, and the system hands out zeroed
-pages for the next ones: a tenth of a training step at 1024 dims on a CPU (`python -m scripts.benchmark step`).
+pages for the next ones: up to an eighth of a training step at 1024 dims on a CPU (`python -m scripts.benchmark addr`,
+and the same with `MALLOC_ARENA_MAX=16` before it, as settings of somebody's own are left alone).
 """
 
 from __future__ import annotations
