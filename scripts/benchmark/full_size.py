@@ -96,7 +96,8 @@ def run(repetitions: int, *, dry_run: bool = False) -> None:
             temporary.write_text(json.dumps(known, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     if not dry_run:
-        (OUTPUT / PAGE).write_text(page(known))
+        with written_whole(OUTPUT / PAGE) as whole:
+            whole.write_text(page(known))
         print(f"wrote {OUTPUT / PAGE}")
 
 

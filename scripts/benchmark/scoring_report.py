@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scripts.benchmark.history import remember
+from xmodal.data.atomic import written_whole
 from xmodal.products import chosen_products, processor
 
 OUTPUT = Path("docs/results")
@@ -62,7 +63,8 @@ def write_report(measured: Measured) -> None:
         "time / bare float32 product": measured.ratios,
     }
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    (OUTPUT / "scoring.json").write_text(json.dumps(report, indent=2) + "\n")
+    with written_whole(OUTPUT / "scoring.json") as whole:
+        whole.write_text(json.dumps(report, indent=2) + "\n")
     about = report["environment"]
     machine = f"{about['processor']}, {about['threads']} threads"
     seconds = {f"t2i {large}": round(measured.seconds[large]["t2i"], 2)}

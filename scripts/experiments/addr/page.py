@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from scripts.experiments.addr.runs import test, tuning_runs
 from scripts.experiments.addr.settings import CANDIDATES, WITHOUT, Experiment
 from scripts.experiments.study import gain, spread, validation
+from xmodal.data.atomic import written_whole
 from xmodal.evaluation.pages import fill_page
 from xmodal.evaluation.report import RECALLS, markdown_table
 from xmodal.search.pictures import new_figure, save_figure
@@ -51,7 +52,8 @@ def write_page(experiment: Experiment, chosen: Mapping[str, str], arms: Arms) ->
         seconds=markdown_table(_seconds(arms)),
         curves=curves.name,
     )
-    page.write_text(text)
+    with written_whole(page) as whole:
+        whole.write_text(text)
     print(f"wrote {page}")
 
 

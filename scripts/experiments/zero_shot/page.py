@@ -19,6 +19,7 @@ from scripts.experiments.zero_shot.runs import (
     results,
     untrained,
 )
+from xmodal.data.atomic import written_whole
 from xmodal.evaluation.pages import fill_page
 from xmodal.evaluation.report import markdown_table
 
@@ -44,7 +45,8 @@ def write_page(experiment: Experiment) -> None:
         sections="\n".join(sections),
         examples=drawn,
     )
-    experiment.page.write_text(text)
+    with written_whole(experiment.page) as whole:
+        whole.write_text(text)
     print(f"wrote {experiment.page}")
 
 
