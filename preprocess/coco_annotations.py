@@ -27,6 +27,8 @@ import tyro
 from tqdm import tqdm
 
 from xmodal.data import Caption, RegionStoreWriter, Vocabulary, save_captions
+from xmodal.data.atomic import locked
+from xmodal.data.split import CAPTIONS
 from xmodal.data.text import parse_json, read_lines, read_text
 from xmodal.entry import run_program
 
@@ -101,7 +103,8 @@ def main(config: Source) -> None:
             raise ValueError(f"{files}: what is said of an image is not as COCO says it ({error!r})") from error
     else:
         images, num_classes = _read_compact(config.input)
-    write(images, num_classes, config)
+    with locked(config.output / CAPTIONS):  # the last of the files, so that nobody else makes any of them
+        write(images, num_classes, config)
 
 
 def _read_official(config: Official) -> tuple[list[AnnotatedImage], int]:
@@ -194,11 +197,11 @@ def write(images: list[AnnotatedImage], num_classes: int, config: Output) -> Non
             f"with {sum(len(image.captions) for image in skipped)} captions"
         )
     captions = [caption for image in seen for caption in image.captions]
-    save_captions(output / "captions.jsonl", captions)
+    save_captions(output / CAPTIONS, captions)
     vocabulary = Vocabulary.build(caption.caption for caption in captions if caption.split != "test")
     vocabulary.save(output / "vocabulary.json")
-    note_written(output / "captions.jsonl", output / "vocabulary.json")
-    print(f"{output / 'captions.jsonl'}: {len(captions)} captions")
+    note_written(output / CAPTIONS, output / "vocabulary.json")
+    print(f"{output / CAPTIONS}: {len(captions)} captions")
     print(f"{output / 'vocabulary.json'}: {len(vocabulary)} words")
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from preprocess.coco_annotations import Compact, Official, main
 from xmodal.data import RegionStore, Vocabulary, load_captions
+from xmodal.data.atomic import locked
 
 # image 7: two objects, the smaller one first; image 8: no object; image 9: one object.
 OBJECTS = {7: [(90, [10, 20, 30, 40]), (1, [0, 0, 200, 50])], 8: [], 9: [(1, [50, 0, 50, 100])]}
@@ -127,3 +128,10 @@ def test_bad_input_is_named(official):
     (official / "images.jsonl").write_text('{"image_id": 1}')
     with pytest.raises(ValueError, match=r"images\.jsonl, line 1: KeyError\('split'\)"):
         main(Compact(input=official, output=official / "out"))
+
+
+def test_a_second_program_is_told_who_writes(official):
+    with locked(official / "out" / "captions.jsonl"), pytest.raises(BlockingIOError, match="is being written by"):
+        main(options(official))
+    main(options(official))
+    assert (official / "out" / "vocabulary.json").is_file()
