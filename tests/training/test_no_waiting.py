@@ -29,6 +29,7 @@ HEADS = [
     {"name": "adapt"},
     {"name": "sgraf"},
     {"name": "rdan_style"},
+    {"name": "naaf"},
 ]
 
 
@@ -75,6 +76,14 @@ def test_a_step_reads_nothing(head, objective, batch):
     step = make_step(head, objective)
     step(noted(moved(batch), batch), step=0)["total"].backward()
     assert all(parameter.grad is not None for parameter in step.matcher.image_encoder.parameters())
+
+
+def test_dprnn_reads_nothing_where_all_images_have_as_many_regions(batch):
+    """It packs the regions of images that it picks by their scores."""
+    full = RegionBatch(batch.images.regions, torch.ones_like(batch.images.region_mask))
+    batch = batch._replace(images=full)
+    step = make_step({"name": "dprnn", "candidates": 1}, HingeRanking())
+    step(noted(moved(batch), batch), step=0)["total"].backward()
 
 
 @pytest.mark.parametrize(

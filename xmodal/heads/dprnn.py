@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from xmodal.heads.attention import tile_bytes
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, every_pair, unit_length
 from xmodal.heads.recurrent import read_in_order
+from xmodal.masks import is_full, note_full
 from xmodal.numerics import Size, at_least_float32, full_mask, no_autocast
 
 if TYPE_CHECKING:
@@ -173,26 +174,27 @@ class DPRNN(Head):
             image, caption = every_pair(images, captions)
             scores = self._score(images[image], captions[caption], region_mask[image], word_mask[caption])
             return scores.view(images.shape[0], captions.shape[0])
-        chosen = torch.ones(len(images), len(captions), dtype=torch.bool, device=images.device)
+        image, caption = every_pair(images, captions)
         if self.training and self.candidates:
             if len(images) != len(captions):
                 raise ValueError(
                     f"candidates are chosen in square batches of matched pairs, got {len(images)} images and "
                     f"{len(captions)} captions; use eval(), train in one process, or set candidates=0"
                 )
-            chosen = self._nearest(images, captions, region_mask, word_mask)
-        image, caption = chosen.nonzero(as_tuple=True)
+            image, caption = self._nearest(images, captions, region_mask, word_mask)
+        all_real = is_full(region_mask)
         size = max(1, tile_bytes(images.device) // self.pair_bytes(images[:1], captions[:1]))
 
         def block(i: Int[Tensor, " pair"], j: Int[Tensor, " pair"]) -> Float[Tensor, " pair"]:
-            return self._score(images[i], captions[j], region_mask[i], word_mask[j])
+            real = note_full(region_mask[i]) if all_real else region_mask[i]  # which packing would have to read
+            return self._score(images[i], captions[j], real, word_mask[j])
 
         blocks = zip(image.split(size), caption.split(size), strict=True)
         if torch.is_grad_enabled():  # the states of all pairs would not fit beside one another
             scores = torch.cat([checkpoint(block, *some, use_reentrant=False) for some in blocks])
         else:
             scores = torch.cat([block(*some) for some in blocks])
-        return scores.new_full(chosen.shape, float("-inf")).index_put((image, caption), scores)
+        return scores.new_full((len(images), len(captions)), float("-inf")).index_put((image, caption), scores)
 
     def pairs(self, regions, words, region_mask=None, word_mask=None):  # noqa: D102
         check_inputs(regions, words, region_mask, word_mask, aligned=True)
@@ -235,13 +237,14 @@ class DPRNN(Head):
         captions: Float[Tensor, "pair word dim"],
         region_mask: Bool[Tensor, "pair region"],
         word_mask: Bool[Tensor, "pair word"],
-    ) -> Bool[Tensor, "pair pair"]:
-        """The matches, and of every caption the images that the early score puts first among the others."""
+    ) -> tuple[Int[Tensor, " candidate"], Int[Tensor, " candidate"]]:
+        """Image and caption of the matches, and of the images that the early score puts first for every caption."""
         shares = self._shares(captions, word_mask, "word").to(captions.dtype)
         early = images.sum(dim=1) @ (shares[..., None] * captions).sum(dim=1).T
-        own = torch.eye(len(images), dtype=torch.bool, device=images.device)
-        near = early.masked_fill(own, float("-inf")).topk(min(self.candidates, len(images) - 1), dim=0).indices
-        return own.scatter(0, near, True)
+        own = torch.arange(len(images), device=images.device)
+        early.fill_diagonal_(float("-inf"))
+        near = early.topk(min(self.candidates, len(images) - 1), dim=0).indices
+        return torch.cat([own[None], near]).flatten(), own.repeat(len(near) + 1)
 
     def _score(
         self,

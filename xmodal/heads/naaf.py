@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -24,7 +24,7 @@ from xmodal.numerics import Positive, full_mask
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 ENOUGH_WORDS = 200
@@ -135,15 +135,39 @@ def matching_threshold(
         >>> [round(float(threshold), 3) for threshold in matching_threshold(matched, mismatched)]
         [0.316, 0.343]
     """
-    mp, mn, sp, sn = matched.mean(), mismatched.mean(), matched.std(), mismatched.std()
+    found = _parting((matched.mean(), matched.std()), (mismatched.mean(), mismatched.std()), penalty)
+    return (found.root, found.bound) if bool(found.exists) else None
+
+
+class _Parting(NamedTuple):
+    """Where two Gaussians part, if they do."""
+
+    root: Float[Tensor, ""]
+    bound: Float[Tensor, ""]
+    exists: Bool[Tensor, ""]
+
+
+def _parting(matched: tuple[Tensor, Tensor], mismatched: tuple[Tensor, Tensor], penalty: float) -> _Parting:
+    """`matching_threshold` of means and deviations, by operations that wait for no device."""
+    (mp, sp), (mn, sn) = matched, mismatched
     a = sp**2 - sn**2
     b = 2 * (mp * sn**2 - mn * sp**2)
     c = (mn * sp) ** 2 - (mp * sn) ** 2 + 2 * (sp * sn) ** 2 * (sn / (penalty * sp) + 1e-8).log()
     discriminant = b**2 - 4 * a * c
-    if not bool(discriminant > 0):
-        return None
     root, bound = (discriminant.sqrt() - b) / (2 * a + 1e-10), mp - 3 * sp
-    return root * ((root >= 0) & (root <= 1)), bound * ((bound >= 0) & (bound <= 1))
+    zero = torch.zeros_like(root)
+    # Chosen, not multiplied: a root that does not exist is not a number.
+    root, bound = (torch.where((value >= 0) & (value <= 1), value, zero) for value in (root, bound))
+    return _Parting(root, bound, discriminant > 0)
+
+
+def _mean_and_deviation(
+    values: Float[Tensor, "pair word"], chosen: Bool[Tensor, "pair word"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Of the values that are chosen: not a number where there are too few."""
+    values, count = values.masked_fill(~chosen, 0.0), chosen.sum()
+    mean = values.sum() / count
+    return mean, ((values - mean).masked_fill(~chosen, 0.0).square().sum() / (count - 1)).sqrt()
 
 
 class NAAF(Head):
@@ -234,20 +258,19 @@ class NAAF(Head):
         word_mask: Bool[Tensor, "pair word"],
         scores: Float[Tensor, "pair pair"],
     ) -> None:
-        right = (scores.argmax(dim=0) == torch.arange(len(scores), device=scores.device)).nonzero()[:, 0]
-        real = word_mask[right]
-        if int(real.sum()) <= ENOUGH_WORDS:
-            return
+        own = torch.arange(len(scores), device=scores.device)
+        chosen = word_mask & (scores.argmax(dim=0) == own)[:, None]
 
-        def best(chosen: Tensor) -> Float[Tensor, " word"]:
-            sides = prepare_side(images[chosen], region_mask[chosen]), prepare_side(captions[right], real)
-            products = aligned_products(*sides)[..., 0]
-            return products.masked_fill(~region_mask[chosen][..., None], float("-inf")).amax(dim=1)[real]
+        def best(image: Int[Tensor, " pair"]) -> Float[Tensor, "pair word"]:
+            mask = region_mask[image]
+            sides = (prepare_side(images[image], mask, gram=False), prepare_side(captions, word_mask, gram=False))
+            return aligned_products(*sides)[..., 0].masked_fill(~mask[..., None], float("-inf")).amax(dim=1)
 
-        found = matching_threshold(best(right), best(scores[:, right].argmin(dim=0)), penalty=self.penalty)
-        if found is not None:
-            for kept, new in zip((self.threshold, self.lower_bound), found, strict=True):
-                kept.copy_((1 - MEMORY) * new + MEMORY * kept)
+        both = (_mean_and_deviation(best(image), chosen) for image in (own, scores.argmin(dim=0)))
+        found = _parting(*both, self.penalty)
+        moves = found.exists & (chosen.sum() > ENOUGH_WORDS)
+        for kept, new in ((self.threshold, found.root), (self.lower_bound, found.bound)):
+            kept.copy_(torch.where(moves, (1 - MEMORY) * new + MEMORY * kept, kept))
 
 
 def negative_aware_attention(
