@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal.heads import BFAN, SCAN, attended, attended_program, bfan_scores, scan_scores
+from xmodal.heads import BFAN, SCAN, attended, attended_program, attention, bfan, bfan_scores, scan, scan_scores
 from xmodal.heads.attention import EPSILON, attended_cosine, attention_weights
 from xmodal.heads.bfan import refocus
+from xmodal.heads.ragged import Ragged, counts_of
 from xmodal.scoring import score_all, tiles
 
 pytestmark = pytest.mark.skipif(attended_program._program() is None, reason="there is no C++ compiler; install g++")
@@ -73,6 +74,71 @@ def test_values_and_gradients_are_those_of_operations(contexts, places, words, q
     for mine, right in zip(given_, exact, strict=True):
         scale = float(right.grad.abs().max()) + 1
         torch.testing.assert_close(mine.grad.double() / scale, right.grad / scale, rtol=0, atol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    contexts=st.integers(1, 4),
+    places=st.integers(1, 9),
+    lengths=st.lists(st.integers(1, 6), min_size=8, max_size=40),
+    focal=st.sampled_from([None, "equal", "prob"]),
+    cut=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_products_without_padding_give_what_padded_ones_do(contexts, places, lengths, focal, cut, seed):
+    """Alone, and as a part of a wider product whose rows are longer."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = counts_of(sorted(lengths, reverse=True))
+    vectors = torch.randn(contexts, places, 6, generator=generator)
+    columns = torch.randn(sum(counts) + 3, 6, generator=generator)
+    products = (vectors.flatten(0, 1) @ columns.T).unflatten(0, (contexts, places))[..., 2:-1]
+    products = products if cut else products.contiguous()
+    gram, mask = vectors @ vectors.transpose(1, 2), torch.ones(contexts, places, dtype=torch.bool)
+    norms = torch.stack([torch.nn.functional.pad(c.norm(dim=-1), (0, counts[0] - len(c)))
+                         for c in columns[2:-1].split(counts)])[None]  # fmt: skip
+    weighed = torch.randn(contexts, len(counts), counts[0], generator=generator)
+    exact = [each.double().requires_grad_() for each in (products, gram, norms)]
+    padded = Ragged(exact[0], counts).padded()
+    if focal is not None and not _is_sure(padded.detach().float(), mask, 0.1, focal):
+        return
+    wanted = plainly(padded, *exact[1:], mask, slope=0.1, temperature=4.0, focal=focal)
+    (wanted * weighed).sum().backward()
+    how = attended.How(0.1, 4.0, EPSILON, focal, partial(refocus, focal=focal) if focal else None, None)
+    given_ = [each.detach().requires_grad_() for each in (products, gram, norms)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attended_program, "FEW", 0)
+        found = attended.attended_cosines(Ragged(given_[0], counts), *given_[1:], mask, how)
+        (found * weighed).sum().backward()
+        with torch.no_grad():
+            assert torch.equal(attended.attended_cosines(Ragged(given_[0], counts), *given_[1:], mask, how), found)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    for mine, right in zip(given_, exact, strict=True):
+        scale = float(right.grad.abs().max()) + 1
+        torch.testing.assert_close(mine.grad.double() / scale, right.grad / scale, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("score", [scan_scores, partial(scan_scores, direction="i2t"), bfan_scores])
+@pytest.mark.parametrize(("columns", "size"), [(2048, 16 << 20), (40, 3000), (1, 1)])
+def test_spans_and_tiles_change_neither_scores_nor_gradients(score, columns, size, monkeypatch):
+    """Words with gaps between them, images of different numbers of regions; BFAN needs two words (see above)."""
+    generator = torch.Generator().manual_seed(3)
+    regions, words = torch.randn(20, 9, 8, generator=generator), torch.randn(35, 7, 8, generator=generator)
+    region_mask = torch.arange(9) < torch.randint(2, 10, (20, 1), generator=generator)
+    word_mask = (torch.arange(7) < torch.randint(3, 8, (35, 1), generator=generator)) & (torch.arange(7) != 1)
+    monkeypatch.setattr(attended_program, "FEW", 0)
+    found = []
+    for ragged in (True, False):
+        for module in (scan, bfan):
+            monkeypatch.setattr(module, "takes_ragged", lambda *_, ragged=ragged, **__: ragged)
+        monkeypatch.setattr(attention, "RAGGED_COLUMNS", columns)
+        monkeypatch.setattr(attention, "RAGGED_BYTES", size)
+        inputs = [each.clone().requires_grad_() for each in (regions, words)]
+        scores = score(*inputs, region_mask, word_mask)
+        found.append((scores, *torch.autograd.grad(scores.square().sum(), inputs)))
+        with torch.no_grad():
+            torch.testing.assert_close(score(regions, words, region_mask, word_mask), scores, rtol=0, atol=1e-6)
+    for ours, dense in zip(*found, strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-4)
 
 
 def _is_sure(products, mask, slope, focal):

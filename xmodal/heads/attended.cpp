@@ -36,7 +36,9 @@ extern "C" {
 
 struct Products {
     int32_t contexts, places, words, queries;
-    int64_t context_stride, place_stride, word_stride; // in numbers; queries lie side by side
+    int64_t context_stride, place_stride; // in numbers
+    const int64_t *offsets; // of a place's products with each word; queries lie side by side
+    const int32_t *counts;  // how many queries, the first ones, have each word; all have the first
     const float *values;
     const float *gram;   // (context, place, place)
     const uint8_t *mask; // (context, place)
@@ -51,9 +53,18 @@ struct Part {
     const Products &products;
     int context, first, lanes;
 
-    const float *at(int place, int word) const {
-        return products.values + context * products.context_stride + place * products.place_stride +
-               word * products.word_stride + first;
+    // The products of a place and a word: zero for queries that lack it.
+    Floats at(int place, int word) const {
+        return some(products.values + context * products.context_stride + place * products.place_stride +
+                        products.offsets[word] + first,
+                    having(word));
+    }
+    int having(int word) const { return products.counts[word] - first < lanes ? products.counts[word] - first : lanes; }
+    // Words that any of these queries has.
+    int words() const {
+        int found = products.words;
+        while (found > 1 && products.counts[found - 1] <= first) found--;
+        return found;
     }
     bool real(int place) const { return products.mask[context * products.places + place]; }
     Floats clipped(Floats value) const { return largest(value, value * products.slope); }
@@ -64,7 +75,7 @@ struct Part {
 inline void attend_word(const Part &part, int word, const Floats *scales, Floats *weights) {
     int places = part.products.places, focal = part.products.focal;
     for (int place = 0; place < places; place++) {
-        Floats value = part.clipped(some(part.at(place, word), part.lanes));
+        Floats value = part.clipped(part.at(place, word));
         weights[place] = part.real(place) ? exponential(value * scales[place]) : Floats{};
     }
     if (!focal) return;
@@ -167,11 +178,12 @@ int64_t attended_scratch(int32_t places, int32_t words) {
     return 64 + (int64_t)sizeof(Floats) * (places * (3 + 3 * (int64_t)words) + 8 * blocks * (blocks + 1));
 }
 
-// Sums over the places of contexts begin to end, `(context, word, query)`: of the weights, of weights times products,
-// and the square of the weighted context's length, these two as if the weights had the sum one; and the lengths of the
-// products of each place, `(context, place, query)`, which the gradient takes.
-void attend(const Products *given, int32_t begin, int32_t end, char *memory, float *totals, float *dots, float *squares,
-            float *lengths) {
+// Cosines of contexts begin to end, `(context, word, query)`, for the lengths of the queries, which are the same for all
+// contexts if the stride is zero. Unless they are null, what the gradient takes: sums over the places, of the weights, of
+// weights times products, and the square of the weighted context's length, these two as if the weights had the sum one;
+// and the lengths of the products of each place, `(context, place, query)`.
+void attend(const Products *given, int32_t begin, int32_t end, char *memory, const float *norms, int64_t norm_stride,
+            float *cosines, float *totals, float *dots, float *squares, float *lengths) {
     const Products &products = *given;
     int places = products.places, words = products.words, queries = products.queries;
     Floats *scales = (Floats *)(memory + (64 - (uintptr_t)memory % 64) % 64), *weights = scales + places;
@@ -179,35 +191,50 @@ void attend(const Products *given, int32_t begin, int32_t end, char *memory, flo
         const float *gram = products.gram + (int64_t)context * places * places;
         for (int first = 0; first < queries; first += LANES) {
             Part part = {products, context, first, queries - first < LANES ? queries - first : LANES};
+            int has = part.words();
             for (int place = 0; place < places; place++) {
                 Floats square = {};
-                for (int word = 0; word < words; word++) {
-                    Floats value = part.clipped(some(part.at(place, word), part.lanes));
+                for (int word = 0; word < has; word++) {
+                    Floats value = part.clipped(part.at(place, word));
                     square += value * value;
                 }
                 Floats length = roots(largest(square, all(TINY)));
                 scales[place] = products.temperature / (length + products.epsilon);
-                put(lengths + ((int64_t)context * places + place) * queries + first, length, part.lanes);
+                if (lengths) put(lengths + ((int64_t)context * places + place) * queries + first, length, part.lanes);
             }
-            for (int word = 0; word < words; word++) {
+            for (int word = has; word < words; word++) {
+                int64_t at = ((int64_t)context * words + word) * queries + first;
+                put(cosines + at, Floats{}, part.lanes);
+                if (!totals) continue;
+                put(totals + at, all(1.0f), part.lanes);
+                put(dots + at, Floats{}, part.lanes);
+                put(squares + at, Floats{}, part.lanes);
+            }
+            for (int word = 0; word < has; word++) {
                 Floats total = {}, dot = {};
                 attend_word(part, word, scales, weights);
                 for (int place = 0; place < places; place++) {
                     total += weights[place];
-                    dot += weights[place] * some(part.at(place, word), part.lanes);
+                    dot += weights[place] * part.at(place, word);
                 }
                 Floats inverse = 1.0f / total, square = square_of(gram, weights, places);
                 int64_t at = ((int64_t)context * words + word) * queries + first;
+                dot *= inverse;
+                square *= inverse * inverse;
+                Floats norm = some(norms + context * norm_stride + (int64_t)word * queries + first, part.lanes);
+                Floats both = norm * roots(largest(square, all(TINY))), found = dot / largest(both, all(products.epsilon));
+                put(cosines + at, both < products.epsilon * products.epsilon ? Floats{} : found, part.lanes);
+                if (!totals) continue;
                 put(totals + at, total, part.lanes);
-                put(dots + at, dot * inverse, part.lanes);
-                put(squares + at, square * inverse * inverse, part.lanes);
+                put(dots + at, dot, part.lanes);
+                put(squares + at, square, part.lanes);
             }
         }
     }
 }
 
-// The gradient of the products, `(context, place, word, query)`, and unless it is null that of the Gram matrix, from
-// that of each cosine by the dot product and by the square, divided by the sum of the weights and its square, and their
+// The gradient of the products, `(context, place, column)` without gaps, and unless it is null that of the Gram matrix,
+// from that of each cosine by the dot product and by the square, divided by the sum of the weights and its square, and their
 // mean divided by the sum: `(context, word, query)`.
 void attend_backwards(const Products *given, int32_t begin, int32_t end, char *memory, const float *lengths,
                       const float *by_dot, const float *by_square, const float *mean, float *change, float *for_gram) {
@@ -217,17 +244,20 @@ void attend_backwards(const Products *given, int32_t begin, int32_t end, char *m
     Floats *pull = spread + places, *kept = pull + places, *raw = kept + places * words, *scaled = raw + places * words;
     Floats *sums = scaled + places * words;
     int blocks = (places + 3) / 4;
+    int64_t columns = 0;
+    for (int word = 0; word < words; word++) columns += products.counts[word];
     for (int context = begin; context < end; context++) {
         const float *gram = products.gram + (int64_t)context * places * places;
         for (int k = 0; k < 8 * blocks * (blocks + 1); k++) sums[k] = Floats{};
         for (int first = 0; first < queries; first += LANES) {
             Part part = {products, context, first, queries - first < LANES ? queries - first : LANES};
             const float *length = lengths + (int64_t)context * places * queries + first;
+            int has = part.words();
             for (int place = 0; place < places; place++) {
                 scales[place] = products.temperature / (some(length + (int64_t)place * queries, part.lanes) + products.epsilon);
                 pull[place] = Floats{};
             }
-            for (int word = 0; word < words; word++) {
+            for (int word = 0; word < has; word++) {
                 Floats *weight = kept + (int64_t)word * places, *slope = raw + (int64_t)word * places;
                 attend_word(part, word, scales, weight);
                 spread_of(gram, weight, places, spread);
@@ -235,27 +265,28 @@ void attend_backwards(const Products *given, int32_t begin, int32_t end, char *m
                 Floats dot = some(by_dot + at, part.lanes), square = some(by_square + at, part.lanes);
                 Floats middle = some(mean + at, part.lanes), twice = square + square;
                 for (int place = 0; place < places; place++) {
-                    Floats value = some(part.at(place, word), part.lanes);
+                    Floats value = part.at(place, word);
                     slope[place] = (value * dot + spread[place] * twice - middle) * weight[place];
                     pull[place] += slope[place] * part.clipped(value);
                     scaled[(int64_t)word * places + place] = weight[place] * square;
                 }
             }
-            if (for_gram) add_squares(kept, scaled, places, words, sums);
+            if (for_gram) add_squares(kept, scaled, places, has, sums);
             for (int place = 0; place < places; place++) {
                 Floats size = some(length + (int64_t)place * queries, part.lanes);
                 Floats found = pull[place] * scales[place] / ((size + products.epsilon) * size);
                 pull[place] = size * size <= TINY ? Floats{} : found;
             }
-            for (int word = 0; word < words; word++) {
+            int64_t column = first;
+            for (int word = 0; word < has; column += products.counts[word++]) {
                 int64_t at = ((int64_t)context * words + word) * queries + first;
                 Floats dot = some(by_dot + at, part.lanes);
                 for (int place = 0; place < places; place++) {
-                    Floats value = some(part.at(place, word), part.lanes);
+                    Floats value = part.at(place, word);
                     Floats found = raw[(int64_t)word * places + place] * scales[place] - part.clipped(value) * pull[place];
                     found = value > 0.0f ? found : found * products.slope;
                     found += kept[(int64_t)word * places + place] * dot;
-                    put(change + (((int64_t)context * places + place) * words + word) * queries + first, found, part.lanes);
+                    put(change + ((int64_t)context * places + place) * columns + column, found, part.having(word));
                 }
             }
         }

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from xmodal.heads.attended_program import Attending, Slopes, Sums, is_served
+from xmodal.heads.ragged import Ragged
 from xmodal.masks import is_full
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class How(NamedTuple):
 
 
 def attended_cosines(
-    products: Float[Tensor, "context_item context query query_item"],
+    products: Float[Tensor, "context_item context query query_item"] | Ragged,
     gram: Float[Tensor, "context_item context context"],
     norms: Float[Tensor, "#context_item query query_item"],
     mask: Bool[Tensor, "context_item context"],
@@ -64,8 +65,13 @@ def attended_cosines(
     >>> attended_cosines(products, gram, torch.full((1, 1, 1), 2.0), torch.ones(1, 2, dtype=torch.bool), how)
     tensor([[[1.]]])
     """
-    if torch.is_grad_enabled() and (products.requires_grad or gram.requires_grad or norms.requires_grad):
-        return _Attended.apply(products, gram, norms, mask, how)  # type: ignore[return-value]
+    if isinstance(products, Ragged) and not _is_served(products, how):
+        products = products.padded()
+    values, counts = products if isinstance(products, Ragged) else (products, None)
+    if torch.is_grad_enabled() and (values.requires_grad or gram.requires_grad or norms.requires_grad):
+        return _Attended.apply(values, counts, gram, norms, mask, how)  # type: ignore[return-value]
+    if isinstance(products, Ragged) or _is_served(products, how):
+        return _program(products, gram, mask, how).cosines(norms)[0]
     return _cosines(norms, _attend(products, gram, mask, how)[0], how)
 
 
@@ -76,10 +82,12 @@ class _Kept(NamedTuple):
     spread: Tensor
 
 
-def _attend(products: Tensor, gram: Tensor, mask: Tensor, how: How) -> tuple[Sums, _Kept | None]:
-    """What the cosines are made of; by the program nothing is kept that is as large as the products."""
-    if (how.focal is None) == (how.focus is None) and is_served(products):
-        return _program(products, gram, mask, how).sums(), None
+def _is_served(products: Tensor | Ragged, how: How) -> bool:
+    return (how.focal is None) == (how.focus is None) and is_served(products)
+
+
+def _attend(products: Tensor, gram: Tensor, mask: Tensor, how: How) -> tuple[Sums, _Kept]:
+    """What the cosines are made of."""
     tiny = torch.finfo(products.dtype).tiny
     logits = _clip(products, how)
     spare = torch.empty_like(logits)
@@ -97,7 +105,7 @@ def _attend(products: Tensor, gram: Tensor, mask: Tensor, how: How) -> tuple[Sum
     return Sums(totals, dots, squares, lengths.squeeze(2)), _Kept(weights, spread)
 
 
-def _program(products: Tensor, gram: Tensor, mask: Tensor, how: How) -> Attending:
+def _program(products: Tensor | Ragged, gram: Tensor, mask: Tensor, how: How) -> Attending:
     options = {"slope": how.slope, "temperature": how.temperature, "epsilon": how.epsilon, "focal": how.focal}
     return Attending(products, gram, mask, **options)
 
@@ -114,29 +122,43 @@ def _clip(products: Tensor, how: How) -> Tensor:
 
 class _Attended(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, products: Tensor, gram: Tensor, norms: Tensor, mask: Tensor, how: How) -> Tensor:
-        sums, kept = _attend(products, gram, mask, how)
-        ctx.save_for_backward(products, gram, norms, mask, *sums, *(kept or ()))
-        ctx.how = how
-        return _cosines(norms, sums, how)
+    def forward(
+        ctx: Any, values: Tensor, counts: list[int] | None, gram: Tensor, norms: Tensor, mask: Tensor, how: How
+    ) -> Tensor:
+        products = values if counts is None else Ragged(values, counts)
+        if isinstance(products, Ragged) or _is_served(products, how):
+            # By the program nothing is kept that is as large as the products.
+            cosines, sums = _program(products, gram, mask, how).cosines(norms, with_sums=True)
+            assert sums is not None, "asked for"
+            kept: tuple[Tensor, ...] = ()
+        else:
+            sums, kept = _attend(products, gram, mask, how)
+            cosines = _cosines(norms, sums, how)
+        ctx.save_for_backward(values, gram, norms, mask, *sums, *kept)
+        ctx.counts, ctx.how = counts, how
+        return cosines
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        products, gram, norms, mask, *saved = ctx.saved_tensors
+        values, gram, norms, mask, *saved = ctx.saved_tensors
+        products = values if ctx.counts is None else Ragged(values, ctx.counts)
         if torch.is_grad_enabled():  # somebody wants the gradient of a gradient
-            inputs = (products, gram, norms)
+            inputs = (values, gram, norms)
             needed = [tensor for tensor in inputs if tensor.requires_grad]
-            cosines = ctx.how.plain(products, gram, norms, mask)
-            found = iter(torch.autograd.grad(cosines, needed, gradient, create_graph=True))
-            return *(next(found) if tensor.requires_grad else None for tensor in inputs), None, None
+            dense = products.padded() if isinstance(products, Ragged) else products
+            found = iter(
+                torch.autograd.grad(ctx.how.plain(dense, gram, norms, mask), needed, gradient, create_graph=True)
+            )
+            first, *others = (next(found) if tensor.requires_grad else None for tensor in inputs)
+            return first, None, *others, None, None
         sums, kept = Sums(*saved[:4]), _Kept(*saved[4:]) if saved[4:] else None
         slopes, for_norms = _slopes(gradient, norms, sums, ctx.how)
-        _, of_gram, of_norms, *_ = ctx.needs_input_grad
+        _, _, of_gram, of_norms, *_ = ctx.needs_input_grad
         if kept is None:
-            found = _program(products, gram, mask, ctx.how).gradient(sums.lengths, slopes, of_gram=of_gram)
+            change, for_gram = _program(products, gram, mask, ctx.how).gradient(sums.lengths, slopes, of_gram=of_gram)
         else:
-            found = _gradient(products, kept, sums.lengths, slopes, ctx.how, of_gram=of_gram)
-        return *found, for_norms if of_norms else None, None, None
+            change, for_gram = _gradient(values, kept, sums.lengths, slopes, ctx.how, of_gram=of_gram)
+        return change, None, for_gram, for_norms if of_norms else None, None, None
 
 
 def _slopes(gradient: Tensor, norms: Tensor, sums: Sums, how: How) -> tuple[Slopes, Tensor]:

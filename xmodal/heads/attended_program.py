@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from xmodal.compiled import program
+from xmodal.heads.ragged import Ragged, offsets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ FEW = 1 << 14
 
 
 class Sums(NamedTuple):
-    """Over the context of every query; of two of them as if the weights had the sum one."""
+    """Over the context of every query, which a gradient takes; of two of them as if the weights had the sum one."""
 
     totals: Float[Tensor, "context_item query query_item"]
     """Of the weights."""
@@ -61,8 +62,8 @@ class Slopes(NamedTuple):
 class _Products(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("contexts", "places", "words", "queries")),
-        *((name, ctypes.c_int64) for name in ("context_stride", "place_stride", "word_stride")),
-        *((name, ctypes.c_void_p) for name in ("values", "gram", "mask")),
+        *((name, ctypes.c_int64) for name in ("context_stride", "place_stride")),
+        *((name, ctypes.c_void_p) for name in ("offsets", "counts", "values", "gram", "mask")),
         *((name, ctypes.c_float) for name in ("slope", "temperature", "epsilon")),
         ("focal", ctypes.c_int32),
     )
@@ -88,14 +89,14 @@ class Attending:
         >>> products, gram = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1), torch.eye(2)[None]
         >>> options = {"slope": 0.1, "temperature": 9.0, "epsilon": 1e-8}
         >>> attending = Attending(products, gram, torch.ones(1, 2, dtype=torch.bool), **options)
-        >>> dots = attending.sums().dots if is_compiled() else torch.full((1, 1, 1), 2.0)
-        >>> round(float(dots), 2)  # nearly all weight is on the first region
-        2.0
+        >>> norms = torch.full((1, 1, 1), 2.0)  # of a query that lies as the first region does
+        >>> round(float(attending.cosines(norms)[0] if is_compiled() else 1.0), 2)
+        1.0
     """
 
     def __init__(
         self,
-        products: Float[Tensor, "context_item context query query_item"],
+        products: Float[Tensor, "context_item context query query_item"] | Ragged,
         gram: Float[Tensor, "context_item context context"],
         mask: Bool[Tensor, "context_item context"],
         *,
@@ -104,38 +105,52 @@ class Attending:
         epsilon: float,
         focal: Focal | None = None,
     ) -> None:
-        self.products = products if products.stride(3) == 1 else products.contiguous()
-        self.shape = contexts, places, words, queries = self.products.shape
-        held = self.products, gram.contiguous(), mask.contiguous()
+        if isinstance(products, Ragged):
+            values, counts = products
+            values, offsets = (values if values.stride(2) == 1 else values.contiguous()), offsets_of(counts)
+        else:
+            values = products if products.stride(3) == 1 else products.contiguous()
+            counts = [values.shape[3]] * values.shape[2]
+            offsets = [word * values.stride(2) for word in range(values.shape[2])]
+        self.values, self.counts = values, counts
+        self.shape = contexts, places, words, queries = *values.shape[:2], len(counts), counts[0]
+        numbers = torch.tensor(offsets), torch.tensor(counts, dtype=torch.int32)
+        held = *numbers, values, gram.contiguous(), mask.contiguous()
         self._held = held  # as long as the program may read them
         self._given = _Products(
-            contexts, places, words, queries, *self.products.stride()[:3],
+            contexts, places, words, queries, *values.stride()[:2],
             *(tensor.data_ptr() for tensor in held), slope, temperature, epsilon, FOCAL.index(focal),
         )  # fmt: skip
 
-    def sums(self) -> Sums:
-        """Forwards."""
+    def cosines(
+        self, norms: Float[Tensor, "#context_item query query_item"], *, with_sums: bool = False
+    ) -> tuple[Float[Tensor, "context_item query query_item"], Sums | None]:
+        """Of every query, of this length, with what it attends to; and what a gradient takes."""
         contexts, places, words, queries = self.shape
-        totals, dots, squares = self.products.new_empty(3, contexts, words, queries)
-        sums = Sums(totals, dots, squares, self.products.new_empty(contexts, places, queries))
-        self._run("attend", sums)
-        return sums
+        norms = norms.contiguous()
+        found = self.values.new_empty(4 if with_sums else 1, contexts, words, queries)
+        sums = None
+        if with_sums:
+            sums = Sums(found[1], found[2], found[3], self.values.new_empty(contexts, places, queries))
+        stride = words * queries if len(norms) > 1 else 0
+        self._run("attend", norms, stride, found[0], *(sums or (None,) * 4))
+        return found[0], sums
 
     def gradient(
         self, lengths: Float[Tensor, "context_item context query_item"], slopes: Slopes, *, of_gram: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Of the products, and if it is asked for of the Gram matrix."""
-        change, gram = self.products.new_empty(self.shape), None
+        """Of the products, in their shape, and if it is asked for of the Gram matrix."""
+        change, gram = self.values.new_empty(self.values.shape), None
         if of_gram:
             gram = change.new_empty(self.shape[0], self.shape[1], self.shape[1])
-        self._run("attend_backwards", (lengths, *(slope.contiguous() for slope in slopes), change, gram))
+        self._run("attend_backwards", lengths, *(slope.contiguous() for slope in slopes), change, gram)
         return change, gram
 
-    def _run(self, function: str, tensors: tuple[Tensor | None, ...]) -> None:
+    def _run(self, function: str, *given: Tensor | int | None) -> None:
         made = _program()
         assert made is not None, "asked before"
         scratch, run = made.attended_scratch(self.shape[1], self.shape[2]), getattr(made, function)
-        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        pointers = [each.data_ptr() if isinstance(each, torch.Tensor) else each for each in given]
 
         def work(begin: int, end: int) -> None:
             memory = torch.empty(scratch, dtype=torch.uint8)
@@ -144,14 +159,17 @@ class Attending:
         _side_by_side(self.shape[0], work)
 
 
-def is_served(products: Float[Tensor, "context_item context query query_item"]) -> bool:
+def is_served(products: Float[Tensor, "context_item context query query_item"] | Ragged) -> bool:
     """Whether the program computes these: many of them, in float32 on a CPU, where it could be made.
 
     >>> is_served(torch.ones(1, 2, 3, 4, dtype=torch.float64))
     False
     """
-    many = products.numel() >= FEW and products.shape[3] >= LANES // 2
-    fits = many and products.dtype == torch.float32 and products.device.type == "cpu"
+    values, queries = (
+        (products.values, products.counts[0]) if isinstance(products, Ragged) else (products, products.shape[3])
+    )
+    many = values.numel() >= FEW and queries >= LANES // 2
+    fits = many and values.dtype == torch.float32 and values.device.type == "cpu"
     return fits and not torch.compiler.is_compiling() and _program() is not None
 
 
@@ -169,9 +187,10 @@ def _program() -> Any:
     made = program(SOURCE)
     if made is not None:
         made.attended_scratch.restype, made.attended_scratch.argtypes = ctypes.c_int64, [ctypes.c_int32] * 2
-        for function, pointers in ((made.attend, 5), (made.attend_backwards, 7)):
-            ranges = [ctypes.c_int32, ctypes.c_int32]
-            function.restype, function.argtypes = None, [ctypes.c_void_p, *ranges, *[ctypes.c_void_p] * pointers]
+        pointer, start = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
+        made.attend.restype = made.attend_backwards.restype = None
+        made.attend.argtypes = [*start, pointer, ctypes.c_int64, *[pointer] * 5]
+        made.attend_backwards.argtypes = [*start, *[pointer] * 6]
     return made
 
 

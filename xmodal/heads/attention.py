@@ -16,14 +16,17 @@ while the innermost one stays contiguous, and the Gram product is a plain batche
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from xmodal.heads.attended import STEEPEST, How, attended_cosines
-from xmodal.heads.attended_program import LANES
+from xmodal.heads.attended_program import LANES, is_compiled
+from xmodal.heads.ragged import Ragged, columns_of, counts_of
 from xmodal.masks import lengths, split, taken
 from xmodal.numerics import at_least_float32, full_mask, no_autocast
 from xmodal.products import inner_products
@@ -51,6 +54,9 @@ TILE_BYTES = {"cpu": 3 << 20, "cuda": 256 << 20}
 PRODUCTS_BYTES = {"cpu": 12 << 20, "cuda": 256 << 20}
 """Size of one tile of products: small products are slow."""
 
+
+RAGGED_BYTES, RAGGED_COLUMNS = 16 << 20, 2048
+"""Size of the products without padding that are computed at once, and with how many real items of queries."""
 
 FEWER_QUERIES = 2
 """How many times as long as it is wide a tile is: few queries are of nearly one length, so that padding is little."""
@@ -213,7 +219,7 @@ def query_shares(
 
 
 def stacked_attention(
-    products: Float[Tensor, "context_item context query query_item"],
+    products: Float[Tensor, "context_item context query query_item"] | Ragged,
     contexts: Side,
     query_norms: Float[Tensor, "#context_item query query_item"],
     query_mask: Bool[Tensor, "#context_item query query_item"],
@@ -242,11 +248,25 @@ def stacked_attention(
         return attended_cosine(products, weights, gram, norms)
 
     compute: Callable[..., Tensor] = attend
-    if normalization in ("clipped_l2", "l2") and temperature <= STEEPEST and _on_cpu(products):
+    if isinstance(products, Ragged) or (_is_by_hand(normalization, temperature) and _on_cpu(products)):
         slope = NEGATIVE_SLOPE if normalization == "clipped_l2" else 1.0
         compute = partial(attended_cosines, how=How(slope, temperature, EPSILON, focal, focus, attend))
     similarities = compute(products, contexts.gram, query_norms, contexts.mask)
     return aggregate(similarities, query_mask, aggregation=aggregation, lse_scale=lse_scale)
+
+
+def takes_ragged(items: Tensor, *, normalization: Normalization, temperature: float) -> bool:
+    """Whether `stacked_attention` with these options takes the products of such items without padding, as `Ragged`.
+
+    >>> takes_ragged(torch.ones(2, 3, 8, dtype=torch.float64), normalization="clipped_l2", temperature=9.0)
+    False
+    """
+    exact = items.dtype == torch.float32 and _is_by_hand(normalization, temperature)
+    return exact and _on_cpu(items) and is_compiled()
+
+
+def _is_by_hand(normalization: Normalization, temperature: float) -> bool:
+    return normalization in ("clipped_l2", "l2") and temperature <= STEEPEST
 
 
 def _on_cpu(products: Tensor) -> bool:
@@ -261,6 +281,7 @@ def all_pairs(
     *,
     both_directions: bool = False,
     query_grams: bool = False,
+    ragged: bool = False,
 ) -> Float[Tensor, "context_item query_item"]:
     """Every context against every query, in tiles of sets of like length that stay in the cache.
 
@@ -272,6 +293,7 @@ def all_pairs(
         score_tile: maps (products, contexts, query_norms, query_mask) of a tile to its scores.
         both_directions: also let the contexts attend over the queries, and add the two scores (BFAN).
         query_grams: also give `score_tile` the products of the queries of a set, `(1, query, query, query_item)`.
+        ragged: give `score_tile` products without any padding, `Ragged` ones (see `takes_ragged`).
 
     >>> from functools import partial
     >>> images, captions = prepare_side(torch.randn(4, 36, 8), None), prepare_side(torch.randn(6, 12, 8), None)
@@ -283,6 +305,8 @@ def all_pairs(
     if torch.compiler.is_compiling():  # a compiler tiles the whole computation itself, and cannot read lengths
         return score(_products(contexts, _rows(queries), queries), contexts, queries)
     contexts, context_rank = _sort_by_length(contexts)
+    if ragged:
+        return _all_ragged(contexts, queries, score)[context_rank]
     queries, query_rank = _sort_by_length(queries)
     size = _tile_size(contexts, queries)
     few = max(LANES, size // FEWER_QUERIES // LANES * LANES)
@@ -293,6 +317,57 @@ def all_pairs(
         columns = [score(_products(tile, rows, query_tile), tile, query_tile) for query_tile, rows in query_tiles]
         blocks.append(torch.cat(columns, dim=1))
     return torch.cat(blocks)[context_rank[:, None], query_rank]
+
+
+def _all_ragged(
+    contexts: Side, queries: Side, score: Callable[..., Tensor]
+) -> Float[Tensor, "context_item query_item"]:
+    """Contexts that are sorted by length against queries that are not, by products without padding."""
+    spans = _spans(queries)
+    wide = contexts.mask.shape[1] * max(len(span.rows) for span in spans) * contexts.norms.element_size()
+    tiles = math.ceil(len(contexts.mask) / max(1, RAGGED_BYTES // wide))
+    size = math.ceil(len(contexts.mask) / tiles)  # all tiles are of about one size
+    if len(set(lengths(contexts.mask))) > 1:
+        size = min(size, LANES)  # contexts are padded
+    blocks = []
+    for tile in _split_and_crop(contexts, size):
+        parts = []
+        for span in spans:
+            products = inner_products(tile.items.flatten(0, 1), span.rows).unflatten(0, tile.mask.shape)
+            parts.append(score(Ragged(products, span.counts), tile, span.queries))
+        blocks.append(torch.cat(parts, dim=1))
+    order = torch.tensor([number for span in spans for number in span.order])
+    return torch.cat(blocks)[:, order.argsort()]
+
+
+class _Span(NamedTuple):
+    """Queries from long to short that are multiplied at once."""
+
+    order: list[int]
+    """Which they are."""
+    queries: Side
+    """Without their items, which are the rows."""
+    rows: Float[Tensor, "column dim"]
+    counts: list[int]
+    """How many of them have each word."""
+
+
+def _spans(queries: Side) -> list[_Span]:
+    """All queries, so many at a time that their real items are about `RAGGED_COLUMNS`."""
+    ends, longest = lengths(queries.mask), queries.mask.shape[1]
+    order = sorted(range(len(ends)), key=lambda number: -ends[number])
+    spans, items = [], queries.items.flatten(0, 1)
+    while order:
+        columns = list(accumulate(ends[number] for number in order))
+        few = max(1, bisect_right(columns, RAGGED_COLUMNS))
+        some, order = order[:few], order[few:]
+        counts = counts_of([ends[number] for number in some])
+        here, words = torch.tensor(some), len(counts)
+        mask = split(taken(queries.mask, some), few)[0]
+        norms, gram = queries.norms[here, :words], queries.gram[here, :words, :words]
+        rows = items.index_select(0, torch.tensor(columns_of(some, counts, longest)))
+        spans.append(_Span(some, Side(rows.new_empty(len(some), words, 0), mask, norms, gram), rows, counts))
+    return spans
 
 
 def _rows(queries: Side) -> Float[Tensor, "query_row dim"]:
@@ -310,7 +385,7 @@ def _products(
 
 
 def _score_products(
-    products: Float[Tensor, "context_item context query query_item"],
+    products: Float[Tensor, "context_item context query query_item"] | Ragged,
     contexts: Side,
     queries: Side,
     *,
@@ -323,15 +398,21 @@ def _score_products(
     scores = score_tile(products, contexts, queries.norms.T[None], queries.mask.T[None], *grams)
     if both_directions:
         # The same products with the sides exchanged: a copy in the kernel's layout, no second matrix product.
-        exchanged = products.permute(3, 2, 1, 0).contiguous()
-        scores = scores + score_tile(exchanged, queries, contexts.norms.T[None], contexts.mask.T[None]).T
+        if isinstance(products, Ragged):
+            parts, sides = products.parted(LANES), _split_and_crop(queries, LANES)
+        else:
+            parts, sides = [products], [queries]
+        others = contexts.norms.T[None], contexts.mask.T[None]
+        turned = (part.permute(3, 2, 1, 0).contiguous() for part in parts)
+        found = [score_tile(part, side, *others) for part, side in zip(turned, sides, strict=True)]
+        scores = scores + torch.cat(found).T
     return scores
 
 
 def _sort_by_length(side: Side) -> tuple[Side, Int[Tensor, " set"]]:
-    """The sets from short to long, and where each of them went."""
+    """The sets from long to short, and where each of them went."""
     ends = lengths(side.mask)
-    order = sorted(range(len(ends)), key=ends.__getitem__)
+    order = sorted(range(len(ends)), key=lambda number: -ends[number])
     there = torch.tensor(order, device=side.mask.device)
     if order == list(range(len(ends))):
         return side, there

@@ -16,6 +16,7 @@ from xmodal.heads.attention import (
     pair_shares,
     prepare_side,
     stacked_attention,
+    takes_ragged,
 )
 from xmodal.heads.base import Attention, Explanation, Head, Looking, check_inputs
 from xmodal.heads.comparison import CrossAttention
@@ -70,7 +71,8 @@ def bfan_scores(
     check_inputs(regions, words, region_mask, word_mask, validate=validate)
     attend = _focal_attention(focal, temperature)
     images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
-    return all_pairs(images, captions, attend, both_directions=True)
+    ragged = takes_ragged(regions, normalization="clipped_l2", temperature=temperature)
+    return all_pairs(images, captions, attend, both_directions=True, ragged=ragged)
 
 
 def bfan_pair_scores(

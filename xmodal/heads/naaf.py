@@ -266,8 +266,8 @@ class NAAF(Head):
             sides = (prepare_side(images[image], mask, gram=False), prepare_side(captions, word_mask, gram=False))
             return aligned_products(*sides)[..., 0].masked_fill(~mask[..., None], float("-inf")).amax(dim=1)
 
-        both = (_mean_and_deviation(best(image), chosen) for image in (own, scores.argmin(dim=0)))
-        found = _parting(*both, self.penalty)
+        matched, mismatched = best(own), best(scores.argmin(dim=0))
+        found = _parting(_mean_and_deviation(matched, chosen), _mean_and_deviation(mismatched, chosen), self.penalty)
         moves = found.exists & (chosen.sum() > ENOUGH_WORDS)
         for kept, new in ((self.threshold, found.root), (self.lower_bound, found.bound)):
             kept.copy_(torch.where(moves, (1 - MEMORY) * new + MEMORY * kept, kept))

@@ -17,6 +17,7 @@ from xmodal.heads.attention import (
     pair_shares,
     prepare_side,
     stacked_attention,
+    takes_ragged,
 )
 from xmodal.heads.base import Attention, Explanation, Head, Looking, check_inputs
 from xmodal.heads.comparison import CrossAttention
@@ -88,7 +89,8 @@ def scan_scores(
     images = prepare_side(regions, region_mask, gram=direction == "t2i")
     captions = prepare_side(words, word_mask, gram=direction == "i2t")
     contexts, queries = contexts_and_queries(direction, images, captions)
-    scores = all_pairs(contexts, queries, score_tile)
+    ragged = takes_ragged(regions, normalization=normalization, temperature=temperature)
+    scores = all_pairs(contexts, queries, score_tile, ragged=ragged)
     return scores if direction == "t2i" else scores.T
 
 

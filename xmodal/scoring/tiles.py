@@ -214,9 +214,8 @@ def _attend_by_program(
     cosines = products.new_zeros(len(products), products.shape[2])  # rows that are in no pack stay so
     for pack in queries.packs:
         options = {"slope": slope, "temperature": temperature, "epsilon": EPSILON, "focal": focal}
-        sums = Attending(_places(products, pack), contexts.gram, contexts.mask.T, **options).sums()
-        norms = queries.norms[pack.rows].view(pack.mask.shape).clamp_min(EPSILON)
-        found = (sums.dots / norms).mul_(sums.squares.clamp_min_(TINY).rsqrt_())
+        attending = Attending(_places(products, pack), contexts.gram, contexts.mask.T, **options)
+        found, _ = attending.cosines(queries.norms[pack.rows].view(1, *pack.mask.shape))
         cosines[:, pack.rows] = found.clamp_(-1.0, 1.0).flatten(1)
     return cosines
 
