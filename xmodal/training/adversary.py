@@ -207,5 +207,5 @@ class _WithGradients(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         return (None, None, *(None if known is None else known * scale.to(known) for known in ctx.gradients))

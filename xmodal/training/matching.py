@@ -73,10 +73,11 @@ class MatchingTask:
         # A protocol that does not fit is refused now and not after the first epoch.
         protocol_folds(self.validation.relevance, config.protocol)
         captions = split_captions(data.folder, data.train)
-        earlier = None if config.model.start_from is None else Matcher.from_pretrained(config.model.start_from)
+        folder = config.model.start_from
+        earlier = None if folder is None else Matcher.from_pretrained(folder)
         self.model = _build_matcher(config.model, source, data, earlier)
-        if earlier is not None:
-            begin_with(self.model, earlier, config.model.start_from, silent=config.resume or not config.progress)
+        if folder is not None and earlier is not None:
+            begin_with(self.model, earlier, folder, silent=config.resume or not config.progress)
         dim = self.model.image_encoder.dim
         # What cannot be built is refused before all captions are tokenized.
         objective = _build_objective(config, dim, len(captions))

@@ -358,7 +358,7 @@ class _Projections(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         items, weight, length, projections = ctx.saved_tensors
         scaled = gradient / length
         # An item of length zero, whose length is held from below, has no direction to lose.
