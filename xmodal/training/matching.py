@@ -73,11 +73,7 @@ class MatchingTask:
         # A protocol that does not fit is refused now and not after the first epoch.
         protocol_folds(self.validation.relevance, config.protocol)
         captions = split_captions(data.folder, data.train)
-        folder = config.model.start_from
-        earlier = None if folder is None else Matcher.from_pretrained(folder)
-        self.model = _build_matcher(config.model, source, data, earlier)
-        if folder is not None and earlier is not None:
-            begin_with(self.model, earlier, folder, silent=config.resume or not config.progress)
+        self.model = _begun(config, source)
         dim = self.model.image_encoder.dim
         # What cannot be built is refused before all captions are tokenized.
         objective = _build_objective(config, dim, len(captions))
@@ -168,6 +164,16 @@ def _build_objective(config: TrainConfig, dim: int, captions: int) -> nn.Module:
 
 def _said(sizes: Mapping[str, int]) -> str:
     return " and ".join(f"{name} {size}" for name, size in sizes.items())
+
+
+def _begun(config: TrainConfig, source: ImageSource) -> Matcher:
+    """The matcher of a run, as it begins."""
+    folder = config.model.start_from
+    earlier = None if folder is None else Matcher.from_pretrained(folder)
+    matcher = _build_matcher(config.model, source, config.data, earlier)
+    if folder is not None and earlier is not None:
+        begin_with(matcher, earlier, folder, silent=config.resume or not config.progress)
+    return matcher
 
 
 def _build_matcher(config: ModelConfig, source: ImageSource, data: DataConfig, earlier: Matcher | None) -> Matcher:
