@@ -101,7 +101,8 @@ def test_a_layer_is_the_layer_of_torch(name):
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_heads_score_alike_whatever_multiplies(name):
     regions, words = (nn.functional.normalize(side, dim=-1) for side in draw((4, 9, 32), (5, 7, 32)))
-    real = torch.arange(7) < torch.tensor([7, 3, 5, 1, 6])[:, None]
+    # Of a single word all regions that it is near to have equal weights, and BFAN's choice among them is rounding's.
+    real = torch.arange(7) < torch.tensor([7, 3, 5, 2, 6])[:, None]
     for compare in (partial(scan_scores, word_mask=real), partial(bfan_scores, word_mask=real), VSRN(32).eval()):
         use_product("torch")
         wanted = compare(regions, words)
