@@ -103,7 +103,7 @@ def main(config: Source) -> None:
             raise ValueError(f"{files}: what is said of an image is not as COCO says it ({error!r})") from error
     else:
         images, num_classes = _read_compact(config.input)
-    with locked(config.output / CAPTIONS):  # the last of the files, so that nobody else makes any of them
+    with locked(config.output / CAPTIONS):  # for all files of the folder
         write(images, num_classes, config)
 
 

@@ -70,7 +70,7 @@ def attended_cosines(
     values, counts = products if isinstance(products, Ragged) else (products, None)
     if torch.is_grad_enabled() and (values.requires_grad or gram.requires_grad or norms.requires_grad):
         return _Attended.apply(values, counts, gram, norms, mask, how)  # type: ignore[return-value]
-    if isinstance(products, Ragged) or _is_served(products, how):
+    if _is_served(products, how):
         return _program(products, gram, mask, how).cosines(norms)[0]
     return _cosines(norms, _attend(products, gram, mask, how)[0], how)
 
@@ -126,7 +126,7 @@ class _Attended(torch.autograd.Function):
         ctx: Any, values: Tensor, counts: list[int] | None, gram: Tensor, norms: Tensor, mask: Tensor, how: How
     ) -> Tensor:
         products = values if counts is None else Ragged(values, counts)
-        if isinstance(products, Ragged) or _is_served(products, how):
+        if _is_served(products, how):
             # By the program nothing is kept that is as large as the products.
             cosines, sums = _program(products, gram, mask, how).cosines(norms, with_sums=True)
             assert sums is not None, "asked for"

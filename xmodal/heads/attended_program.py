@@ -112,7 +112,7 @@ class Attending:
             values = products if products.stride(3) == 1 else products.contiguous()
             counts = [values.shape[3]] * values.shape[2]
             offsets = [word * values.stride(2) for word in range(values.shape[2])]
-        self.values, self.counts = values, counts
+        self.values = values
         self.shape = contexts, places, words, queries = *values.shape[:2], len(counts), counts[0]
         numbers = torch.tensor(offsets), torch.tensor(counts, dtype=torch.int32)
         held = *numbers, values, gram.contiguous(), mask.contiguous()

@@ -16,9 +16,7 @@ while the innermost one stays contiguous, and the Gram product is a plain batche
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from functools import partial
-from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -356,14 +354,19 @@ def _spans(queries: Side) -> list[_Span]:
     """All queries, so many at a time that their real items are about `RAGGED_COLUMNS`."""
     ends, longest = lengths(queries.mask), queries.mask.shape[1]
     order = sorted(range(len(ends)), key=lambda number: -ends[number])
+    groups: list[list[int]] = []
+    columns = RAGGED_COLUMNS
+    for number in order:
+        if columns + ends[number] > RAGGED_COLUMNS:
+            groups.append([])
+            columns = 0
+        groups[-1].append(number)
+        columns += ends[number]
     spans, items = [], queries.items.flatten(0, 1)
-    while order:
-        columns = list(accumulate(ends[number] for number in order))
-        few = max(1, bisect_right(columns, RAGGED_COLUMNS))
-        some, order = order[:few], order[few:]
+    for some in groups:
         counts = counts_of([ends[number] for number in some])
         here, words = torch.tensor(some), len(counts)
-        mask = split(taken(queries.mask, some), few)[0]
+        mask = split(taken(queries.mask, some), len(some))[0]
         norms, gram = queries.norms[here, :words], queries.gram[here, :words, :words]
         rows = items.index_select(0, torch.tensor(columns_of(some, counts, longest)))
         spans.append(_Span(some, Side(rows.new_empty(len(some), words, 0), mask, norms, gram), rows, counts))

@@ -170,11 +170,10 @@ class DPRNN(Head):
     def compare(self, images, captions, region_mask=None, word_mask=None):
         """Scores of all pairs, or in training of the candidates."""
         region_mask, word_mask = full_mask(images, region_mask), full_mask(captions, word_mask)
+        image, caption = every_pair(images, captions)
         if torch.compiler.is_exporting():  # neither candidates nor memory are known in a graph
-            image, caption = every_pair(images, captions)
             scores = self._score(images[image], captions[caption], region_mask[image], word_mask[caption])
             return scores.view(images.shape[0], captions.shape[0])
-        image, caption = every_pair(images, captions)
         if self.training and self.candidates:
             if len(images) != len(captions):
                 raise ValueError(

@@ -260,11 +260,12 @@ class NAAF(Head):
     ) -> None:
         own = torch.arange(len(scores), device=scores.device)
         chosen = word_mask & (scores.argmax(dim=0) == own)[:, None]
+        words = prepare_side(captions, word_mask, gram=False)
 
         def best(image: Int[Tensor, " pair"]) -> Float[Tensor, "pair word"]:
             mask = region_mask[image]
-            sides = (prepare_side(images[image], mask, gram=False), prepare_side(captions, word_mask, gram=False))
-            return aligned_products(*sides)[..., 0].masked_fill(~mask[..., None], float("-inf")).amax(dim=1)
+            products = aligned_products(prepare_side(images[image], mask, gram=False), words)[..., 0]
+            return products.masked_fill(~mask[..., None], float("-inf")).amax(dim=1)
 
         matched, mismatched = best(own), best(scores.argmin(dim=0))
         found = _parting(_mean_and_deviation(matched, chosen), _mean_and_deviation(mismatched, chosen), self.penalty)

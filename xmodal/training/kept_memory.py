@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """Numbers of mallopt's parameters (malloc.h)."""
 
-DEFAULTS = {TRIM_THRESHOLD: 128 * 1024, MMAP_THRESHOLD: 128 * 1024, MMAP_MAX: 65536}
+USUAL = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20, MMAP_MAX: 65536}
+"""What glibc comes to by itself where large blocks come and go; it adapts no more once it was told anything."""
 
 KEPT = 2**31 - 1
 """Bytes of freed memory at the end of the heap from which on some is given back: as many as mallopt takes."""
@@ -30,7 +31,7 @@ def freed_memory_is_kept() -> Iterator[bool]:
     """Large blocks come from the heap of the process, and go back there when they are freed; says whether they do.
 
     Other C libraries than glibc, and settings of the allocator that somebody made by the environment, are left alone.
-    At the end glibc's own settings hold again, and what is free goes back to the system.
+    At the end the usual settings hold, and what is free goes back to the system.
 
     >>> with freed_memory_is_kept() as are_kept:
     ...     print(are_kept in (True, False))
@@ -46,6 +47,6 @@ def freed_memory_is_kept() -> Iterator[bool]:
     try:
         yield True
     finally:
-        for parameter, value in DEFAULTS.items():
+        for parameter, value in USUAL.items():
             libc.mallopt(parameter, value)
         libc.malloc_trim(0)

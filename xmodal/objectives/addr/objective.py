@@ -183,12 +183,18 @@ class ADDR(DomainObjective):
 
         Without scores there are no hard negatives, and no step on L_reg.
         """
-        return self._fitted(items, None if scores is None else Rivals.among(items, scores))
+        apart = scores is not None and self._sets_apart
+        return self._fitted(items, Rivals.among(items, scores) if apart else None)
+
+    @property
+    def _sets_apart(self) -> bool:
+        """Whether pairs take a step on L_reg in their own weights."""
+        return bool(self.lambda_reg and self.form.fits_anew)
 
     def _fitted(self, items: Items, rivals: Rivals | None) -> Discriminators:
         with _full_precision(items):
             fitted = self.form(items)
-            if rivals is not None and self.lambda_reg and self.form.fits_anew:
+            if rivals is not None and self._sets_apart:
                 fitted = self._set_apart(fitted, items, rivals)
             return _uncentered(fitted, items)
 
