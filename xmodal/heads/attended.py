@@ -72,7 +72,7 @@ def attended_cosines(
         return _Attended.apply(values, counts, gram, norms, mask, how)  # type: ignore[return-value]
     if _is_served(products, how):
         return _program(products, gram, mask, how).cosines(norms)[0]
-    return _cosines(norms, _attend(products, gram, mask, how)[0], how)
+    return _cosines(norms, _attend(values, gram, mask, how)[0], how)
 
 
 class _Kept(NamedTuple):
@@ -132,7 +132,7 @@ class _Attended(torch.autograd.Function):
             assert sums is not None, "asked for"
             kept: tuple[Tensor, ...] = ()
         else:
-            sums, kept = _attend(products, gram, mask, how)
+            sums, kept = _attend(values, gram, mask, how)
             cosines = _cosines(norms, sums, how)
         ctx.save_for_backward(values, gram, norms, mask, *sums, *kept)
         ctx.counts, ctx.how = counts, how

@@ -183,8 +183,8 @@ class ADDR(DomainObjective):
 
         Without scores there are no hard negatives, and no step on L_reg.
         """
-        apart = scores is not None and self._sets_apart
-        return self._fitted(items, Rivals.among(items, scores) if apart else None)
+        rivals = None if scores is None or not self._sets_apart else Rivals.among(items, scores)
+        return self._fitted(items, rivals)
 
     @property
     def _sets_apart(self) -> bool:
