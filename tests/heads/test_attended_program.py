@@ -166,7 +166,7 @@ def test_heads_score_alike_with_and_without_it(score, monkeypatch):
     monkeypatch.setattr(attended_program.Attending, "_run", lambda *args: (calls.append(args[1]), run(*args)))
     compiled = score(regions, words, region_mask, word_mask)
     assert calls
-    monkeypatch.setattr(attended, "is_served", lambda products: False)
+    monkeypatch.setattr(attended, "is_served", lambda values, queries: False)
     torch.testing.assert_close(compiled, score(regions, words, region_mask, word_mask), rtol=0, atol=1e-5)
 
 
@@ -180,11 +180,11 @@ def test_scoring_takes_it_for_some_packs_and_torch_for_others(head, served, monk
     )
     seen = set()
     monkeypatch.setattr(
-        tiles, "is_served", lambda products: (seen.add(products.shape[1]), products.shape[1] in served)[1]
+        tiles, "is_served", lambda values, queries: (seen.add(values.shape[1]), values.shape[1] in served)[1]
     )
     mixed = score_all(head, regions, words, region_mask, word_mask)
     assert seen == {4, 29}
-    monkeypatch.setattr(tiles, "is_served", lambda products: False)
+    monkeypatch.setattr(tiles, "is_served", lambda values, queries: False)
     torch.testing.assert_close(mixed, score_all(head, regions, words, region_mask, word_mask), rtol=0, atol=1e-5)
 
 
@@ -211,6 +211,24 @@ def test_gradients_of_gradients_are_there(monkeypatch):
 
 
 def test_what_it_does_not_compute_is_left_to_torch():
-    assert attended_program.is_served(torch.empty(64, 16, 4, 16))
-    exact, few, narrow = torch.empty(64, 16, 4, 16).double(), torch.empty(2, 2, 2, 16), torch.empty(4096, 8, 4, 1)
-    assert not any(map(attended_program.is_served, (exact, few, narrow)))
+    products, few = torch.empty(64, 16, 4, 16), torch.empty(2, 2, 2, 16)
+    assert attended_program.is_served(products, 16)
+    assert not attended_program.is_served(products.double(), 16)
+    assert not attended_program.is_served(few, 16)
+    assert not attended_program.is_served(products, 1)
+
+
+@pytest.mark.parametrize("head", [SCAN(), BFAN()], ids=repr)
+def test_scoring_takes_it_for_narrow_packs_beside_wide_ones(head, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    regions, words = torch.randn(30, 29, 8, generator=generator), torch.randn(30, 29, 8, generator=generator)
+    word_mask = torch.arange(29) < torch.tensor([8] * 20 + [18] * 9 + [29])[:, None]
+    shapes = []
+    run = attended_program.Attending._run
+    monkeypatch.setattr(
+        attended_program.Attending, "_run", lambda self, *args: (shapes.append(self.shape), run(self, *args))
+    )
+    found = score_all(head, regions, words, None, word_mask)
+    assert {shape[2:] for shape in shapes} >= {(8, 20), (18, 9), (29, 1)}  # words and captions
+    exact = score_all(head.double(), regions.double(), words.double(), None, word_mask)
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)

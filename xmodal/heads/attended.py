@@ -83,7 +83,10 @@ class _Kept(NamedTuple):
 
 
 def _is_served(products: Tensor | Ragged, how: How) -> bool:
-    return (how.focal is None) == (how.focus is None) and is_served(products)
+    values, queries = (
+        (products.values, products.counts[0]) if isinstance(products, Ragged) else (products, products.shape[3])
+    )
+    return (how.focal is None) == (how.focus is None) and is_served(values, queries)
 
 
 def _attend(products: Tensor, gram: Tensor, mask: Tensor, how: How) -> tuple[Sums, _Kept]:

@@ -159,15 +159,16 @@ class Attending:
         _side_by_side(self.shape[0], work)
 
 
-def is_served(products: Float[Tensor, "context_item context query query_item"] | Ragged) -> bool:
-    """Whether the program computes these: many of them, in float32 on a CPU, where it could be made.
+def is_served(values: Float[Tensor, "context_item context *queries"], queries: float) -> bool:
+    """Whether the program computes these products: many of them, in float32 on a CPU, where it could be made.
 
-    >>> is_served(torch.ones(1, 2, 3, 4, dtype=torch.float64))
+    Args:
+        values: the products.
+        queries: how many lie side by side.
+
+    >>> is_served(torch.ones(1, 2, 3, 4, dtype=torch.float64), queries=4)
     False
     """
-    values, queries = (
-        (products.values, products.counts[0]) if isinstance(products, Ragged) else (products, products.shape[3])
-    )
     many = values.numel() >= FEW and queries >= LANES // 2
     fits = many and values.dtype == torch.float32 and values.device.type == "cpu"
     return fits and not torch.compiler.is_compiling() and _program() is not None

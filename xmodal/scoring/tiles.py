@@ -188,8 +188,9 @@ def _attend(
     assert queries.norms is not None, "a block of queries has norms"
     cosines = []
     by_program = normalization in ("clipped_l2", "l2") and temperature <= SAFE_EXPONENT
+    side_by_side = len(queries.sets) / len(queries.packs)  # on average: narrow packs are few where others are wide
     for part, pack in zip(products, contexts.packs, strict=True):
-        if by_program and all(is_served(_places(part, query_pack)) for query_pack in queries.packs):
+        if by_program and is_served(part, side_by_side):
             slope = NEGATIVE_SLOPE if normalization == "clipped_l2" else 1.0
             cosines.append(_attend_by_program(part, pack, queries, slope, temperature, focal))
             continue
