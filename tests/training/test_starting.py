@@ -76,14 +76,17 @@ def test_the_words_are_those_of_the_model(config, change, tmp_path):
     assert words[0] == words[1] != ["cat"]
 
 
-def test_such_a_run_goes_on(config, change, tmp_path, read_log):
+@pytest.mark.parametrize("option", ["resume", "resume_if_present"])
+def test_such_a_run_goes_on(config, change, tmp_path, read_log, capsys, option):
     """What was drawn and what was taken is in the checkpoint."""
     train(change(config, epochs=1))
     whole = change(config, output=tmp_path / "whole", model__start_from=config.output)
     train(whole)
-    parts = change(whole, output=tmp_path / "parts")
+    parts = change(whole, output=tmp_path / "parts", progress=True)
     train(dataclasses.replace(parts, epochs=1))
-    train(dataclasses.replace(parts, resume=True))
+    assert "begins with" in capsys.readouterr().out
+    train(dataclasses.replace(parts, **{option: True}))
+    assert "begins with" not in capsys.readouterr().out
     assert read_log(parts.output)[-1] == read_log(whole.output)[-1]
 
 

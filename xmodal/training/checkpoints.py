@@ -28,11 +28,22 @@ from xmodal.training.config import flatten
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from xmodal.training.config import RunConfig
     from xmodal.training.task import Model
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 CONFIG = "config.yaml"
+
+
+def goes_on(config: RunConfig) -> bool:
+    """Whether a run goes on from a checkpoint: it must, or it may and there is one.
+
+    >>> from xmodal.training.config import TrainConfig
+    >>> goes_on(TrainConfig(resume=True)), goes_on(TrainConfig(output=Path("."), resume_if_present=True))
+    (True, False)
+    """
+    return config.resume or (config.resume_if_present and (config.output / CHECKPOINT).exists())
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any], *, keep: int = 2) -> None:

@@ -21,7 +21,7 @@ from xmodal.signatures import options_of
 from xmodal.training.adversary import Adversary
 from xmodal.training.augmentation import Corruption, repeated, shrink
 from xmodal.training.basin import BasinWatch
-from xmodal.training.checkpoints import fingerprint
+from xmodal.training.checkpoints import fingerprint, goes_on
 from xmodal.training.sampler import ShuffledBatches
 from xmodal.training.starting import begin_with
 from xmodal.training.step import MatchingStep
@@ -171,8 +171,8 @@ def _begun(config: TrainConfig, source: ImageSource) -> Matcher:
     folder = config.model.start_from
     earlier = None if folder is None else Matcher.from_pretrained(folder)
     matcher = _build_matcher(config.model, source, config.data, earlier)
-    if folder is not None and earlier is not None:
-        begin_with(matcher, earlier, folder, silent=config.resume or not config.progress)
+    if folder is not None and earlier is not None and not goes_on(config):
+        begin_with(matcher, earlier, folder, silent=not config.progress)
     return matcher
 
 

@@ -13,7 +13,7 @@ from xmodal.encoders.backbone import BACKBONES
 from xmodal.evaluation.labelled import check_evaluable, evaluate_embeddings
 from xmodal.names import build, fill
 from xmodal.objectives import METRIC_OBJECTIVES
-from xmodal.training.checkpoints import fingerprint
+from xmodal.training.checkpoints import fingerprint, goes_on
 from xmodal.training.sampler import ClassBatches
 from xmodal.training.starting import begin_with
 from xmodal.training.step import gather
@@ -69,9 +69,9 @@ class RetrievalTask:
         self.fingerprint = fingerprint(*map(_names, (self.dataset, self.validation)))
         backbone = with_sizes(config.model.backbone, self.dataset.sizes)
         self.model = Embedder(backbone, config.model.dim, config.model.head, config.model.normalize)
-        if config.model.start_from is not None:
+        if config.model.start_from is not None and not goes_on(config):
             earlier = Embedder.from_pretrained(config.model.start_from)
-            begin_with(self.model, earlier, config.model.start_from, silent=config.resume or not config.progress)
+            begin_with(self.model, earlier, config.model.start_from, silent=not config.progress)
         self.step_module = EmbeddingStep(self.model, build_objective(config.objective, self.model, self.dataset))
 
     def batches(self, process: int, processes: int) -> ClassBatches:

@@ -356,7 +356,7 @@ def _accelerated(config: RunConfig) -> Iterator[Accelerator]:
 def _last_state(config: RunConfig) -> dict[str, Any] | None:
     """The state to resume from; None for a new run, which must not write over another one."""
     checkpoint, best = config.output / checkpoints.CHECKPOINT, config.output / checkpoints.BEST
-    if config.resume or (config.resume_if_present and checkpoint.exists()):
+    if checkpoints.goes_on(config):
         saved = checkpoints.load_checkpoint(config.output)
         if missing := STATE.difference(saved):
             raise ValueError(f"{checkpoint} holds another kind of state: it lacks {', '.join(sorted(missing))}")
