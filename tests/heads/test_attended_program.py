@@ -219,16 +219,16 @@ def test_what_it_does_not_compute_is_left_to_torch():
 
 
 @pytest.mark.parametrize("head", [SCAN(), BFAN()], ids=repr)
-def test_scoring_takes_it_for_narrow_packs_beside_wide_ones(head, monkeypatch):
+def test_scoring_puts_narrow_packs_together_for_it(head, monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    regions, words = torch.randn(30, 29, 8, generator=generator), torch.randn(30, 29, 8, generator=generator)
-    word_mask = torch.arange(29) < torch.tensor([8] * 20 + [18] * 9 + [29])[:, None]
+    regions, words = torch.randn(30, 29, 8, generator=generator), torch.randn(33, 29, 8, generator=generator)
+    word_mask = torch.arange(29) < torch.tensor([8] * 20 + [29] + [11] * 3 + [18] * 9)[:, None]
     shapes = []
     run = attended_program.Attending._run
     monkeypatch.setattr(
         attended_program.Attending, "_run", lambda self, *args: (shapes.append(self.shape), run(self, *args))
     )
     found = score_all(head, regions, words, None, word_mask)
-    assert {shape[2:] for shape in shapes} >= {(8, 20), (18, 9), (29, 1)}  # words and captions
+    assert {shape[2:] for shape in shapes} >= {(8, 20), (18, 9), (29, 4)}  # words and captions: 11 and 29 together
     exact = score_all(head.double(), regions.double(), words.double(), None, word_mask)
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
