@@ -2,9 +2,9 @@
 
 A region store of 113,287 images (36 x 2048 in float16, 16.7 GB) and 566,435 captions are made, verified and read in
 shuffled batches as training reads them; then 5,000 images are scored against 25,000 captions at dim 1024, from encoded
-features to metrics, in float32 and exactly from bfloat16. What each stage took is kept beside the page as it ends, and
-a run that was stopped goes on with the next stage; the store is removed at the end. `--dry-run` does all of it with a
-handful of images, in seconds, and writes nothing down.
+features to metrics, in float32 and exactly from bfloat16. What each stage took is on the page and kept beside it as the
+stage ends, and a run that was stopped goes on with the next one; the store is removed at the end. `--dry-run` does all
+of it with a handful of images, in seconds, and writes nothing down.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def run(repetitions: int, *, dry_run: bool = False) -> None:
     """All stages that have not been recorded, one after another; `repetitions` is not used: each runs once."""
     size = TINY if dry_run else Size()
     folder = Path("full_size_data") if not dry_run else Path(tempfile.mkdtemp())
-    path = (folder if dry_run else OUTPUT) / RESULTS
-    known = json.loads(path.read_text()) if path.exists() else {}
+    output = folder if dry_run else OUTPUT
+    known = json.loads((output / RESULTS).read_text()) if (output / RESULTS).exists() else {}
     stages = stages_of(folder, size)
     left = [name for name in stages if name not in known]
     announce(left, folder, size)
@@ -92,12 +92,11 @@ def run(repetitions: int, *, dry_run: bool = False) -> None:
         print(f"\n{name}", flush=True)
         known[name] = {**stages[name](), "commit": commit()}
         print(", ".join(f"{what} {value}" for what, value in known[name].items()))
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(known, indent=1) + "\n")
+        for file, text in {RESULTS: json.dumps(known, indent=1) + "\n", PAGE: page(known)}.items():
+            with written_whole(output / file) as temporary:
+                temporary.write_text(text)
     shutil.rmtree(folder, ignore_errors=True)
     if not dry_run:
-        with written_whole(OUTPUT / PAGE) as whole:
-            whole.write_text(page(known))
         print(f"wrote {OUTPUT / PAGE}")
 
 
