@@ -189,8 +189,9 @@ def _attend(
     assert queries.norms is not None, "a block of queries has norms"
     cosines = []
     by_program = normalization in ("clipped_l2", "l2") and temperature <= SAFE_EXPONENT
+    count = sum(len(pack.sets) for pack in queries.packs)
     for part, pack in zip(products, contexts.packs, strict=True):
-        if by_program and is_served(part, len(queries.sets)):
+        if by_program and is_served(part, count):
             slope = NEGATIVE_SLOPE if normalization == "clipped_l2" else 1.0
             cosines.append(_attend_by_program(part, pack, queries, slope, temperature, focal))
             continue
