@@ -1,5 +1,5 @@
-"""What heads, objectives and measurements share: half precision is for products only; masks; means of unit vectors; the
-ranges of numbers that somebody gives.
+"""What heads, objectives and measurements share: half precision is for products only; masks; unit vectors and their means;
+the ranges of numbers that somebody gives.
 """
 
 from __future__ import annotations
@@ -104,6 +104,52 @@ def full_mask(items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item
         return mask
     mask = torch.ones(items.shape[:2], dtype=torch.bool, device=items.device)
     return mask if torch.compiler.is_compiling() else note_full(mask)
+
+
+def unit_length(vectors: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
+    """Divide by the L2 norm along an axis. A zero vector stays zero; its gradient is what it is of a unit vector.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.numerics import unit_length
+        >>> unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    squares = vectors.square().sum(dim=dim, keepdim=True)
+    return vectors / squares.masked_fill(squares == 0, 1.0).sqrt()
+
+
+def normalize(vectors: Float[Tensor, "..."], dim: int = -1, *, floor: float = 1e-12) -> Float[Tensor, "..."]:
+    """`torch.nn.functional.normalize`, to the last bit, but for a zero vector, which is divided by 1.
+
+    Divided by the floor its gradient would be 1e12 times as large as that of a unit vector.
+
+    Args:
+        vectors: to be divided by their L2 norms.
+        dim: the axis of the norms.
+        floor: the smallest divisor of all others, `eps` in torch.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.numerics import normalize
+        >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    return vectors / divisors(torch.linalg.vector_norm(vectors, dim=dim, keepdim=True), floor)
+
+
+def divisors(lengths: Float[Tensor, "*shape"], floor: float) -> Float[Tensor, "*shape"]:
+    """What vectors of these lengths are divided by: at least a floor, and 1 where there is no direction.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.numerics import divisors
+        >>> divisors(torch.tensor([5.0, 0.0]), floor=1e-8)
+        tensor([5., 1.])
+    """
+    return lengths.clamp_min(floor).masked_fill(lengths == 0, 1.0)
 
 
 def unit_means(

@@ -10,12 +10,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from xmodal.heads.attention import Direction, tile_bytes
-from xmodal.heads.base import Head, check_inputs, check_items, unit_length
+from xmodal.heads.base import Head, check_inputs, check_items
 from xmodal.heads.foveae import Fovea, foveal_sums
 from xmodal.heads.foveal_maxima import Asked, maxima_sums
 from xmodal.heads.pooling import POOLERS, make_pooler
 from xmodal.masks import lengths
-from xmodal.numerics import Positive, Size, at_least_float32, full_mask, no_autocast, normed_real
+from xmodal.numerics import Positive, Size, at_least_float32, full_mask, no_autocast, normed_real, unit_length
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -333,17 +333,6 @@ def every_pair(
     return pairs // count, pairs % count
 
 
-def unit_length(vectors: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
-    """Divide by the L2 norm along an axis. A zero vector stays zero and has a finite gradient.
-
-    >>> unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-    tensor([[0.6000, 0.8000],
-            [0.0000, 0.0000]])
-    """
-    squares = vectors.square().sum(dim=dim, keepdim=True)
-    return vectors / squares.masked_fill(squares == 0, 1.0).sqrt()
-
-
 def xavier(linear: nn.Linear) -> nn.Linear:
     """A linear layer that starts with Xavier's uniform weights and, where it has one, a bias of zero.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from xmodal.heads.base import Attention, Explanation, Head, check_inputs, unit_length
+from xmodal.heads.base import Attention, Explanation, Head, check_inputs
 from xmodal.heads.comparison import InnerProduct
 from xmodal.heads.pooling import POOLERS, make_pooler
-from xmodal.numerics import Size, full_mask
+from xmodal.numerics import Size, full_mask, unit_length
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

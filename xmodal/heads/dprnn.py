@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from xmodal.heads.attention import tile_bytes
-from xmodal.heads.base import Attention, Head, check_inputs, check_items, every_pair, unit_length
+from xmodal.heads.base import Attention, Head, check_inputs, check_items, every_pair
 from xmodal.heads.recurrent import read_in_order
 from xmodal.masks import is_full, note_full
-from xmodal.numerics import Size, at_least_float32, full_mask, no_autocast
+from xmodal.numerics import Size, at_least_float32, full_mask, no_autocast, unit_length
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

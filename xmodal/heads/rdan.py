@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from xmodal.heads.attention import tile_bytes
-from xmodal.heads.base import Attention, Head, check_inputs, check_items, every_pair, unit_length, xavier
+from xmodal.heads.base import Attention, Head, check_inputs, check_items, every_pair, xavier
 from xmodal.masks import lengths
-from xmodal.numerics import Positive, Size, at_least_float32, full_mask
+from xmodal.numerics import Positive, Size, at_least_float32, full_mask, unit_length
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

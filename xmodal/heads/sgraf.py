@@ -9,11 +9,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from xmodal.heads.attention import attention_weights, tile_bytes
-from xmodal.heads.base import Attention, Head, check_inputs, check_items, unit_length, xavier
+from xmodal.heads.base import Attention, Head, check_inputs, check_items, xavier
 from xmodal.heads.pooling import POOLERS, make_pooler
 from xmodal.heads.scan import scan_attention
 from xmodal.masks import lengths
-from xmodal.numerics import Positive, Size, at_least_float32, full_mask
+from xmodal.numerics import Positive, Size, at_least_float32, full_mask, unit_length
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import nn
 
-from xmodal.heads.base import Attention, Explanation, Head, ImageStages, check_inputs, check_items, unit_length
+from xmodal.heads.base import Attention, Explanation, Head, ImageStages, check_inputs, check_items
 from xmodal.heads.comparison import InnerProduct
 from xmodal.heads.recurrent import read_in_order
 from xmodal.masks import comes_first
-from xmodal.numerics import Size, at_least_float32, check_count, full_mask, no_autocast, normed_real
+from xmodal.numerics import Size, at_least_float32, check_count, full_mask, no_autocast, normed_real, unit_length
 from xmodal.products import Linear, inner_products, linear
 
 if TYPE_CHECKING:
