@@ -1,5 +1,5 @@
-"""What heads, objectives and measurements share: half precision is for products only; masks; unit vectors and their means;
-the ranges of numbers that somebody gives.
+"""What heads, objectives and measurements share: half precision is for products only; masks; vectors of unit length and
+their means; the ranges of numbers that somebody gives.
 """
 
 from __future__ import annotations
