@@ -27,7 +27,8 @@ class BERTEncoder(TextEncoder):
     """A transformer over subwords and a linear layer into the joint space, one state a subword.
 
     A caption longer than the transformer has positions for is cut, as its tokenizer cuts: the last subwords go, the
-    special ones at the end stay.
+    special ones at the end stay. Of a transformer with an encoder and a decoder (T5, BART) it is the encoder alone.
+    Weights that are stored in half precision are used in float32.
 
     Args:
         model: folder or hub id for `AutoModel` and `AutoTokenizer`.
@@ -39,7 +40,7 @@ class BERTEncoder(TextEncoder):
             transformer has dropout of its own, in its configuration.
 
     Raises:
-        ValueError: for a share that is not at least 0 and below 1.
+        ValueError: for a share that is not at least 0 and below 1, or a transformer that gives no states of text.
 
     >>> from pathlib import Path
     >>> from transformers import BertConfig, BertModel, BertTokenizer
@@ -67,9 +68,11 @@ class BERTEncoder(TextEncoder):
         from transformers import AutoConfig, AutoModel
 
         if load_weights:
-            self.transformer = AutoModel.from_pretrained(model)
+            whole = AutoModel.from_pretrained(model)
         else:
-            self.transformer = AutoModel.from_config(AutoConfig.from_pretrained(model))
+            whole = AutoModel.from_config(AutoConfig.from_pretrained(model))
+        self.transformer = _text_tower(model, whole).float()
+        self._config = whole.config  # the encoder's own may not be that of an encoder and a decoder
         if frozen:
             self.transformer.requires_grad_(False)
         if (pooler := getattr(self.transformer, "pooler", None)) is not None:
@@ -100,13 +103,24 @@ class BERTEncoder(TextEncoder):
 
     def save_architecture(self, folder: Path) -> None:
         """Write what `BERTEncoder(folder, load_weights=False)` needs: configuration and tokenizer, no weights."""
-        self.transformer.config.save_pretrained(folder)
+        self._config.save_pretrained(folder)
         self.tokenizer.save(folder)
 
     @classmethod
     def options_to_load(cls, options: dict[str, Any], folder: Path) -> dict[str, Any]:
         """The architecture from the folder, whatever the weights once came from."""
         return {**options, "model": str(folder), "load_weights": False}
+
+
+def _text_tower(model: str, whole: Any) -> Any:
+    """What gives the states of a text: all of a transformer, or its encoder where a decoder follows."""
+    tower = whole.get_encoder() if whole.config.is_encoder_decoder else whole
+    if tower.main_input_name != "input_ids" or not hasattr(tower.config, "hidden_size"):
+        raise ValueError(
+            f"{model} is a {type(whole).__name__}, which does not turn the subwords of a text into states of one size; "
+            "wanted a text model, such as BERT, RoBERTa, GPT-2 or T5"
+        )
+    return tower
 
 
 def most_subwords(transformer: nn.Module) -> int | None:
@@ -134,6 +148,9 @@ def most_subwords(transformer: nn.Module) -> int | None:
 class SubwordTokenizer:
     """The tokenizer that belongs to a transformer, with the call of `xmodal.data.Vocabulary`.
 
+    It pads at the end and cuts at the end, whichever side its files name: in front of a caption, padding would move its
+    words to other positions, and a score would depend on what else is in the batch.
+
     Args:
         model: folder or hub id for `AutoTokenizer`.
         limit: the most subwords that the transformer takes; the tokenizer's own files may lack it, or say more.
@@ -152,6 +169,10 @@ class SubwordTokenizer:
         from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(model)
+        # Set afterwards, so that a tokenizer which pads there anyway is saved, and hashed, as it came.
+        self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
+        if self.tokenizer.pad_token is None:  # as GPT-2's: what fills up is masked, so that any token will do
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         # None leaves the tokenizer's own limit, which may be a number too large for its own code.
         self.limit = limit if limit is not None and limit < self.tokenizer.model_max_length else None
 
