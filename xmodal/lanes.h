@@ -18,6 +18,7 @@ typedef float Anywhere __attribute__((vector_size(4 * LANES), aligned(4)));
 
 inline Floats load(const float *from) { return *(const Anywhere *)from; }
 inline Floats all(float value) { return Floats{} + value; }
+// Of a pair with a NaN the second, as the processor's instructions have it: what may be one, and must stay so, comes second.
 inline Floats largest(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats least(Floats a, Floats b) { return a < b ? a : b; }
 
@@ -31,7 +32,7 @@ inline Floats roots(Floats x) {
 }
 
 inline Floats exponential(Floats x) {
-    x = largest(least(x, all(80.0f)), all(-80.0f));
+    x = largest(all(-80.0f), least(all(80.0f), x)); // a NaN stays one
     Floats turns = (x * 1.44269504f + 12582912.0f) - 12582912.0f; // the nearest integer
     Floats r = x - turns * 0.693359375f + turns * 2.12194440e-4f;
     Floats y = all(1.9875691500e-4f);

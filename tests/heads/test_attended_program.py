@@ -232,3 +232,66 @@ def test_scoring_puts_narrow_packs_together_for_it(head, monkeypatch):
     assert {shape[2:] for shape in shapes} >= {(8, 20), (18, 9), (29, 4)}  # words and captions: 11 and 29 together
     exact = score_all(head.double(), regions.double(), words.double(), None, word_mask)
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", ["region", "word"])
+@pytest.mark.parametrize(
+    "head",
+    [*(SCAN(d, "clipped_l2", a) for d in ("t2i", "i2t") for a in ("mean", "max", "logsumexp")), BFAN(), BFAN("equal")],
+    ids=repr,
+)
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_what_is_not_finite_is_seen_in_all_scores_that_read_it_and_in_no_others(
+    head, side, bad, is_compiled, monkeypatch
+):
+    monkeypatch.setattr(attended_program, "FEW", 0 if is_compiled else 1 << 60)
+    generator = torch.Generator().manual_seed(0)
+    regions, words = torch.randn(12, 5, 8, generator=generator), torch.randn(16, 4, 8, generator=generator)
+    (regions if side == "region" else words)[3, 2, 1] = bad
+    lost = torch.tensor(
+        [[(image if side == "region" else caption) == 3 for caption in range(16)] for image in range(12)]
+    )
+    for found in (head(regions, words), score_all(head, regions, words)):
+        assert torch.equal(found.isnan(), lost)
+    inputs = regions.requires_grad_(), words.requires_grad_()
+    by_regions, _ = torch.autograd.grad(head(*inputs).sum(), inputs)
+    assert not by_regions[3].isfinite().all()
+
+
+def plain_scores(regions, words, *, normalization):
+    """SCAN's mean over words, one word of one pair after the other; products that are all zero have logits of zero."""
+    scores = []
+    for image in regions:
+        for caption in words:
+            logits = []
+            for region in image:
+                products = torch.stack([region @ word for word in caption])
+                clipped = torch.where(products > 0, products, 0.1 * products)
+                length = clipped.norm() if normalization.endswith("l2") else clipped.abs().sum()
+                logits.append(9 * clipped / length if length > 0 else torch.zeros_like(clipped))
+            cosines = []
+            for number, word in enumerate(caption):
+                weights = torch.stack([logit[number] for logit in logits]).softmax(dim=0)
+                attended = sum(weight * region for weight, region in zip(weights, image, strict=True))
+                cosines.append(torch.cosine_similarity(attended, word, dim=0))
+            scores.append(torch.stack(cosines).mean())
+    return torch.stack(scores).view(len(regions), len(words))
+
+
+@pytest.mark.parametrize("normalization", ["clipped_l2", "clipped_l1"])
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_a_region_of_zeros_leaves_gradients_as_exact_as_they_are_without(normalization, is_compiled, monkeypatch):
+    monkeypatch.setattr(attended_program, "FEW", 0 if is_compiled else 1 << 60)
+    generator = torch.Generator().manual_seed(0)
+    regions, words = torch.randn(2, 3, 6, generator=generator), torch.randn(8, 2, 6, generator=generator)
+    regions[1, 1] = 0
+    weighed = torch.randn(2, 8, generator=generator)
+    inputs = [each.clone().requires_grad_() for each in (regions, words)]
+    found = scan_scores(*inputs, normalization=normalization, aggregation="mean")
+    exact = [each.double().requires_grad_() for each in (regions, words)]
+    wanted = plain_scores(*exact, normalization=normalization)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
+    gradients = torch.autograd.grad((found * weighed).sum(), inputs)
+    for ours, right in zip(gradients, torch.autograd.grad((wanted * weighed).sum(), exact), strict=True):
+        torch.testing.assert_close(ours.double(), right, rtol=0, atol=1e-5)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torch.nn import functional as F
 
 from xmodal.encoders.base import EncodedSet
 from xmodal.encoders.regions import RegionProjection
-from xmodal.numerics import Size  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import Size, normalize  # ranges are read at run time
 
 if TYPE_CHECKING:
     from xmodal.data.region_store import RegionBatch
@@ -51,4 +50,4 @@ class AttendingRegions(RegionProjection):
         regions, mask = self.project(batch.regions).masked_fill(~batch.region_mask[..., None], 0.0), batch.region_mask
         asked = self.norm(regions)
         regions = regions + self.attention(asked, asked, asked, key_padding_mask=~mask, need_weights=False)[0]
-        return EncodedSet(F.normalize(regions, dim=-1, eps=1e-8) if self.normalize_attended else regions, mask)
+        return EncodedSet(normalize(regions, floor=1e-8) if self.normalize_attended else regions, mask)

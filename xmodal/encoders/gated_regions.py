@@ -6,10 +6,10 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F
 
 from xmodal.encoders.base import EncodedSet
 from xmodal.encoders.regions import RegionProjection
+from xmodal.numerics import normalize
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -52,9 +52,7 @@ class GatedRegions(RegionProjection):
             warnings.warn("these regions have no boxes: they pass without the gate on their places", stacklevel=2)
         else:
             regions = regions * self.gate(places(batch.boxes).to(self.gate.weight.dtype)).sigmoid()
-        return EncodedSet(
-            F.normalize(regions, dim=-1, eps=1e-8) if self.normalize_gated else regions, batch.region_mask
-        )
+        return EncodedSet(normalize(regions, floor=1e-8) if self.normalize_gated else regions, batch.region_mask)
 
     def example_batch(self, images: int, items: int, generator: torch.Generator) -> RegionBatch:
         """Images of one region to `items`, and where these are."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from xmodal.encoders.base import TextEncoder, check_dropout
 from xmodal.heads.recurrent import read_in_order
 from xmodal.masks import comes_first, first_empty
-from xmodal.numerics import DropShare, Size, SizeOrNone  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import DropShare, Size, SizeOrNone, normalize  # ranges are read at run time
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -88,7 +88,7 @@ class GRUEncoder(TextEncoder):
         if self.rnn.bidirectional:
             words = (words[..., : self.dim] + words[..., self.dim :]) / 2
         words = F.dropout(words, self.dropout, self.training)
-        return F.normalize(words, dim=-1, eps=1e-8) if self.normalize else words
+        return normalize(words, floor=1e-8) if self.normalize else words
 
     @torch.no_grad()
     def start_from(self, vectors: Float[Tensor, "word word_dim"], found: Bool[Tensor, " word"]) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from xmodal.data.pixels import PixelBatch
 from xmodal.encoders.backbone import MapNetwork, imagenet_pixels
 from xmodal.encoders.base import EncodedSet, ImageEncoder, check_dropout
-from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import DropShare, Size, normalize  # ranges are read at run time
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Num
@@ -94,7 +94,7 @@ class PixelTower(ImageEncoder):
         cells = fmap.flatten(2).transpose(1, 2) if self.grid is None else cell_means(fmap, self.grid)
         cells = F.dropout(cells, self.input_dropout, self.training)
         items = F.dropout(self.projection(cells), self.dropout, self.training)
-        items = F.normalize(items, dim=-1, eps=1e-8) if self.normalize else items
+        items = normalize(items, floor=1e-8) if self.normalize else items
         return EncodedSet(items, torch.ones(items.shape[:2], dtype=torch.bool, device=items.device))
 
     def train(self, mode: bool = True) -> PixelTower:

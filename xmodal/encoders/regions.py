@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from xmodal.data.region_store import RegionBatch
 from xmodal.encoders.base import EncodedSet, ImageEncoder, check_dropout
-from xmodal.numerics import DropShare, NotNegative, Size  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import DropShare, NotNegative, Size, normalize  # ranges are read at run time
 from xmodal.products import Linear
 
 if TYPE_CHECKING:
@@ -92,6 +92,5 @@ class RegionProjection(ImageEncoder):
         regions = self.projection(features)
         regions = regions if self.slope == 1 else F.leaky_relu(regions, self.slope)
         regions = F.dropout(regions, self.dropout, self.training)
-        # The published l2norm adds 1e-8 to the norm; taking the maximum instead differs below float32 resolution and,
-        # unlike it, has a finite gradient at an all-zero row.
-        return F.normalize(regions, dim=-1, eps=1e-8) if self.normalize else regions
+        # The published l2norm adds 1e-8 to the norm; taking the maximum instead differs below float32 resolution.
+        return normalize(regions, floor=1e-8) if self.normalize else regions

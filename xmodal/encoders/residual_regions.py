@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torch.nn import functional as F
 
 from xmodal.encoders.base import EncodedSet
 from xmodal.encoders.regions import RegionProjection
-from xmodal.numerics import Size, normed_real  # ranges are read at run time
+from xmodal.numerics import Size, normalize, normed_real  # ranges are read at run time
 from xmodal.products import Linear
 
 if TYPE_CHECKING:
@@ -49,5 +48,5 @@ class ResidualRegions(RegionProjection):
         hidden = normed_real(self.norm, self.hidden(batch.regions.to(projected.dtype)), mask)
         regions = projected + self.output(hidden.relu())
         if self.normalize_sum:
-            regions = F.normalize(regions, dim=-1, eps=1e-8)
+            regions = normalize(regions, floor=1e-8)
         return EncodedSet(regions.masked_fill(~mask[..., None], 0.0), mask)

@@ -68,6 +68,11 @@ struct Part {
     }
     bool real(int place) const { return products.mask[context * products.places + place]; }
     Floats clipped(Floats value) const { return largest(value, value * products.slope); }
+    // Of the products of a place by their length: none where all are zero, which have no direction.
+    Floats scale(Floats length) const {
+        Floats found = products.temperature / (length + products.epsilon);
+        return length * length <= TINY ? Floats{} : found;
+    }
 };
 
 // The weights of one word before the softmax's division, which a cosine does not need: of all places, or of those that
@@ -198,8 +203,8 @@ void attend(const Products *given, int32_t begin, int32_t end, char *memory, con
                     Floats value = part.clipped(part.at(place, word));
                     square += value * value;
                 }
-                Floats length = roots(largest(square, all(TINY)));
-                scales[place] = products.temperature / (length + products.epsilon);
+                Floats length = roots(largest(all(TINY), square));
+                scales[place] = part.scale(length);
                 if (lengths) put(lengths + ((int64_t)context * places + place) * queries + first, length, part.lanes);
             }
             for (int word = has; word < words; word++) {
@@ -222,7 +227,7 @@ void attend(const Products *given, int32_t begin, int32_t end, char *memory, con
                 dot *= inverse;
                 square *= inverse * inverse;
                 Floats norm = some(norms + context * norm_stride + (int64_t)word * queries + first, part.lanes);
-                Floats both = norm * roots(largest(square, all(TINY))), found = dot / largest(both, all(products.epsilon));
+                Floats both = norm * roots(largest(all(TINY), square)), found = dot / largest(all(products.epsilon), both);
                 put(cosines + at, both < products.epsilon * products.epsilon ? Floats{} : found, part.lanes);
                 if (!totals) continue;
                 put(totals + at, total, part.lanes);
@@ -254,7 +259,7 @@ void attend_backwards(const Products *given, int32_t begin, int32_t end, char *m
             const float *length = lengths + (int64_t)context * places * queries + first;
             int has = part.words();
             for (int place = 0; place < places; place++) {
-                scales[place] = products.temperature / (some(length + (int64_t)place * queries, part.lanes) + products.epsilon);
+                scales[place] = part.scale(some(length + (int64_t)place * queries, part.lanes));
                 pull[place] = Floats{};
             }
             for (int word = 0; word < has; word++) {

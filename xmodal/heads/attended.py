@@ -95,7 +95,8 @@ def _attend(products: Tensor, gram: Tensor, mask: Tensor, how: How) -> tuple[Sum
     logits = _clip(products, how)
     spare = torch.empty_like(logits)
     lengths = torch.mul(logits, logits, out=spare).sum(dim=2, keepdim=True).clamp_min_(tiny).sqrt_()
-    weights = logits.mul_((lengths + how.epsilon).reciprocal_().mul_(how.temperature * log2(euler))).exp2_()
+    scales = (lengths + how.epsilon).reciprocal_().mul_(how.temperature * log2(euler))
+    weights = logits.mul_(scales.masked_fill_(lengths**2 <= tiny, 0.0)).exp2_()
     if not is_full(mask):
         weights.masked_fill_(~mask[:, :, None, None], 0.0)
     if how.focus is not None:
@@ -188,10 +189,11 @@ def _gradient(
     change.addcmul_(kept.spread, (2 * slopes.by_square)[:, None]).sub_(slopes.mean[:, None]).mul_(weights)
     logits = _clip(products, how)
     spare = torch.empty_like(logits)
-    scale = how.temperature / (lengths + how.epsilon)
-    pull = torch.mul(change, logits, out=spare).sum(dim=2, keepdim=True)
     tiny = torch.finfo(products.dtype).tiny
-    pull = pull.mul_(scale).div_((lengths + how.epsilon) * lengths).masked_fill_(lengths**2 <= tiny, 0.0)
+    has_none = lengths**2 <= tiny  # a direction
+    scale = (how.temperature / (lengths + how.epsilon)).masked_fill_(has_none, 0.0)
+    pull = torch.mul(change, logits, out=spare).sum(dim=2, keepdim=True)
+    pull = pull.mul_(scale).div_((lengths + how.epsilon) * lengths).masked_fill_(has_none, 0.0)
     change.mul_(scale).addcmul_(logits, pull, value=-1)
     if how.slope != 1:
         change = torch.ops.aten.leaky_relu_backward(change, products, how.slope, False)

@@ -127,10 +127,16 @@ def attention_weights(
     if normalization == "softmax":
         logits = logits.masked_fill(~query_mask[:, None], float("-inf")).softmax(dim=2)
     scale = temperature
-    if normalization.endswith("l2"):
-        scale = temperature / (_safe_sqrt(logits.square().sum(dim=2, keepdim=True)) + EPSILON)
-    elif normalization.endswith("l1"):
-        scale = temperature / (logits.abs().sum(dim=2, keepdim=True) + EPSILON)
+    if normalization.endswith(("l1", "l2")):
+        if normalization.endswith("l2"):
+            lengths = _safe_sqrt(squares := logits.square().sum(dim=2, keepdim=True))
+            has_none = squares <= torch.finfo(squares.dtype).tiny
+        else:
+            lengths = logits.abs().sum(dim=2, keepdim=True)
+            has_none = lengths == 0
+        # Products that are all zero have no direction. They stay zero whatever they are divided by; their gradient
+        # would be what rounding leaves of it, times 1e8.
+        scale = (temperature / (lengths + EPSILON)).masked_fill(has_none, 0.0)
     padding = logits.new_zeros(context_mask.shape).masked_fill(~context_mask, float("-inf"))[:, :, None, None]
     return torch.addcmul(padding, logits, torch.as_tensor(scale).to(logits)).softmax(dim=1)
 
