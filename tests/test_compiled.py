@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 
 from xmodal import compiled
@@ -44,3 +49,27 @@ def test_a_compiler_that_fails_is_named_and_a_lack_of_one_is_no_error(make, tmp_
     assert make() is None
     assert not list(tmp_path.rglob("*.so"))
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+HOMELESS = """
+import pwd
+def unknown(number):
+    raise KeyError(number)
+pwd.getpwuid = unknown  # as for a user that the system does not know
+
+import logging, torch
+from xmodal.heads import attended_program, scan_scores
+logging.basicConfig()
+attended_program.FEW = 0
+regions, words = torch.randn(16, 5, 8), torch.randn(16, 3, 8)
+exact = scan_scores(regions.double(), words.double())
+torch.testing.assert_close(scan_scores(regions, words).double(), exact, rtol=0, atol=1e-5)
+"""
+
+
+def test_without_a_home_torch_computes_the_same():
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    run = subprocess.run([sys.executable, "-c", HOMELESS], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    if shutil.which("g++"):
+        assert "there is no home to keep a program of attended.cpp in" in run.stderr

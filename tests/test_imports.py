@@ -38,7 +38,7 @@ ORDER = [
 """A room may import the rooms before it, and those beside; heads and objectives nothing but themselves and
 most of what is beside."""
 
-BESIDE = ["masks", "compiled", "numerics", "products", "inference"]
+BESIDE = ["masks", "cache", "compiled", "numerics", "products", "inference"]
 """Files that all rooms share."""
 
 NAMES = ["spelling", "signatures", "schema", "names"]
@@ -47,8 +47,10 @@ NAMES = ["spelling", "signatures", "schema", "names"]
 
 def importable_from(room: str) -> set[str]:
     """The rooms that a room may import."""
-    if room in ("masks", "compiled", "products", "inference"):
+    if room in ("masks", "cache", "inference"):
         return {room}
+    if room in ("compiled", "products"):
+        return {room, "cache"}
     if room == "numerics":
         return {room, "masks"}
     if room in ("heads", "objectives"):

@@ -171,6 +171,15 @@ def test_without_a_place_for_the_file_every_process_measures(monkeypatch, tmp_pa
     assert "is not kept" in caplog.text
 
 
+def test_where_the_file_cannot_be_replaced_nothing_is_left_beside_it(monkeypatch, tmp_path, caplog):
+    (tmp_path / "xmodal" / "products.json").mkdir(parents=True)
+    measured(monkeypatch, torch=2.0, onednn=1.0)
+    with caplog.at_level(logging.INFO, "xmodal"):
+        assert chosen_product() == "onednn"
+    assert "is not kept" in caplog.text
+    assert [path.name for path in (tmp_path / "xmodal").iterdir()] == ["products.json"]
+
+
 def test_a_product_that_fails_or_errs_is_not_even_timed(monkeypatch, caplog):
     def fails(rows, columns, bias, out):
         raise RuntimeError("no such operation")

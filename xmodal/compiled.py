@@ -16,6 +16,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from xmodal.cache import cache_folder
+
 VARIABLE = "XMODAL_NATIVE"
 HEADER = Path(__file__).with_name("lanes.h")
 FLAGS = ("-std=gnu++17", "-O3", "-march=native", "-fno-math-errno", "-fno-exceptions", "-shared", "-fPIC", "-w")
@@ -42,17 +44,23 @@ def program(source: Path) -> ctypes.CDLL | None:
     if compiler is None:
         logger.info("no C++ compiler is there for %s: torch computes the same, slower", source.name)
         return None
+    folder = cache_folder()
+    if folder is None:
+        logger.warning(
+            "there is no home to keep a program of %s in: torch computes the same, slower. Set XDG_CACHE_HOME",
+            source.name,
+        )
+        return None
     try:
-        return ctypes.CDLL(str(_made(compiler, source)))
+        return ctypes.CDLL(str(_made(compiler, source, folder)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
         logger.warning("%s could not make a program of %s: torch computes the same, slower. %s", compiler, source, said)
         return None
 
 
-def _made(compiler: str, source: Path) -> Path:
+def _made(compiler: str, source: Path, folder: Path) -> Path:
     """The path of the program for this machine."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xmodal"
     named = hashlib.sha256(source.read_bytes() + HEADER.read_bytes())
     for each in (compiler, *FLAGS, platform.platform(), *sorted(_abilities())):
         named.update(each.encode() + b"\0")

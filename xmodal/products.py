@@ -31,6 +31,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.cache import cache_folder
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -416,15 +418,21 @@ def processor() -> str:
 
 
 def _kept_in() -> Path:
-    """The file of choices in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xmodal" / "products.json"
+    """The file of choices in the user's cache.
+
+    Raises:
+        FileNotFoundError: there is no cache.
+    """
+    if (folder := cache_folder()) is None:
+        raise FileNotFoundError("there is no home; set XDG_CACHE_HOME")
+    return folder / "products.json"
 
 
 def _read_kept() -> dict[str, Any]:
     """The choices that were kept; none where the file is missing, unreadable or damaged: they are measured again."""
     try:
         kept = json.loads(_kept_in().read_text("utf-8"))
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: no home
+    except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) else {}
 
@@ -435,7 +443,12 @@ def _keep(choices: dict[str, Any]) -> None:
         path = _kept_in()
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
-            json.dump(choices, file, indent=2)
-        Path(file.name).replace(path)
-    except (OSError, RuntimeError) as error:
+            temporary = Path(file.name)
+            try:
+                json.dump(choices, file, indent=2)
+                file.close()
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
         logger.info("the choice of products is not kept: %s", error)
