@@ -162,9 +162,58 @@ def test_a_program_that_differs_is_refused(tmp_path, monkeypatch):
         return lambda example: [value + 0.01 for value in piece.module(*example)], "image.pt2"
 
     monkeypatch.setitem(WRITERS, "torch", other)
-    with pytest.raises(ValueError, match=r"the program 'image' differs from the model by 0\.01"):
+    with pytest.raises(ValueError, match=r"the program 'image' differs from the model by 0\.01\d* of the largest"):
         export_matcher(make("cosine"), tmp_path / "out", form="torch")
     assert not Path(tmp_path / "out").exists()
+
+
+class Linear(torch.nn.Module):
+    """Numbers of any size, and a mask, which is never in doubt."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = torch.nn.Parameter(size * torch.randn(16, 8))
+
+    def forward(self, values):
+        return values @ self.weight.T, torch.ones(len(values), dtype=torch.bool)
+
+
+class Digits(Linear):
+    """Nothing but digits that float32 does not have."""
+
+    def forward(self, values):
+        products, mask = super().forward(values)
+        return (1e9 * products).remainder(1), mask
+
+
+def compare(module, program):
+    piece = export.Piece("image", module.eval(), ("values",), ("images", "real_regions"))
+    given = [(torch.randn(count, 8, generator=torch.Generator().manual_seed(count)),) for count in (2, 9)]
+    with torch.no_grad():
+        return export._difference(piece, lambda example: list(program(*example)), given)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e4])
+def test_what_is_large_or_small_is_checked_as_well(size):
+    """Half a number is too far away whatever the size, a tenth of the tolerance is not; the mask does not count."""
+    model = Linear(size)
+
+    def wrong(values):
+        products, mask = model(values)
+        return products.where(products.abs() < products.abs().mean(), 1.5 * products), mask
+
+    assert compare(model, model) == 0
+    assert compare(model, lambda values: (model(values)[0] * (1 + 1e-6), model(values)[1])) == pytest.approx(
+        1e-6, rel=0.1
+    )
+    with pytest.raises(ValueError, match=r"the program 'image' differs from the model by 0\.5 of the largest number"):
+        compare(model, wrong)
+
+
+def test_an_output_on_which_rounding_decides_is_not_called_checked():
+    with pytest.raises(ValueError, match=r"cannot be checked: rounding decides on \d+% of the numbers of 'images'"):
+        compare(Digits(1.0), Digits(1.0))
 
 
 def test_a_program_that_does_not_run_on_every_size_is_refused(tmp_path, monkeypatch):
@@ -187,5 +236,7 @@ def test_the_command_says_how_far_the_programs_are(tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr("xmodal.export.export_matcher", record)
     main(["export", str(tmp_path / "model"), "--format", "torch", "--output", str(tmp_path / "out")])
-    assert capsys.readouterr().out == f"text   differs from the model by at most 1.0e-07\nwrote {tmp_path / 'out'}\n"
+    assert capsys.readouterr().out == (
+        f"text   differs from the model by at most 1.0e-07 of its largest number\nwrote {tmp_path / 'out'}\n"
+    )
     assert seen == [(tmp_path / "out", "torch")]

@@ -29,5 +29,5 @@ def export(config: Export) -> None:
 
     differences = export_matcher(load_model(config.model), config.output, form=config.format)
     for name, difference in differences.items():
-        print(f"{name:6} differs from the model by at most {difference:.1e}")
+        print(f"{name:6} differs from the model by at most {difference:.1e} of its largest number")
     print(f"wrote {config.output}")
