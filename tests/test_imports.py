@@ -24,6 +24,7 @@ ORDER = [
     "given",
     "model",
     "export",
+    "figures",
     "evaluation",
     "arguments",
     "training",

@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xmodal.figures import new_figure, save_figure
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -85,9 +87,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     >>> Path("history.png").stat().st_size > 1000
     True
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = new_figure(11, 4)
     machines = sorted({str(run.get("machine")) for run in runs})
     for panel, name in zip(figure.subplots(1, len(SHOWN), sharey=True), SHOWN, strict=True):
         for size in sorted({size for run in runs for size in run["ratios"]}, key=len):
@@ -102,4 +102,4 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         panel.axhline(1.0, color="black", linewidth=0.8)
     figure.axes[0].set(ylabel="time / bare product")
     figure.axes[0].legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

@@ -12,6 +12,7 @@ import torch
 
 from scripts.benchmark.history import remember
 from xmodal.data.atomic import written_whole
+from xmodal.figures import new_figure, save_figure
 from xmodal.products import chosen_products, processor
 
 OUTPUT = Path("docs/results")
@@ -93,9 +94,7 @@ def _for_coco(size: tuple[int, int]) -> float:
 
 def draw(ratios: dict[str, float], by_size: dict[str, dict[int, float]], size: str, path: Path) -> None:
     """Ratios to the bare product with their goals, and the scaling."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = new_figure(11, 4.5)
     bars, lines = figure.subplots(1, 2)
     shown = {name: ratio for name, ratio in ratios.items() if name in GOALS or "bfloat16" in name}
     bars.barh(list(shown), list(shown.values()))
@@ -109,7 +108,7 @@ def draw(ratios: dict[str, float], by_size: dict[str, dict[int, float]], size: s
         lines.plot([n / smallest for n in seconds], [t / seconds[smallest] for t in seconds.values()], "o-", label=name)
     lines.set(xlabel="size, relative", ylabel="seconds, relative", title="SCAN t2i float32")
     lines.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def print_table(ratios: dict[str, dict[str, float]]) -> None:

@@ -81,7 +81,8 @@ def test_learning_curves_are_drawn(tmp_path, results):
 
 
 @pytest.mark.parametrize(
-    "entry", [{"loss/total": 1.0}, {"validation": evaluate_protocol(torch.eye(2), torch.arange(2))}]
+    "entry",
+    [{"loss/total": 1.0}, {"loss/$_$": 1.0}, {"validation": evaluate_protocol(torch.eye(2), torch.arange(2))}],
 )
 def test_a_log_of_one_kind_is_drawn(tmp_path, entry):
     (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1, **entry}))

@@ -85,6 +85,41 @@ def test_queries_that_cannot_be_drawn_are_refused(images, tmp_path):
     assert not (tmp_path / "sheet.png").exists()
 
 
+def test_sheets_and_maps_that_cannot_be_drawn_are_refused(images, tmp_path):
+    draw = (EMBEDDINGS, LABELS, images, [0], tmp_path / "sheet.png")
+    for count, told in ((0, "at least 1, got 0"), (-1, "at least 1, got -1"), (1.5, "a whole number, got 1.5")):
+        with pytest.raises(ValueError, match=f"count must be {told}"):
+            draw_neighbors(*draw, count=count)
+    with pytest.raises(ValueError, match="of 1 images none is left to be a neighbor"):
+        draw_neighbors(EMBEDDINGS[:1], LABELS[:1], images[:1], [0], tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match="of 4 images none is left to be a neighbor"):
+        draw_neighbors(*draw, query=torch.ones(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="there are 3 images for 4 embeddings"):
+        draw_neighbors(EMBEDDINGS, LABELS, images[:3], [0], tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match="there are 3 labels for 4 embeddings"):
+        draw_map(EMBEDDINGS, LABELS[:3], tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match="a label is 1, but there are 1 class names"):
+        draw_map(EMBEDDINGS, LABELS, tmp_path / "sheet.png", class_names=["dark"])
+    with pytest.raises(ValueError, match="0 embeddings of 2 dims make no map by 'pca'; wanted at least 1 of 1"):
+        draw_map(EMBEDDINGS[:0], LABELS[:0], tmp_path / "sheet.png")
+    for few in (EMBEDDINGS[:3], EMBEDDINGS[:, :1]):
+        with pytest.raises(ValueError, match="make no map by 'tsne'; wanted at least 4 of 2"):
+            draw_map(few, LABELS[: len(few)], tmp_path / "sheet.png", method="tsne")
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_what_varies_in_no_or_one_direction_lies_on_a_line(tmp_path):
+    """One image, images of one dim, and images of one line, whose distances the map keeps."""
+    assert plane(torch.tensor([[3.0, 4.0]])).tolist() == [[0.0, 0.0]]
+    for points in (torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0, 0.0], [1.0, 1.0], [3.0, 3.0]])):
+        places = plane(points, normalize=False)
+        apart = torch.cdist(places, places)
+        assert torch.allclose(apart / apart[0, 2], torch.tensor([[0, 1, 3], [1, 0, 2], [3, 2, 0]]) / 3, atol=1e-6)
+        assert torch.allclose(places[:, 1], torch.zeros(3), atol=1e-6)
+    draw_map(torch.tensor([[3.0, 4.0]]), LABELS[:1], tmp_path / "map.png", class_names=["dark"])
+    assert (tmp_path / "map.png").exists()
+
+
 def test_principal_directions_are_those_of_most_variance():
     generator = torch.Generator().manual_seed(0)
     # On a small cap of the sphere, lengthwise in one direction and broad in another.

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from matplotlib import font_manager
 from PIL import Image
 
 from xmodal.search.pictures import (
@@ -11,10 +10,7 @@ from xmodal.search.pictures import (
     certainty,
     draw_attention,
     draw_retrieved,
-    find_fonts,
     find_image,
-    new_figure,
-    save_figure,
 )
 
 
@@ -108,15 +104,12 @@ def test_missing_image_is_named(images, tmp_path):
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_letters_come_from_any_font_that_has_them(tmp_path, caplog, monkeypatch):
-    """DejaVu Sans has no ᶁ, STIX, which matplotlib brings, has; where no font has a letter, one line says so."""
-    families, missing = find_fonts({"a", "ᶁ"})
-    assert families
-    assert not missing
-    for installed, told in ((font_manager.fontManager.ttflist, []), ([], ["no installed font has ᶁ: they are boxes"])):
-        monkeypatch.setattr(font_manager.fontManager, "ttflist", installed)
-        caplog.clear()
-        figure = new_figure(1, 1)
-        figure.suptitle("ᶁ")
-        save_figure(figure, tmp_path / "letter.png")
-        assert [record.getMessage().split(" in ")[0] for record in caplog.records] == told
+def test_what_cannot_be_drawn_is_told(images, tmp_path):
+    for rows in ([], [Retrieved("a dog", [], []), Retrieved("a cat", [], [])]):
+        with pytest.raises(ValueError, match=f"nothing to draw: none of {len(rows)} sentences retrieved an image"):
+            draw_retrieved(rows, images, tmp_path / "sheet.png")
+    box = torch.tensor([[0.0, 0.0, 20.0, 30.0]])
+    for words, weights in (([], torch.zeros(0, 1)), (["a", "dog"], torch.ones(1, 1)), (["a"], torch.ones(1, 2))):
+        with pytest.raises(ValueError, match=f"for {len(words)} words and 1 boxes; wanted at least one word"):
+            draw_attention(images / "a.png", box, words, weights, tmp_path / "sheet.png")
+    assert not (tmp_path / "sheet.png").exists()

@@ -11,6 +11,7 @@ from xmodal.data.atomic import written_whole
 from xmodal.data.text import read_lines
 from xmodal.evaluation.pages import fill_page
 from xmodal.evaluation.ranks import RECALL_LEVELS
+from xmodal.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -202,8 +203,6 @@ def plot_learning_curves(log_path: str | Path, output_png: str | Path) -> None:
     >>> Path("curves.png").exists()
     True
     """
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
-
     losses: dict[str, dict[int, float]] = {}
     validations: dict[int, dict[str, Any]] = {}
     for entry in _read_log(Path(log_path)):
@@ -213,7 +212,7 @@ def plot_learning_curves(log_path: str | Path, output_png: str | Path) -> None:
         if "validation" in entry:
             validations[entry["step"]] = entry["validation"]
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2)
     for name, curve in losses.items():
         left.plot(*zip(*sorted(curve.items()), strict=True), label=name)
@@ -236,8 +235,7 @@ def plot_learning_curves(log_path: str | Path, output_png: str | Path) -> None:
         axes.grid(alpha=0.3)
         axes.spines["top"].set_visible(False)
     sums.spines["top"].set_visible(False)
-    with written_whole(output_png) as whole:
-        figure.savefig(whole, format="png", dpi=150)
+    save_figure(figure, Path(output_png), dpi=150)
 
 
 def _table_rows(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from xmodal.search.pictures import draw_look, new_figure, picture_with_boxes, save_figure
+from xmodal.figures import new_figure, save_figure
+from xmodal.search.pictures import draw_look, picture_with_boxes
 
 if TYPE_CHECKING:
     from pathlib import Path

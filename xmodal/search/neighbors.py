@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -10,7 +10,9 @@ from tqdm import tqdm
 
 from xmodal.data.images import read_image
 from xmodal.evaluation.neighbors import as_points, center, nearest_neighbors
-from xmodal.search.pictures import CELL, new_figure, save_figure
+from xmodal.figures import new_figure, save_figure
+from xmodal.numerics import check_count
+from xmodal.search.pictures import CELL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 32
 """Longer side of an image on a map, in points."""
+
+LEAST_TSNE = (4, 2)
+"""Images and dims of which t-SNE makes a map."""
 
 
 def draw_neighbors(
@@ -50,7 +55,8 @@ def draw_neighbors(
 
     Raises:
         FileNotFoundError: the file of an image is not there.
-        ValueError: there is no query, or one is no image, or an image of the gallery.
+        ValueError: there is no query, or one is no image, or an image of the gallery; `count` is not positive; there is
+            no other image; or labels or files are not as many as embeddings.
 
     >>> from pathlib import Path
     >>> from PIL import Image
@@ -62,13 +68,18 @@ def draw_neighbors(
     >>> Path("neighbors.png").exists()
     True
     """
+    check_count("count", count)
+    _check_lengths(len(embeddings), labels=labels, images=images)
     if not queries or min(queries) < 0 or max(queries) >= len(labels):
         raise ValueError(f"queries are {list(queries)}; wanted some of the images 0 to {len(labels) - 1}")
     everything = torch.arange(len(labels))
     gallery = everything if query is None else everything[~torch.as_tensor(query)]
     if query is not None and (strangers := set(queries) & set(gallery.tolist())):
         raise ValueError(f"image {min(strangers)} is in the gallery; wanted queries, which are looked up in it")
-    count = min(count, len(gallery) - int(query is None))
+    others = len(gallery) - int(query is None)
+    if others < 1:
+        raise ValueError(f"of {len(labels)} images none is left to be a neighbor; wanted one besides the queries")
+    count = min(count, others)
     search = nearest_neighbors(embeddings, labels, torch.tensor(queries), gallery, count, normalize=normalize)
     found = [row for block in search for row in block.neighbor.tolist()]
     points = as_points(embeddings, normalize=True) if normalize else embeddings.double()
@@ -121,7 +132,7 @@ def draw_map(
     Raises:
         FileNotFoundError: the file of an image is not there.
         ModuleNotFoundError: t-SNE without scikit-learn.
-        ValueError: an unknown method.
+        ValueError: an unknown method, too few images for it, or labels, names or files are not as many as wanted.
 
     >>> from pathlib import Path
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
@@ -129,7 +140,10 @@ def draw_map(
     >>> Path("map.png").exists()
     True
     """
+    _check_lengths(len(embeddings), labels=labels, images=images)
     places = plane(embeddings, method, seed, normalize=normalize)
+    if class_names is not None and int(labels.max()) >= len(class_names):
+        raise ValueError(f"a label is {int(labels.max())}, but there are {len(class_names)} class names")
     figure = new_figure(9, 9)
     axes = figure.subplots()
     axes.set_axis_off()
@@ -146,24 +160,42 @@ def draw_map(
 def plane(
     embeddings: Float[Tensor, "image dim"], method: str = "pca", seed: int = 0, *, normalize: bool = True
 ) -> Float[Tensor, "image 2"]:
-    """Where each image is on a map; see `draw_map`.
+    """Where each image is on a map; see `draw_map`. What varies in one direction only lies on a line.
+
+    Raises:
+        ModuleNotFoundError: t-SNE without scikit-learn.
+        ValueError: an unknown method, no images, or too few images or dims for t-SNE.
 
     >>> places = plane(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]))
     >>> places.shape, bool((places[0] - places[1]).norm() < (places[0] - places[2]).norm())
     (torch.Size([3, 2]), True)
     """
+    if method not in ("pca", "tsne"):
+        raise ValueError(f"method is {method!r}; wanted 'pca' or 'tsne'")
+    least = (1, 1) if method == "pca" else LEAST_TSNE
+    if len(embeddings) < least[0] or embeddings.shape[1] < least[1]:
+        raise ValueError(
+            f"{len(embeddings)} embeddings of {embeddings.shape[1]} dims make no map by {method!r}; wanted at least "
+            f"{least[0]} of {least[1]}"
+        )
     points = center(as_points(embeddings, normalize=normalize)).points.float()
     if method == "pca":
         centered = points - points.mean(dim=0)
-        return centered @ torch.linalg.svd(centered, full_matrices=False).Vh[:2].T
-    if method != "tsne":
-        raise ValueError(f"method is {method!r}; wanted 'pca' or 'tsne'")
+        places = centered @ torch.linalg.svd(centered, full_matrices=False).Vh[:2].T
+        return torch.nn.functional.pad(places, (0, 2 - places.shape[1]))
     try:
         from sklearn.manifold import TSNE
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("t-SNE needs scikit-learn: pip install scikit-learn; or use method='pca'") from error
     perplexity = min(30.0, (len(points) - 1) / 3)
     return torch.from_numpy(TSNE(perplexity=perplexity, random_state=seed).fit_transform(points.cpu().numpy()))
+
+
+def _check_lengths(count: int, **lists: Sequence[Any] | Tensor | None) -> None:
+    """Make sure that there is one of everything an image."""
+    for name, values in lists.items():
+        if values is not None and len(values) != count:
+            raise ValueError(f"there are {len(values)} {name} for {count} embeddings; wanted one each")
 
 
 def _draw_thumbnails(axes, places: Float[Tensor, "image 2"], images: Sequence[str | Path]) -> None:

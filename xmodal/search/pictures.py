@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from xmodal.data.atomic import written_whole
 from xmodal.data.image_folder import locate_images
 from xmodal.data.images import read_image
+from xmodal.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,13 +17,10 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from PIL import Image
     from torch import Tensor
 
     from xmodal.encoders.region_extractor import Regions
-
-logger = logging.getLogger("xmodal")
 
 WORTH_NAMING = 0.3
 """How sure a detector must be of a region for its picture to say what it is."""
@@ -73,6 +68,7 @@ def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> Non
 
     Raises:
         FileNotFoundError: if an image is not in the folder.
+        ValueError: no sentence retrieved an image.
 
     >>> from pathlib import Path
     >>> from PIL import Image
@@ -83,8 +79,10 @@ def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> Non
     >>> Path("found.png").exists()
     True
     """
+    columns = max((len(row.image_ids) for row in rows), default=0)
+    if not columns:
+        raise ValueError(f"there is nothing to draw: none of {len(rows)} sentences retrieved an image")
     files = locate_images(images, [image_id for row in rows for image_id in row.image_ids])
-    columns = max(len(row.image_ids) for row in rows)
     figure = new_figure(2.2 * columns, 2.6 * len(rows))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     figure.get_layout_engine().set(hspace=0.25, rect=(0, 0, 1, 0.95))  # type: ignore[union-attr]
@@ -128,6 +126,10 @@ def draw_attention(
         output: picture to write.
         score: score of the pair, for the title.
 
+    Raises:
+        FileNotFoundError: the file of the image is not there.
+        ValueError: there is no word, or not one row of weights a word and one weight a box.
+
     >>> from pathlib import Path
     >>> from PIL import Image
     >>> Image.new("RGB", (40, 30), "red").save("7.png")
@@ -137,6 +139,11 @@ def draw_attention(
     >>> Path("attention.png").exists()
     True
     """
+    if not words or weights.shape != (len(words), len(boxes)):
+        raise ValueError(
+            f"weights are {tuple(weights.shape)} for {len(words)} words and {len(boxes)} boxes; wanted at least one "
+            "word, and for each a weight a box"
+        )
     pixels, boxes = picture_with_boxes(image, boxes)
     columns = min(6, len(words))
     rows = -(-len(words) // columns)
@@ -283,66 +290,3 @@ def _light(
     for weight, (x1, y1, x2, y2) in zip(weights, boxes.round().int().tolist(), strict=True):
         light[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] += weight.item()
     return light / light.max().clamp_min(1e-12)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure without a window system: pyplot's global state is never touched.
-
-    >>> new_figure(4, 3).get_size_inches()
-    array([4., 3.])
-    """
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: Figure, output: Path) -> None:
-    """Write a figure; the suffix of the file says in which format. Letters are drawn in any installed font with them.
-
-    >>> from pathlib import Path
-    >>> from PIL import Image
-    >>> save_figure(new_figure(1, 1), Path("empty.png"))
-    >>> with Image.open("empty.png") as picture:
-    ...     picture.size
-    (120, 120)
-    """
-    from matplotlib.text import Text
-
-    texts: Any = figure.findobj(Text)
-    families, missing = find_fonts({letter for text in texts for letter in text.get_text()})
-    for text in texts if families else ():
-        text.set_fontfamily([*text.get_fontfamily(), *families])
-    if missing:
-        logger.warning(
-            "no installed font has %s: they are boxes in %s. Install one, Noto Sans CJK for Chinese and Japanese "
-            "say (fonts-noto-cjk).",
-            "".join(sorted(missing)[:20]),
-            output,
-        )
-    with written_whole(output) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(temporary, format=output.suffix.lstrip(".") or "png", dpi=120)
-
-
-def find_fonts(letters: set[str]) -> tuple[list[str], set[str]]:
-    """Families of installed fonts for the letters that the usual font lacks, and the letters that none has.
-
-    >>> find_fonts(set("a dog"))
-    ([], set())
-    """
-    from matplotlib import font_manager
-
-    def lacking(path: str, letters: set[str]) -> set[str]:
-        font = font_manager.get_font(path)
-        return {letter for letter in letters if not font.get_char_index(ord(letter))}
-
-    missing = lacking(font_manager.findfont("DejaVu Sans"), {letter for letter in letters if letter.isprintable()})
-    families: list[str] = []
-    for entry in font_manager.fontManager.ttflist:
-        if not missing:
-            break
-        # The last resort has a box for every letter.
-        if not entry.name.startswith("Last Resort") and len(left := lacking(entry.fname, missing)) < len(missing):
-            families.append(entry.name)
-            missing = left
-    return families, missing

@@ -12,7 +12,7 @@ from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 
 from scripts.experiments.addr.page import logged
 from xmodal.entry import run_program
-from xmodal.search.pictures import new_figure, save_figure
+from xmodal.figures import new_figure, save_figure
 from xmodal.training.basin import MEAN_COSINE, POSITIVE_SHARE
 
 PANELS = {

@@ -13,7 +13,7 @@ from scripts.experiments.study import gain, spread, validation
 from xmodal.data.atomic import written_whole
 from xmodal.evaluation.pages import fill_page
 from xmodal.evaluation.report import RECALLS, markdown_table
-from xmodal.search.pictures import new_figure, save_figure
+from xmodal.figures import new_figure, save_figure
 from xmodal.training.checkpoints import LOG
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from scripts.experiments.study import validation
 from scripts.experiments.zero_shot.methods import METRIC_LOSSES
 from scripts.experiments.zero_shot.runs import CRITERION, Arm, Experiment, compared, embed, gained, load_test, runs
 from xmodal.evaluation.pages import fill_page
+from xmodal.figures import new_figure, save_figure
 from xmodal.search.neighbors import draw_map, draw_neighbors
-from xmodal.search.pictures import new_figure, save_figure
 
 EXAMPLES = Path(__file__).with_name("pictures.md")
 
