@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,3 +39,25 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def comparing(head: nn.Module, *devices: torch.device) -> Iterator[None]:
+    """`evaluating`, and autocast off: scores are in the precision of what is compared, whatever surrounds the call.
+
+    Args:
+        head: what compares.
+        devices: where it does, beside the CPU.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.heads import Cosine
+        >>> from xmodal.inference import comparing
+        >>> with torch.autocast("cpu", torch.bfloat16), comparing(Cosine()):
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.float32
+    """
+    with evaluating(head), ExitStack() as stack:
+        for kind in {"cpu", *(device.type for device in devices)}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, as_relevance, best_right, check_answers, evaluate_retrieval
-from xmodal.inference import evaluating
+from xmodal.inference import comparing
 from xmodal.scoring.blocks import score_all, score_tiles
 from xmodal.scoring.pairs import score_pairs
 from xmodal.scoring.plan import make_plan, result_dtype
@@ -122,7 +122,7 @@ def evaluate_exact(
         return {**evaluate_retrieval(scores, relevance), "exact": {"pairs": count, **report}}
     scores = score_all(head, *inputs, dtype=dtype, progress=progress, backend=BACKEND, **options)
     settling = _Settling(head, inputs, options, exact_dtype, scores.to(exact_dtype), relevance)
-    with evaluating(head):
+    with comparing(head, images.items.device):
         settling.run()
     return {**evaluate_retrieval(settling.scores, relevance), "exact": settling.report()}
 

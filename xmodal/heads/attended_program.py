@@ -115,7 +115,7 @@ class Attending:
         self.values = values
         self.shape = contexts, places, words, queries = *values.shape[:2], len(counts), counts[0]
         numbers = torch.tensor(offsets), torch.tensor(counts, dtype=torch.int32)
-        held = *numbers, values, gram.contiguous(), mask.contiguous()
+        held = *numbers, _float32(values), _float32(gram).contiguous(), mask.contiguous()
         self._held = held  # as long as the program may read them
         self._given = _Products(
             contexts, places, words, queries, *values.stride()[:2],
@@ -127,7 +127,7 @@ class Attending:
     ) -> tuple[Float[Tensor, "context_item query query_item"], Sums | None]:
         """Of every query, of this length, with what it attends to; and what a gradient takes."""
         contexts, places, words, queries = self.shape
-        norms = norms.contiguous()
+        norms = _float32(norms).contiguous()
         found = self.values.new_empty(4 if with_sums else 1, contexts, words, queries)
         sums = None
         if with_sums:
@@ -143,7 +143,9 @@ class Attending:
         change, gram = self.values.new_empty(self.values.shape), None
         if of_gram:
             gram = change.new_empty(self.shape[0], self.shape[1], self.shape[1])
-        self._run("attend_backwards", lengths, *(slope.contiguous() for slope in slopes), change, gram)
+        self._run(
+            "attend_backwards", _float32(lengths), *(_float32(slope).contiguous() for slope in slopes), change, gram
+        )
         return change, gram
 
     def _run(self, function: str, *given: Tensor | int | None) -> None:
@@ -157,6 +159,13 @@ class Attending:
             run(ctypes.byref(self._given), begin, end, memory.data_ptr(), *pointers)
 
         _side_by_side(self.shape[0], work)
+
+
+def _float32(given: Tensor) -> Tensor:
+    """What the program reads from memory as float32, made sure."""
+    if given.dtype != torch.float32 or given.device.type != "cpu":
+        raise ValueError(f"the compiled attention takes float32 on the CPU, got {given.dtype} on {given.device}")
+    return given
 
 
 def is_served(values: Float[Tensor, "context_item context *queries"], queries: float) -> bool:

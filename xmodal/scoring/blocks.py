@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from xmodal.heads.attention import tile_bytes
-from xmodal.inference import evaluating
+from xmodal.inference import comparing
 from xmodal.products import chosen_product
 from xmodal.scoring.compared import compared_tiles
 from xmodal.scoring.embedding import embedded_parts, in_dtype
@@ -111,14 +111,14 @@ def score_all(
     def fill(scores: Tensor) -> None:
         started, is_first = perf_counter(), True
         with _pair_bar(scores.numel(), progress) as bar:
-            for tile in score_tiles(head, sides, plan):
+            for tile in _tiles(head, sides, plan):
                 if is_first:
                     tell(head, sides, tile, perf_counter() - started, progress=progress)
                     is_first = False
                 scores[tile.images[:, None], tile.captions] = tile.scores.to(scores)
                 bar.update(tile.scores.numel())
 
-    with evaluating(head):
+    with comparing(head, plan.device):
         return fill_matrix(sides.shape, plan.exact_dtype, out, overwrite, fill)
 
 
@@ -127,10 +127,11 @@ def score_tiles(
 ) -> Iterator[Tile]:
     """The tiles of `score_all`, one after the other; every pair is in one of them.
 
-    A pair comes in the same tile, and so with the same bits, whenever arguments other than `wanted` are the same.
+    A pair comes in the same tile, and so with the same bits, whenever arguments other than `wanted` are the same. The
+    head is in evaluation mode, and autocast off, while a tile is computed, and not while the caller has it.
 
     Args:
-        head: any head, in the mode in which it is to score.
+        head: any head.
         sides: encoded images and captions.
         plan: how to score.
         wanted: tiles for whose (images, captions) it is False are left out.
@@ -145,6 +146,19 @@ def score_tiles(
         >>> sum(tile.scores.numel() for tile in score_tiles(SCAN(), sides, make_plan(SCAN(), sides)))
         24
     """
+    tiles = _tiles(head, sides, plan, wanted)
+    while True:
+        with comparing(head, plan.device):
+            tile = next(tiles, None)
+        if tile is None:
+            return
+        yield tile
+
+
+def _tiles(
+    head: Head, sides: Sides, plan: Plan, wanted: Callable[[Tensor, Tensor], bool] = lambda images, captions: True
+) -> Iterator[Tile]:
+    """The same, in the modes that the caller has set."""
     path = fast_path(head.comparison)
     if path is None:
         yield from compared_tiles(head, sides, plan, wanted)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from xmodal.heads.comparison import InnerProduct
-from xmodal.inference import evaluating
+from xmodal.inference import comparing
 from xmodal.scoring.compared import compared_pairs, comparer, room_for
 from xmodal.scoring.embedding import embedded_parts, in_dtype
 from xmodal.scoring.memory import check_budget
@@ -78,7 +78,7 @@ def score_pairs(
     images, captions = torch.as_tensor(images), torch.as_tensor(captions)
     device = torch.device(device or sides.images.items.device)
     plan = Plan(check_budget(budget_bytes, device), result_dtype(sides.images.items.dtype), device, "eager")
-    with evaluating(head):
+    with comparing(head, device):
         head = head.in_stages
         if not len(images):
             return torch.empty(0, dtype=plan.dtype)

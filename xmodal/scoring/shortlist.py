@@ -8,7 +8,7 @@ import torch
 
 from xmodal.heads.comparison import InnerProduct
 from xmodal.heads.cosine import pool
-from xmodal.inference import evaluating
+from xmodal.inference import comparing
 from xmodal.scoring.blocks import score_all
 from xmodal.scoring.embedding import embedded_parts, in_dtype
 from xmodal.scoring.pairs import score_pairs
@@ -81,7 +81,7 @@ def shortlist(
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     inputs = (regions, words, region_mask, word_mask)
-    with evaluating(head):
+    with comparing(head, torch.as_tensor(regions).device):
         return _shortlist(head, inputs, k, wanted, checked_queries)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from xmodal.numerics import full_mask
+from xmodal.numerics import full_mask, no_autocast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,8 +86,9 @@ def pack(
     grams = torch.empty(len(sets) if with_grams else 0, size, size, device=items.device)
     side = Packed(packed, sets, start, first_set, norms, grams)
     if with_grams:
-        for tiles, _, members, together in tile_items(side):
-            grams[tiles] = (members @ members.transpose(1, 2)).masked_fill_(~together, 0.0)
+        with no_autocast(items.device):
+            for tiles, _, members, together in tile_items(side):
+                grams[tiles] = (members @ members.transpose(1, 2)).masked_fill_(~together, 0.0)
     return side
 
 
