@@ -59,7 +59,8 @@ def at_once(monkeypatch):
     def results(run, config):
         rsum = 100.0 + 10 * ("longer" in run.setting) + (run.beta or 0.0) + run.seed % 1000
         done.append((run, config))
-        tested = {} if run.seed == TUNING_SEED else {"test": {"rsum": rsum}, "test_without_whole_image": None}
+        without = None if run.seed == 1 else {"rsum": rsum / 2}  # images of seed 1 have no such regions
+        tested = {} if run.seed == TUNING_SEED else {"test": {"rsum": rsum}, "test_without_whole_image": without}
         alignment = {"mean_cosine": [-0.7, -0.75], "basin_at_step": 60 if run.arm == BASELINE else None}
         return {"dev": {"rsum": rsum}, **tested, "alignment": alignment, "seconds": 60.0 * run.length}
 
@@ -82,6 +83,7 @@ def test_the_baseline_is_tuned_first_then_the_weights_then_arms_are_compared(evi
     assert "SCAN t-i LSE + ADDR decaying" in printed
     assert "**+10.0 [+10.0, +10.0]**" in printed
     assert "2 of 2" in printed
+    assert "+5.0" not in printed, "one seed is no comparison"
 
     program.main(evidence)
     assert len(at_once) == len(runs), "what is recorded is not done again"
@@ -251,6 +253,16 @@ def test_a_damaged_record_and_wrong_names_are_refused(tmp_path):
         Evidence(heads=("SCAN",))
     with pytest.raises(ValueError, match="must be at least 1"):
         Evidence(seeds=0)
+
+
+def test_what_arms_gain_without_whole_images_is_told_where_it_was_measured(evidence, at_once, capsys):
+    program.main(Evidence(**{**vars(evidence), "seeds": 3}))
+    (header, _, baseline, first, *_) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    columns = [cell.strip() for cell in header.split("|")]
+    without = columns.index("rsum without whole images")
+    told = [[cell.strip() for cell in line.split("|")][without : without + 2] for line in (baseline, first)]
+    assert columns[without + 1] == "over the baseline"
+    assert told == [["55.5 ± 0.7", ""], ["60.5 ± 0.7", "**+5.0 [+5.0, +5.0]**"]], "of seeds 0 and 2"
 
 
 def test_nothing_is_told_of_one_run(evidence):

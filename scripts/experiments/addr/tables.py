@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from scripts.experiments.addr.plan import Known
     from scripts.experiments.record import Results
 
-COLUMNS = ("setting", "beta", "seeds", "rsum", "over the baseline", "cosine of the means", "in the basin")
+MEASURED = {"test": "rsum", "test_without_whole_image": "rsum without whole images"}
+"""What is recorded of the test split, by what its column is called; the second only where images have such regions."""
+
+COLUMNS = (
+    "setting",
+    "beta",
+    "seeds",
+    *(name for measured in MEASURED.values() for name in (measured, "over the baseline")),
+    "cosine of the means",
+    "in the basin",
+)
 
 
 def tables(evidence: Evidence, known: Known) -> str:
@@ -54,10 +64,6 @@ def _row(
 ) -> list[str]:
     """What the runs of an arm gave, and what they gained over the baseline in the seeds that both have."""
     setting, name, beta = arm
-    shared, difference = sorted(runs.keys() & baseline.keys()), ""
-    if name != BASELINE and len(shared) > 1:
-        before, after = ([of[seed]["test"] for seed in shared] for of in (baseline, runs))
-        difference = gain(before, after, "rsum")
     cosine = fmean(results["alignment"]["mean_cosine"][-1] for results in runs.values())
     fallen = sum(results["alignment"]["basin_at_step"] is not None for results in runs.values())
     return [
@@ -65,8 +71,20 @@ def _row(
         setting,
         "" if beta is None else f"{beta:g}",
         str(len(runs)),
-        spread([runs[seed]["test"] for seed in sorted(runs)], "rsum"),
-        difference,
+        *(cell for measured in MEASURED for cell in _gained(measured, runs, {} if name == BASELINE else baseline)),
         f"{cosine:.2f}",
         f"{fallen} of {len(runs)}",
     ]
+
+
+def _gained(measured: str, runs: dict[int, Results], baseline: dict[int, Results]) -> tuple[str, str]:
+    """The rsum of runs, and its gain over the baseline in the seeds that both have; empty for what was not measured."""
+    of_runs, of_baseline = (
+        {seed: results[measured] for seed, results in sorted(of.items()) if results[measured] is not None}
+        for of in (runs, baseline)
+    )
+    shared = [seed for seed in of_runs if seed in of_baseline]
+    return (
+        spread(list(of_runs.values()), "rsum") if len(of_runs) > 1 else "",
+        gain(*([of[seed] for seed in shared] for of in (of_baseline, of_runs)), "rsum") if len(shared) > 1 else "",
+    )
