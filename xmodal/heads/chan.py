@@ -41,7 +41,7 @@ def chan_scores(
         words: word embeddings of the captions in the same space, L2-normalized in the paper.
         region_mask: True = real region; None means that all are real.
         word_mask: True = real word; None means that all are real.
-        aggregation: of the words of a caption: `logsumexp` (published with a bi-GRU) or `mean` (with BERT).
+        aggregation: of the words of a caption: `logsumexp`, as released (bi-GRU and BERT), or `mean`.
         temperature: divides the similarities under `logsumexp`, > 0; ignored by `mean`.
         validate: also refuse NaN and infinity among the real features, at the cost of a pass over them.
 
