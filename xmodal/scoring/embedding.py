@@ -15,11 +15,39 @@ from xmodal.scoring.sides import Side
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from jaxtyping import Int
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from xmodal.heads import Head
     from xmodal.scoring.plan import Plan
+
+
+LONGEST = 1e19
+"""What the length of a vector must be below for all products in float32 to be numbers."""
+
+
+def check_lengths(vectors: Float[Tensor, "row dim"], owner: Callable[[int], str]) -> None:
+    """Make sure that the products of vectors are numbers, so that they can be put in order.
+
+    Args:
+        vectors: of items or queries.
+        owner: whose a row is, in words.
+
+    Raises:
+        ValueError: a vector has a NaN, or is infinite or nearly so; whose it is is named.
+
+    >>> check_lengths(torch.tensor([[3.0, 4.0], [float("nan"), 0.0]]), lambda row: f"image {row}")
+    Traceback (most recent call last):
+    ...
+    ValueError: image 1 is embedded as a vector of length nan; wanted one below 1e+19. Look at what it is made of: ...
+    """
+    short = vectors.norm(dim=1) < LONGEST
+    if not bool(short.all()):
+        row = int((~short).nonzero()[0])
+        raise ValueError(
+            f"{owner(row)} is embedded as a vector of length {float(vectors[row].norm())}; wanted one below "
+            f"{LONGEST:g}. Look at what it is made of: features or weights that are NaN, infinite or huge"
+        )
 
 
 def in_dtype(head: Head, dtype: torch.dtype) -> Head:

@@ -9,8 +9,9 @@ import torch
 from xmodal.heads.comparison import InnerProduct
 from xmodal.heads.cosine import pool
 from xmodal.inference import comparing
+from xmodal.numerics import check_count
 from xmodal.scoring.blocks import score_all
-from xmodal.scoring.embedding import embedded_parts, in_dtype
+from xmodal.scoring.embedding import check_lengths, embedded_parts, in_dtype
 from xmodal.scoring.pairs import score_pairs
 from xmodal.scoring.plan import make_plan
 from xmodal.scoring.sides import Sides
@@ -66,7 +67,8 @@ def shortlist(
             0 for none.
 
     Raises:
-        ValueError: for inputs that cannot be scored, another `wanted` or `k` below 1.
+        ValueError: for inputs that cannot be scored, or whose vectors are no finite numbers, another `wanted`, or `k`
+            below 1.
 
     Example:
         >>> import torch
@@ -78,8 +80,8 @@ def shortlist(
     """
     if wanted not in get_args(Wanted):
         raise ValueError(f"wanted must be one of {', '.join(get_args(Wanted))}; got {wanted!r}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_count("k", k)
+    check_count("checked_queries", checked_queries, least=0)
     inputs = (regions, words, region_mask, word_mask)
     with comparing(head, torch.as_tensor(regions).device):
         return _shortlist(head, inputs, k, wanted, checked_queries)
@@ -94,6 +96,8 @@ def _shortlist(
 ) -> Shortlist:
     """The same, once the options are checked."""
     images, captions = _vectors(head, Sides.checked(*inputs))
+    for kind, vectors in (("image", images), ("caption", captions)):
+        check_lengths(vectors.float(), lambda row, kind=kind: f"{kind} {row}")
     pool_of, queries = (images, captions) if wanted == "images" else (captions, images)
     candidates = _nearest(pool_of, queries, min(k, len(pool_of)))
     asked = torch.arange(len(queries)).repeat_interleave(candidates.shape[1])

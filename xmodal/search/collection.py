@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from xmodal.data.strings import refuse_string
 from xmodal.search.segment import Segment  # noqa: TC001  # of a NamedTuple
 
 if TYPE_CHECKING:
@@ -123,8 +124,7 @@ class Collection:
         """
         if chosen is None:
             return self.alive.nonzero()[:, 0]
-        if isinstance(chosen, str):
-            raise ValueError(f"filter is the string {chosen!r}; wanted a list of ids, or a mapping of metadata")
+        refuse_string("filter", chosen, "ids, or a mapping of metadata")
         if not isinstance(chosen, Mapping):
             found = {name: self.find(name) for name in chosen}
             if lost := [name for name, item in found.items() if item is None]:
@@ -140,7 +140,7 @@ class Collection:
         for segment in self.segments:
             fits = torch.ones(len(segment), dtype=torch.bool)
             for name, value in wanted.items():
-                several = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+                several = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
                 there = segment.metadata.get(name, [None] * len(segment))
                 fits &= torch.tensor([each in several for each in there], dtype=torch.bool)
             rows.append(fits)

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xmodal.numerics import check_count
+from xmodal.scoring.embedding import check_lengths
 from xmodal.search.embed import query_vectors
-from xmodal.search.hits import Found, Hit
+from xmodal.search.hits import Found, Hit, check_scores
 from xmodal.search.queries import combine_scores, why_not_alike
+from xmodal.search.ranking import SPARE, Ranked, reachable_from
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,7 +58,7 @@ def find_composed(
     Raises:
         KeyError: an image to be like is neither in the index nor among the examples.
         ValueError: the matcher is another one, its head cannot tell which images are alike, the index holds captions,
-            `k` is not positive, or a sentence has no words.
+            `k` is not positive, a sentence has no words, or a vector or score is no number.
 
     >>> from xmodal.data import RegionStore, RegionStoreWriter
     >>> from xmodal.model import Matcher
@@ -72,15 +75,15 @@ def find_composed(
     >>> len(found[0].hits), found[1].hits[0].image_id
     (2, 'cow')
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_count("k", k)
+    check_count("rescored", rescored)
     if index.manifest.indexed != "images":
         raise ValueError(f"{index.path} holds captions; NOT and images to be like are asked of an index of images")
     ranking, items = index.ranking(matcher), index.collection.admitted(None)
-    if not len(items):
-        return [Found([], 0, 0, None)] * len(queries)
     texts = _sentences(matcher, queries)
     images = _images(index, matcher, queries, examples or {})
+    if not len(items):
+        return [Found([], 0, 0, None)] * len(queries)
     scores = iter(ranking.approximate([*texts.values(), *images.values()], items))
     of_texts = dict(zip(texts, scores, strict=False))
     of_images = dict(zip(images, scores, strict=True))
@@ -90,13 +93,11 @@ def find_composed(
         vectors = [texts[text] for text in query.wanted] + [images[name] for name in query.like]
         unwanted, others = [of_texts[text] for text in query.unwanted], [texts[text] for text in query.unwanted]
         table = torch.stack(wanted + unwanted)  # a copy, which is made exact where it counts
-        best, values, count = _best(ranking, table, vectors + others, len(wanted), items, k, rescored)
-        certain = ranking.complete or count == len(items)
-        hits = [
-            Hit(index.collection.id(item), value, certain)
-            for item, value in zip(best.tolist(), values.tolist(), strict=True)
-        ]
-        found.append(Found(hits, count, len(items), 100.0 if certain else None))
+        ranked = _best(ranking, table, vectors + others, len(wanted), items, k, rescored)
+        names = [index.collection.id(item) for item in ranked.items.tolist()]
+        check_scores(ranked.scores, lambda place, names=names: f"image {names[place]!r}")
+        hits = [Hit(name, value, ranked.certified) for name, value in zip(names, ranked.scores.tolist(), strict=True)]
+        found.append(Found(hits, ranked.rescored, len(items), 100.0 if ranked.certified else None))
     return found
 
 
@@ -137,6 +138,7 @@ def _images(index: Index, matcher: Matcher, queries: Sequence[Query], examples: 
         if reason := why_not_alike(matcher.head):
             raise ValueError(reason)
         if name in examples:
+            check_lengths(examples[name], lambda row, name=name: f"vector {row} of example {name!r}")
             found[name] = examples[name]
             continue
         item = index.collection.find(name)
@@ -155,12 +157,14 @@ def _best(
     items: Int[Tensor, " item"],
     k: int,
     rescored: int,
-) -> tuple[Int[Tensor, " some"], Float[Tensor, " some"], int]:
-    """The best items, their scores, and how many were scored from float vectors."""
-    promising = combine_scores(table[:wanted], table[wanted:]).topk(min(max(k, rescored), len(items))).indices
+) -> Ranked:
+    """The best items; certified where no other one can be better."""
+    count = min(max(k + SPARE, rescored), len(items))
+    promising = combine_scores(table[:wanted], table[wanted:]).topk(count).indices
     few = promising.sort().values  # ties: in the order of the index
     for row, query in zip(table, vectors, strict=True):
         row[few] = ranking.scores(query, items[few])
     scores = combine_scores(table[:wanted], table[wanted:])[few]
     best = scores.argsort(descending=True, stable=True)[:k]
-    return items[few[best]], scores[best], len(few)
+    apart = ranking.complete and float(scores.min()) < reachable_from(float(scores[best[-1]]))
+    return Ranked(items[few[best]], scores[best], apart or len(few) == len(items), len(few))

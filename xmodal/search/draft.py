@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from xmodal.data.atomic import written_whole
 from xmodal.search.bound import nearest_direction
-from xmodal.search.segment import rows_of
+from xmodal.search.segment import id_bytes, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,7 +144,7 @@ def write_segment(path: Path, drafts: Sequence[Draft], cells: Cells | None = Non
         for each in drafts:
             each.arrays.pop(name, None)
         arrays[name] = together if in_order else together[rows_of(_counts(name, lengths), order).numpy()]
-    ids = np.array([name.encode("utf-8", "surrogateescape") for each in drafts for name in each.ids])[order.numpy()]
+    ids = np.array([id_bytes(name) for each in drafts for name in each.ids])[order.numpy()]
     arrays["ids"] = ids.view(np.uint8).reshape(len(ids), -1)
     arrays["order"] = ids.argsort(kind="stable").astype(np.int32)
     if names := sorted({name for each in drafts for name in each.metadata}):

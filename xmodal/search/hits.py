@@ -17,7 +17,7 @@ from xmodal.heads.attention import (
 from xmodal.heads.bfan import refocus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float, Int
     from torch import Tensor
@@ -56,7 +56,34 @@ class Found(NamedTuple):
     searched: int
     """Items that could have been found."""
     recall: float | None
-    """The measured share of the exact top 10 that a search like this finds, in percent; 100 where certified."""
+    """The measured share of the exact top 10 that a search like this finds, in percent; 100 where certified.
+
+    None where no search of the whole index was measured, as it is now, that scored as few items.
+    """
+
+
+def check_scores(scores: Float[Tensor, " item"], owner: Callable[[int], str]) -> None:
+    """Make sure that scores can be put in order.
+
+    Args:
+        scores: of items.
+        owner: whose a score is, in words.
+
+    Raises:
+        ValueError: one is NaN; whose it is is named.
+
+    >>> check_scores(torch.tensor([0.5, float("nan")]), lambda place: f"image {place}")
+    Traceback (most recent call last):
+    ...
+    ValueError: the score of image 1 is NaN, which is neither better nor worse than any other; look at what it is ...
+    """
+    wrong = scores.isnan()
+    if bool(wrong.any()):
+        place = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"the score of {owner(place)} is NaN, which is neither better nor worse than any other; look at what it is "
+            "made of: features or weights that are NaN, infinite or huge"
+        )
 
 
 def word_shares(

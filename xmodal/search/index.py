@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from xmodal.data.atomic import folder_written_whole, locked, refuse_existing
+from xmodal.data.strings import refuse_string
 from xmodal.heads.comparison import CrossAttention
 from xmodal.inference import evaluating
 from xmodal.numerics import check_count
@@ -27,8 +28,15 @@ from xmodal.search.cells import Cells
 from xmodal.search.collection import Collection
 from xmodal.search.compaction import compacted
 from xmodal.search.draft import draft, write_segment
-from xmodal.search.embed import embedded_blocks, indexed_side, item_ids, query_vectors
-from xmodal.search.hits import Found, Hit, WordHit, word_shares
+from xmodal.search.embed import (
+    check_metadata,
+    embedded_blocks,
+    embedded_queries,
+    indexed_side,
+    is_one,
+    item_ids,
+)
+from xmodal.search.hits import Found, Hit, WordHit, check_scores, word_shares
 from xmodal.search.manifest import (
     MANIFEST,
     QUANTIZER,
@@ -41,7 +49,7 @@ from xmodal.search.manifest import (
     remove_strangers,
 )
 from xmodal.search.quantize import Quantizer
-from xmodal.search.ranking import Ranked, make_ranking, rank
+from xmodal.search.ranking import SPARE, Ranked, make_ranking, rank
 from xmodal.search.segment import Segment, padded
 
 if TYPE_CHECKING:
@@ -152,7 +160,7 @@ class Index:
             bits: of the certificate: 8, or 4 for none, which makes the index small and only approximate.
             floats: keep the float vectors that scores are computed from; False to have the matcher embed what it scores
                 again, from a source that `open` is given.
-            metadata: what to keep of items, by id, for `filter`: `{"7": {"license": "CC0"}}`.
+            metadata: what to keep of items, by id, for `filter`: `{"7": {"license": "CC0"}}`; whatever JSON can hold.
             queries: sentences (for captions: images) to measure the recall of inexact search by.
             cells: parts of the space by which inexact search looks items up instead of scanning all (see
                 `xmodal.search.cells`), a thousand for a million images; 0 for none. For heads with cross attention.
@@ -162,20 +170,24 @@ class Index:
 
         Raises:
             FileExistsError: `path` exists and `overwrite` is False.
-            ValueError: `bits` is neither 4 nor 8, there is nothing to index, or an id is there twice.
+            ValueError: `bits` is neither 4 nor 8, there is nothing to index, an id is there twice, metadata cannot be
+                kept, queries cannot be asked or measured by, or the vectors of an item are no finite numbers.
         """
         if bits not in (4, 8):
             raise ValueError(f"bits is {bits}; wanted 8, or 4 for an index without certificate")
         if not floats and (bits == 4 or not isinstance(matcher.head.comparison, CrossAttention)):
             raise ValueError("floats=False needs bits=8 and a head with cross attention, to know the vectors again by")
         check_count("segment_items", segment_items)
+        check_count("cells", cells, least=0)
         segment_items = min(segment_items, MOST_ITEMS)
-        path, ids = Path(path), item_ids(items)
+        path, ids, indexed = Path(path), item_ids(items), indexed_side(items)
+        check_metadata(metadata or {}, ids, indexed)
         if not overwrite:
             refuse_existing(path)
-        manifest = Manifest(
-            indexed=indexed_side(items), model=matcher.fingerprint(), data=_data(items), bits=bits, dim=0
-        )
+        asked = embedded_queries(matcher, queries, indexed)  # what cannot be asked is told before the work is done
+        if asked and bits == 4 and isinstance(matcher.head.comparison, CrossAttention):
+            raise ValueError("queries are to measure inexact search by exact search, which takes bits=8; leave one out")
+        manifest = Manifest(indexed=indexed, model=matcher.fingerprint(), data=_data(items), bits=bits, dim=0)
         with folder_written_whole(path) as folder:
             if isinstance(matcher.head.comparison, CrossAttention):
                 spread = sorted({number * len(ids) // SAMPLE for number in range(SAMPLE)})
@@ -191,7 +203,7 @@ class Index:
             writer = _Writer(folder, matcher, metadata or {}, floats, progress)
             writer.append(manifest, items, segment_items).save(folder)
         index = cls(path, source=None if floats else items)  # type: ignore[arg-type]
-        if queries:
+        if asked:
             index.measure(matcher, queries)
         return index
 
@@ -249,10 +261,11 @@ class Index:
             words: say of each hit what every word contributes and where it looks.
 
         Raises:
-            ValueError: the matcher is another one, `k` is not positive, or the query is empty.
+            ValueError: the matcher is another one, `k` is not positive, the query is empty or holds several images, or
+                the score of an item is NaN.
             KeyError: `filter` names what is not in the index.
         """
-        one = not isinstance(queries, (list, tuple)) or hasattr(queries, "_fields")
+        one = is_one(queries)
         options = {"exact": exact, "filter": filter, "rescored": rescored, "engine": engine, "words": words}
         found = self.find(matcher, [queries] if one else queries, k, **options)
         return found[0].hits if one else [each.hits for each in found]
@@ -270,18 +283,20 @@ class Index:
         words: bool = True,
     ) -> list[Found]:
         """As `search` of several queries, with what each took: how many items were scored, and the recall to expect."""
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        check_count("k", k)
+        check_count("rescored", rescored)
         ranking = self.ranking(matcher)
         items = self.collection.admitted(filter)
+        asked, found = embedded_queries(matcher, queries, self.manifest.indexed), []
         if not len(items):
             return [Found([], 0, 0, None)] * len(queries)
-        asked, found = self._vectors(matcher, queries), []
+        recall = self._recall(max(k, rescored)) if engine is None and filter is None else None
+        count = max(k + SPARE if ranking.complete else k, rescored)
         at_once = max(1, QUERY_SCORES // len(items))
         for start in range(0, len(asked), at_once):
             some = asked[start : start + at_once]
             if engine is None:
-                candidates = ranking.candidates(some, items, max(k, rescored))
+                candidates = ranking.candidates(some, items, count)
             else:
                 candidates = [self._named(engine.candidates(query, max(k, rescored)), items) for query in some]
             for query, few in zip(some, candidates, strict=True):
@@ -289,7 +304,9 @@ class Index:
                     ranked = rank(ranking, query, few, items, k, exact=exact and engine is None)
                 else:
                     ranked = Ranked(few, torch.empty(0), False, 0)
-                found.append(self._found(ranked, len(items), engine is not None))
+                if engine is not None:  # of whatever it did not name nothing is known
+                    ranked = ranked._replace(certified=False)
+                found.append(self._found(ranked, len(items), recall))
         if words and isinstance(matcher.head.comparison, CrossAttention):
             named = zip(queries, asked, found, strict=True)
             return [
@@ -309,23 +326,26 @@ class Index:
 
         Raises:
             ValueError: the matcher is another one, the items are of another kind or come from another extractor than
-                those in the index, or an id is in it already.
+                those in the index, an id is in it already, metadata cannot be kept, or the vectors of an item are no
+                finite numbers.
             BlockingIOError: another process is changing the index.
         """
         with self._changing() as manifest:
             manifest.check_matcher(matcher, self.path)
+            ids = item_ids(items)
             if indexed_side(items) != manifest.indexed or _data(items) != manifest.data:
                 raise ValueError(
                     f"{self.path} holds {manifest.indexed} of {manifest.data}; what is to be added are "
                     f"{indexed_side(items)} of {_data(items)}, whose vectors would mean something else"
                 )
-            if known := [name for name in item_ids(items) if name in self]:
+            if known := [name for name in ids if name in self]:
                 raise ValueError(f"{known[0]!r} is in {self.path} already; remove it first")
+            check_metadata(metadata or {}, ids, manifest.indexed)
             floats = all("floats" in segment.arrays for segment in self.collection.segments)
             if not floats:
                 raise ValueError(f"{self.path} keeps no float vectors, so that its source cannot grow; build it again")
             writer = _Writer(self.path, matcher, metadata or {}, True, progress)
-            grown = writer.append(manifest, items, SEGMENT_ITEMS)
+            grown = writer.append(replace(manifest, recall=None), items, SEGMENT_ITEMS)
             self._commit(compacted(self.path, grown, SEGMENT_ITEMS, self.cells))
 
     def remove(self, ids: Sequence[str]) -> None:
@@ -333,8 +353,10 @@ class Index:
 
         Raises:
             KeyError: an id is not in the index.
+            ValueError: `ids` is a string.
             BlockingIOError: another process is changing the index.
         """
+        refuse_string("ids", ids, "ids")
         with self._changing() as manifest:
             gone = {name: self.collection.find(name) for name in ids}
             if lost := [name for name, item in gone.items() if item is None]:
@@ -344,20 +366,41 @@ class Index:
                 number = self.collection.segments.index(part.segment)
                 removed = sorted({*entries[number].removed, *part.items.tolist()})
                 entries[number] = replace(entries[number], removed=removed)
-            self._commit(compacted(self.path, replace(manifest, segments=entries), SEGMENT_ITEMS, self.cells))
+            recall = None if gone else manifest.recall
+            manifest = replace(manifest, segments=entries, recall=recall)
+            self._commit(compacted(self.path, manifest, SEGMENT_ITEMS, self.cells))
 
     def measure(self, matcher: Matcher, queries: Sequence[Any], *, rescored: int = RESCORED) -> float:
-        """Measure the share of the exact top 10 that inexact search finds, in percent, and note it in the index."""
+        """Measure the share of the exact top 10 that inexact search finds, in percent, and note it in the index.
+
+        It is what `find` tells of inexact searches that score as many items, until the index is changed.
+
+        Args:
+            matcher: the one that the index was built with.
+            queries: as for `find`; at least one.
+            rescored: items that inexact search scores.
+
+        Raises:
+            ValueError: there is no query, nothing to be found, or another process changes the index meanwhile; and as
+                for `find`.
+        """
+        self.refresh()
+        measured = self.manifest.segments
         options = {"k": TOP, "words": False, "rescored": rescored}
         exact = self.find(matcher, queries, exact=True, **options)
         short = self.find(matcher, queries, exact=False, **options)
+        if not any(each.hits for each in exact):
+            lacks = "there is no query" if not len(queries) else f"{self.path} holds nothing to be found"
+            raise ValueError(f"{lacks}, so that no recall can be measured")
         pairs = [
             ({hit.image_id for hit in e.hits}, {hit.image_id for hit in s.hits})
             for e, s in zip(exact, short, strict=True)
         ]
-        recall = 100 * sum(len(e & s) for e, s in pairs) / max(1, sum(len(e) for e, _ in pairs))
+        recall = 100 * sum(len(e & s) for e, s in pairs) / sum(len(e) for e, _ in pairs)
         with self._changing() as manifest:
-            note = {"percent": recall, "queries": len(queries), "top": TOP, "rescored": rescored}
+            if manifest.segments != measured:
+                raise ValueError(f"{self.path} was changed while its recall was measured; measure it again")
+            note = {"percent": recall, "queries": len(queries), "top": TOP, "rescored": max(TOP, rescored)}
             self._commit(replace(manifest, recall=note))
         return recall
 
@@ -386,10 +429,23 @@ class Index:
             matcher.head, self.collection, self.quantizer, self.cells, self.manifest.indexed, self.manifest.bits
         )
 
-    def embedded(self, size: int = 1024) -> Iterator[Embedded]:
-        """All items and their vectors, some at a time: what a `CandidateEngine` of another system is filled with."""
+    def embedded(self, size: int = 1024, *, matcher: Matcher | None = None) -> Iterator[Embedded]:
+        """All items and their vectors, some at a time: what a `CandidateEngine` of another system is filled with.
+
+        Args:
+            size: items at a time.
+            matcher: embeds them again in an index that was built with `floats=False`; the one that it was built with.
+
+        Raises:
+            ValueError: the matcher is another one, or is missing where vectors are not kept; or the source is.
+        """
+        check_count("size", size)
+        if matcher is not None:
+            self.manifest.check_matcher(matcher, self.path)
+            self._matcher = matcher
         for some in self.collection.alive.nonzero()[:, 0].split(size):
-            yield Embedded([self.collection.id(item) for item in some.tolist()], *self.collection.vectors(some))
+            if len(some):  # nothing comes in one part, too
+                yield Embedded([self.collection.id(item) for item in some.tolist()], *self.collection.vectors(some))
 
     def bytes_each(self) -> dict[str, float]:
         """Mean bytes of an item, by what they are for: `scan`, `certificate`, `floats`, `other`."""
@@ -426,6 +482,13 @@ class Index:
                 check_hash(segment.path, entry.sha256)
             segments.append(segment)
         self.quantizer, self.cells = _read_quantizer(self.path, manifest.quantizer)
+        for segment in segments:
+            found = ("scan" in segment.arrays, "lead" in segment.arrays)
+            if found != (self.quantizer is not None, self.quantizer is not None and manifest.bits == 8):
+                raise ValueError(
+                    f"{self.path} is damaged: {segment.path.name} is not compressed as {MANIFEST} says, or {QUANTIZER} "
+                    "is missing. Build the index again."
+                )
         self.manifest = manifest
         self.collection = Collection(segments, manifest.segments, self._again)
 
@@ -442,23 +505,22 @@ class Index:
         self._adopt(manifest)
         remove_strangers(self.path, manifest)
 
-    def _vectors(self, matcher: Matcher, queries: Sequence[Any]) -> list[Float[Tensor, "place dim"]]:
-        if not len(queries):
-            return []
-        of_images = self.manifest.indexed == "captions"
-        encoded = matcher.embed_images(list(queries)) if of_images else matcher.embed_captions(queries)
-        return query_vectors(matcher, encoded, self.manifest.indexed)
-
     def _named(self, ids: Sequence[str], items: Tensor) -> Tensor:
         """The numbers of what an engine named, as far as it may be found."""
+        refuse_string("what the engine names", ids, "ids")
         found = {item for name in ids if (item := self.collection.find(name)) is not None}
         numbers = torch.tensor(sorted(found), dtype=torch.long)
         return numbers[torch.isin(numbers, items)]
 
-    def _found(self, ranked: Ranked, searched: int, foreign: bool) -> Found:
+    def _recall(self, rescored: int) -> float | None:
+        """What was measured of searches that score so many items, or of such that score fewer."""
+        note = self.manifest.recall
+        return None if note is None or rescored < note["rescored"] else note["percent"]
+
+    def _found(self, ranked: Ranked, searched: int, recall: float | None) -> Found:
+        check_scores(ranked.scores, lambda place: repr(self.collection.id(int(ranked.items[place]))))
         pairs = zip(ranked.items.tolist(), ranked.scores.tolist(), strict=True)
         hits = [Hit(self.collection.id(item), score, ranked.certified, []) for item, score in pairs]
-        recall = None if foreign or self.manifest.recall is None else self.manifest.recall["percent"]
         return Found(hits, ranked.rescored, searched, 100.0 if ranked.certified else recall)
 
     def _with_words(self, matcher: Matcher, query: Any, vectors: Tensor, hits: list[Hit]) -> list[Hit]:
@@ -483,11 +545,13 @@ class Index:
 
     def _again(self, part: Part) -> tuple[Tensor, Tensor]:
         """The vectors of items that the index does not keep, made sure to be those that it was built of."""
-        if self.source is None or self._matcher is None:
+        if self.source is None:
             raise ValueError(
                 f"{self.path} keeps no float vectors: open it with the source of its images, "
                 "Index.open(path, source=store)"
             )
+        if self._matcher is None:
+            raise ValueError(f"{self.path} keeps no float vectors: pass the matcher that makes them again, matcher=...")
         places = part.segment.arrays["places"][part.items.numpy()]
         if int(places.max()) >= len(self.source):
             raise ValueError(f"{self.path} was built of more images than the {len(self.source)} of its source")
@@ -512,7 +576,7 @@ class Index:
 
 def _data(items: Any) -> dict[str, Any]:
     """What vectors are made of, as far as the source says."""
-    if isinstance(items, (list, tuple)):
+    if indexed_side(items) == "captions":
         return {}
     return {"sizes": dict(items.sizes), "extractor": items.extractor}
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Interval
 
 from xmodal.data.atomic import remove_remains, written_whole
+from xmodal.schema import Count, CountOrNone, check_fields
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 QUANTIZER = "quantizer.safetensors"
 SEGMENT = "segment-{:08d}.safetensors"
+_NUMBERED = re.compile(r"segment-(\d{8,})\.safetensors")
 
 FORMAT = "xmodal index"
 VERSION = 1
@@ -37,9 +42,9 @@ class SegmentEntry:
     """A segment and which of its items are gone."""
 
     file: str
-    items: int
-    bytes: int
-    removed: list[int] = field(default_factory=list)
+    items: Count
+    bytes: Annotated[int, Ge(0)]
+    removed: list[CountOrNone] = field(default_factory=list)
     sha256: str = ""
     """Of the file; empty in indexes that were made before it was kept."""
 
@@ -57,6 +62,18 @@ class SegmentEntry:
 
 
 @dataclass(frozen=True)
+class _Recall:
+    """What `Index.measure` notes."""
+
+    percent: Annotated[float, Interval(ge=0, le=100)]
+    """Share of the exact top that inexact search found."""
+    queries: CountOrNone
+    top: Count
+    rescored: Count
+    """Items that were scored from float vectors."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an index holds, and of whose making."""
 
@@ -65,13 +82,12 @@ class Manifest:
     """Hash of the matcher that embedded the items; only its queries are comparable."""
     data: dict[str, Any]
     """What the source said of itself: sizes and extractor of an image source."""
-    bits: int
-    dim: int
-    next_segment: int = 1
+    bits: Literal[8, 4]
+    dim: CountOrNone
+    next_segment: Count = 1
     segments: list[SegmentEntry] = field(default_factory=list)
     recall: dict[str, Any] | None = None
     """As `Index.measure` found it; None before."""
-    front: dict[str, Any] | None = None
     quantizer: str = ""
     """sha256 of the file that says how vectors are compressed; empty where there is none, or it was not kept."""
     format: str = FORMAT
@@ -99,9 +115,40 @@ class Manifest:
                 raise ValueError(f"its format is {values['format']!r}, wanted {FORMAT!r}")
             if values["version"] != VERSION:
                 raise ValueError(f"its version is {values['version']!r}, this program reads {VERSION}")
-            return cls(**{**values, "segments": [SegmentEntry(**entry) for entry in values["segments"]]})
-        except (ValueError, KeyError, TypeError) as error:
+            if not isinstance(values["segments"], list):
+                raise ValueError(f"segments is {values['segments']!r}, wanted a list")
+            values.pop("front", None)  # of older indexes, where it says nothing
+            manifest = cls(**{**values, "segments": [SegmentEntry(**entry) for entry in values["segments"]]})
+            manifest.check()
+            return manifest
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged or foreign ({error}). Build the index again.") from error
+
+    def check(self) -> None:
+        """Make sure that all of it can be true.
+
+        Raises:
+            ValueError: a value is of another type or out of range, or two contradict each other.
+
+        >>> Manifest("images", "", {}, bits=8, dim=4, segments=[SegmentEntry("a", 1, 9)]).check()
+        Traceback (most recent call last):
+        ...
+        ValueError: segment 'a' is named otherwise than segments are
+        """
+        check_fields(self)
+        if self.recall is not None:
+            check_fields(_Recall(**self.recall))
+        seen: set[str] = set()
+        for entry in self.segments:
+            check_fields(entry)
+            number = _NUMBERED.fullmatch(entry.file)
+            if number is None:
+                raise ValueError(f"segment {entry.file!r} is named otherwise than segments are")
+            if entry.file in seen or int(number[1]) >= self.next_segment:
+                raise ValueError(f"{entry.file} is named twice, or is not before the next one, {self.next_segment}")
+            seen.add(entry.file)
+            if len(set(entry.removed)) < len(entry.removed) or max(entry.removed, default=0) >= entry.items:
+                raise ValueError(f"items are removed from {entry.file} twice, or that are not among its {entry.items}")
 
     def check_matcher(self, matcher: Matcher, folder: Path) -> None:
         """Make sure that a matcher is the one that the index was built with.

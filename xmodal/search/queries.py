@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from xmodal.data.strings import refuse_string
 from xmodal.heads.comparison import CrossAttention, InnerProduct
 from xmodal.inference import evaluating
 from xmodal.numerics import at_least_float32
@@ -42,7 +43,7 @@ class Query:
         like: images to be like, by their ids.
 
     Raises:
-        ValueError: nothing is wanted, or a sentence is empty.
+        ValueError: nothing is wanted, a sentence is empty, or one string stands where several are meant.
 
     >>> Query(wanted=("a dog",), unwanted=("a red car",)).is_plain
     False
@@ -53,6 +54,8 @@ class Query:
     like: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, wanted in (("wanted", "sentences"), ("unwanted", "sentences"), ("like", "ids")):
+            refuse_string(name, getattr(self, name), wanted)
         if not self.wanted and not self.like:
             raise ValueError("nothing is asked for; give a sentence, or an image to be like")
         if not all(sentence.strip() for sentence in (*self.wanted, *self.unwanted)):
@@ -77,6 +80,7 @@ class Query:
         >>> Query.parse("a dog on grass NOT red car NOT cat")
         Query(wanted=('a dog on grass',), unwanted=('red car', 'cat'), like=())
         """
+        refuse_string("like", like, "ids")
         first, *others = (part.strip() for part in _NOT.split(text))
         return cls((first,) if first or not (like or others) else (), tuple(others), tuple(like))
 

@@ -33,6 +33,9 @@ SHARE = 60
 REFINED = 8
 """Candidates by 4 bits for every one that is left by 8 bits."""
 
+SPARE = 32
+"""Candidates beyond those wanted, where products find them: in the last digit their order may be another."""
+
 BLOCK = 1024
 """Items whose float vectors are scored at a time."""
 
@@ -50,7 +53,7 @@ class Ranking(Protocol):
     """What ranking by a kind of comparison takes."""
 
     complete: bool
-    """Whether candidates are the best ones in truth, so that nothing needs to be bounded."""
+    """Whether candidates are the best ones but for the last digit, so that nothing else needs to be bounded."""
 
     def approximate(self, queries: Sequence[Tensor], items: Int[Tensor, " item"]) -> Float[Tensor, "query item"]:
         """About the scores that some items have, where that is cheaper than scoring them."""
@@ -164,8 +167,9 @@ class _ByInnerProduct:
             vectors = part.segment.arrays["floats"]
             if len(part.items) < len(vectors):
                 vectors = vectors[part.items.numpy()]
-            # Some more than wanted: their order may differ in the last digit from that of the scores.
             nearest = faiss.knn(asked, vectors, min(count, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
+            if bool((nearest[1] < 0).any()):
+                raise ValueError(f"{part.segment.path} holds vectors that are no numbers. Build the index again.")
             products.append(nearest[0])
             found.append(items[part.places].numpy()[nearest[1]])
         order = np.concatenate(products, axis=1).argsort(axis=1, kind="stable")[:, ::-1][:, :count]
@@ -174,7 +178,7 @@ class _ByInnerProduct:
     def reaching(
         self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"], least: float
     ) -> Int[Tensor, " some"]:
-        return items[self.scores(query, items) >= least]
+        return items[self.approximate([query], items)[0] >= least]
 
     def scores(self, query: Float[Tensor, "place dim"], items: Int[Tensor, " item"]) -> Float[Tensor, " item"]:
         return self.collection.vectors(items)[0][:, 0] @ query[0]
@@ -248,13 +252,14 @@ def rank(
     Ranked(items=tensor([3]), scores=tensor([0.3000]), certified=True, rescored=2)
     """
     scores = ranking.scores(query, candidates)
-    certified = ranking.complete or len(candidates) == len(items)
+    least = reachable_from(float(scores.topk(min(k, len(scores))).values[-1]))
+    # Of the best by products none that is left out is above the last: so far below the hits nothing can be missing.
+    certified = len(candidates) == len(items) or (ranking.complete and float(scores.min()) < least)
     if exact and not certified:
-        least = scores.topk(min(k, len(scores))).values[-1]
         scored = torch.zeros(int(items[-1]) + 1, dtype=torch.bool)
         scored[candidates] = True
         others = items[~scored[items]]
-        reachable = ranking.reaching(query, others, float(least - MARGIN * max(1.0, float(least.abs()))))
+        reachable = ranking.reaching(query, others, least)
         if len(reachable):
             candidates = torch.cat([candidates, reachable])
             scores = torch.cat([scores, ranking.scores(query, reachable)])
@@ -263,6 +268,15 @@ def rank(
     candidates, scores = candidates[order], scores[order]
     best = scores.argsort(descending=True, stable=True)[:k]
     return Ranked(candidates[best], scores[best], certified, len(candidates))
+
+
+def reachable_from(score: float) -> float:
+    """What an item must score by approximate numbers, at least, to have such a score in truth.
+
+    >>> reachable_from(0.5) < 0.5
+    True
+    """
+    return score - MARGIN * max(1.0, abs(score))
 
 
 class Declared(Head):

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xmodal.data.strings import refuse_string
 from xmodal.encoders.base import EncodedSet
 from xmodal.evaluation.calibration import LIKELY
+from xmodal.numerics import check_count
 from xmodal.search.explained_page import write_page
 from xmodal.search.explained_picture import draw_explanation
 from xmodal.search.explanation import explained
+from xmodal.search.hits import check_scores
 from xmodal.search.pictures import Retrieved
 from xmodal.search.queries import Query, combine_scores, score_like
 
@@ -45,7 +48,8 @@ def retrieve(
 
     Raises:
         KeyError: the source has no such image.
-        ValueError: for `top` < 1, an empty sentence, or a head that cannot tell which images are alike.
+        ValueError: for `top` < 1, an empty sentence, a head that cannot tell which images are alike, or a score that
+            is NaN.
 
     >>> from xmodal.data import RegionStore, RegionStoreWriter
     >>> from xmodal.model import Matcher
@@ -58,8 +62,8 @@ def retrieve(
     >>> row.sentence, sorted(row.image_ids)
     ('a dog', ['cat', 'dog'])
     """
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}")
+    check_count("top", top)
+    refuse_string("sentences", sentences, "sentences")
     queries = [Query.parse(sentence, like) for sentence in sentences]
     alike = _scores_of_images(matcher, store, like)
     texts = list(dict.fromkeys(text for query in queries for text in (*query.wanted, *query.unwanted)))
@@ -68,6 +72,7 @@ def retrieve(
     for sentence, query in zip(sentences, queries, strict=True):
         unwanted = torch.stack([columns[text] for text in query.unwanted]) if query.unwanted else None
         scores = combine_scores(torch.stack([*(columns[text] for text in query.wanted), *alike]), unwanted)
+        check_scores(scores, lambda place, text=sentence: f"image {store.image_id[place]!r} with {text!r}")
         best = scores.topk(min(top, len(store)))
         names = [store.image_id[int(image)] for image in best.indices]
         row = Retrieved(sentence, names, best.values.tolist())

@@ -22,6 +22,7 @@ once a vector (older files have no `tails`):
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -71,6 +72,27 @@ def rows_of(lengths: Int[Tensor, " item"], items: Int[Tensor, " some"]) -> Int[T
     starts, some = lengths.cumsum(0) - lengths, lengths[items]
     ends = some.cumsum(0)
     return (starts[items] - (ends - some)).repeat_interleave(some) + torch.arange(int(some.sum()))
+
+
+def id_bytes(name: Any) -> bytes:
+    """An id as a segment keeps it: UTF-8, or the bytes that the name of a file is where that is none.
+
+    Raises:
+        ValueError: it is no text, is empty, or holds a zero byte, which fills ids up, or half of a surrogate pair.
+
+    >>> id_bytes("7")
+    b'7'
+    >>> id_bytes("7\\0")
+    Traceback (most recent call last):
+    ...
+    ValueError: id '7\\x00' cannot be kept in an index; wanted text, not empty, without zero bytes or half surrogates
+    """
+    if isinstance(name, str) and name and "\0" not in name:
+        with contextlib.suppress(UnicodeEncodeError):
+            return name.encode("utf-8", "surrogateescape")
+    raise ValueError(
+        f"id {name!r} cannot be kept in an index; wanted text, not empty, without zero bytes or half surrogates"
+    )
 
 
 class Segment:
@@ -164,7 +186,10 @@ class Segment:
 
     def find(self, name: str) -> int | None:
         """The item of an id; None if it is not here."""
-        wanted = np.array(name.encode("utf-8", "surrogateescape"))
+        try:
+            wanted = np.array(id_bytes(name))
+        except ValueError:
+            return None
         place = int(np.searchsorted(self.ids, wanted, sorter=self.arrays["order"]))
         item = int(self.arrays["order"][place]) if place < len(self) else -1
         return item if item >= 0 and self.ids[item] == wanted else None

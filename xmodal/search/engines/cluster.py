@@ -24,12 +24,14 @@ from torch.nn import functional as F
 from xmodal.data.atomic import refuse_existing, written_whole
 from xmodal.heads.comparison import CrossAttention, InnerProduct
 from xmodal.numerics import check_count
+from xmodal.schema import CountOrNone, check_fields
 from xmodal.search.bound import MARGIN
-from xmodal.search.embed import query_vectors
+from xmodal.search.embed import embedded_queries, is_one
 from xmodal.search.engines.nomination import Nominee, merged, nominated
 from xmodal.search.engines.roster import RETRY_AFTER, Missing, Roster, make_servers
 from xmodal.search.engines.server import PLACES, Unavailable
 from xmodal.search.hits import Hit
+from xmodal.search.manifest import Indexed  # noqa: TC001  # read at run time, when a file is checked
 from xmodal.search.ranking import Declared, score_vectors
 from xmodal.search.segment import padded
 
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from xmodal.model import Matcher
     from xmodal.search.engines.server import VectorServer
     from xmodal.search.index import Index
-    from xmodal.search.manifest import Indexed
 
 FORMAT = "xmodal cluster"
 VERSION = 1
@@ -98,9 +99,9 @@ class Plan:
     """Its name on all servers; every build takes a new one, so that nothing is there half."""
     servers: list[dict[str, Any]]
     """The options of each."""
-    items: list[int]
+    items: list[CountOrNone]
     """How many items each holds."""
-    vectors: list[int]
+    vectors: list[CountOrNone]
     """How many vectors each holds."""
     format: str = FORMAT
     version: int = VERSION
@@ -117,6 +118,7 @@ class Plan:
             raise FileNotFoundError(f"there is no cluster {path}; Cluster.build makes one")
         try:
             plan = cls(**json.loads(path.read_bytes()))
+            check_fields(plan)
             if (plan.format, plan.version) != (FORMAT, VERSION):
                 raise ValueError(f"it is {plan.format!r} {plan.version!r}, wanted {FORMAT!r} {VERSION}")
             if not len(plan.servers) == len(plan.items) == len(plan.vectors) > 0:
@@ -171,7 +173,13 @@ class Cluster:
 
     @classmethod
     def build(
-        cls, index: Index, path: str | Path, servers: Sequence[Mapping[str, Any]], *, overwrite: bool = False
+        cls,
+        index: Index,
+        path: str | Path,
+        servers: Sequence[Mapping[str, Any]],
+        *,
+        matcher: Matcher | None = None,
+        overwrite: bool = False,
     ) -> Cluster:
         """Deal the items of an index to servers; the file appears when all are there, or not at all.
 
@@ -180,11 +188,12 @@ class Cluster:
             path: the file to write.
             servers: the options of each, `{"name": "milvus", "uri": "http://10.0.0.7:19530"}`; names are those of
                 `SERVERS`.
+            matcher: the one that the index was built with, for an index that was built with `floats=False`.
             overwrite: replace a cluster that is there, on its servers too, once the new one is whole.
 
         Raises:
             FileExistsError: `path` exists and `overwrite` is False.
-            ValueError: the index is empty, or an id cannot be kept.
+            ValueError: the index is empty, an id cannot be kept, or vectors are not kept and nothing makes them again.
             Unavailable: a server does not answer; nothing is left on the others.
         """
         path = Path(path)
@@ -195,7 +204,7 @@ class Cluster:
             old = cls(path)
         makers, collection = make_servers(servers), f"xmodal_{secrets.token_hex(8)}"
         try:
-            items, vectors = _fill(index, makers, collection)
+            items, vectors = _fill(index, makers, collection, matcher)
             plan = Plan(
                 index.manifest.indexed,
                 index.manifest.model,
@@ -229,7 +238,8 @@ class Cluster:
             matcher: the one that the index was built with.
             queries: as for `Index.search`.
             k: how many hits.
-            near: vectors to find for each vector of a query, at least `rescored`.
+            near: vectors to find for each vector of a query, at least `rescored`; more where they are of fewer than `k`
+                items.
             rescored: items to score by the head, at least `k`.
 
         Raises:
@@ -237,7 +247,7 @@ class Cluster:
                 product, or `k` is not positive.
             Unavailable: no server answers.
         """
-        one = not isinstance(queries, (list, tuple)) or hasattr(queries, "_fields")
+        one = is_one(queries)
         answers = self.find(matcher, [queries] if one else queries, k, near=near, rescored=rescored)
         return answers[0] if one else answers
 
@@ -259,13 +269,9 @@ class Cluster:
                 "the head compares in a way of its own, of which the products of vectors say nothing; search an index, "
                 "which scores everything"
             )
-        if not len(queries):
-            return []
-        of_images = self.plan.indexed == "captions"
-        encoded = matcher.embed_images(list(queries)) if of_images else matcher.embed_captions(queries)
-        asked = query_vectors(matcher, encoded, self.plan.indexed)
+        asked = embedded_queries(matcher, queries, self.plan.indexed)
         rescored = max(k, rescored)
-        return self._answers(how, asked, k, max(near, rescored), rescored)
+        return self._answers(how, asked, k, max(near, rescored), rescored) if asked else []
 
     def candidates(self, query_words: Float[Tensor, "word dim"], k: int) -> list[str]:
         """The ids of items that may match best: this is a `CandidateEngine` for `Index.search`.
@@ -273,7 +279,7 @@ class Cluster:
         Raises:
             Unavailable: a server does not answer: what is not looked at could not be told.
         """
-        chosen, _, failures = self._chosen([query_words], NEAR, k)
+        chosen, _, failures = self._chosen([query_words], max(NEAR, k), k, k)
         if failures:
             server, items, reason = self.roster.missing(failures)[0]
             raise Unavailable(server, f"{reason}; its {items:,} items were not looked at")
@@ -282,7 +288,7 @@ class Cluster:
     def _answers(
         self, how: CrossAttention | InnerProduct, asked: Sequence[Tensor], k: int, near: int, rescored: int
     ) -> list[Answer]:
-        chosen, vectors, failures = self._chosen(asked, near, rescored)
+        chosen, vectors, failures = self._chosen(asked, near, rescored, k)
         missing = self.roster.missing(failures)
         if len(missing) == len(self.roster.servers):
             raise Unavailable(missing[0].server, f"{missing[0].reason}; no server of {self.path} answers")
@@ -321,6 +327,18 @@ class Cluster:
         return score_vectors(Declared(how), self.plan.indexed, query, items, mask)
 
     def _chosen(
+        self, asked: Sequence[Tensor], near: int, count: int, least: int
+    ) -> tuple[list[list[Nominee]], dict[int, Tensor], dict[int, str]]:
+        """As `_nearest`, but more vectors are looked for where these are of fewer items than `least`."""
+        while True:
+            chosen, vectors, failures = self._nearest(asked, near, count)
+            there = len(self) - sum(self.plan.items[number] for number in failures)
+            most = max(self.plan.vectors)
+            if near >= most or min(map(len, chosen)) >= min(least, there):
+                return chosen, vectors, failures
+            near = min(4 * near, most)
+
+    def _nearest(
         self, asked: Sequence[Tensor], near: int, count: int
     ) -> tuple[list[list[Nominee]], dict[int, Tensor], dict[int, str]]:
         """The items to score for every query, their vectors by number, and which servers failed, for what reason.
@@ -364,7 +382,9 @@ class Cluster:
         return vectors, failures
 
 
-def _fill(index: Index, servers: Sequence[VectorServer], collection: str) -> tuple[list[int], list[int]]:
+def _fill(
+    index: Index, servers: Sequence[VectorServer], collection: str, matcher: Matcher | None
+) -> tuple[list[int], list[int]]:
     """Deal the items of an index in turn; how many items and vectors each server has then."""
     ids = index.ids
     if len(ids) < len(servers):
@@ -373,7 +393,7 @@ def _fill(index: Index, servers: Sequence[VectorServer], collection: str) -> tup
         raise ValueError(f"id {strangers[0]!r} is no valid UTF-8, which servers cannot keep")
     longest = max(len(name.encode()) for name in ids)
     items, vectors, start = [0] * len(servers), [0] * len(servers), 0
-    for block in index.embedded():
+    for block in index.embedded(matcher=matcher):
         if block.mask.shape[1] >= PLACES:
             raise ValueError(f"an item has {block.mask.shape[1]} vectors; wanted fewer than {PLACES}")
         for number, server in enumerate(servers):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from xmodal.schema import Count, CountOrNone, check_fields
 from xmodal.search.engines.server import Near, Unavailable
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TABLE = "items.json"
+VECTORS = "vectors.f32"
 
 
 class Folder:
@@ -62,7 +65,7 @@ class Folder:
             table = json.loads((self.path / collection / TABLE).read_text())
             table["ids"] += ids
             table["lengths"] += mask.sum(dim=1).tolist()
-            with (self.path / collection / "vectors.f32").open("ab") as file:
+            with (self.path / collection / VECTORS).open("ab") as file:
                 file.write(vectors[mask].float().numpy().tobytes())
             (self.path / collection / TABLE).write_text(json.dumps(table))
 
@@ -76,6 +79,8 @@ class Folder:
         ids, lengths, rows = self._mapped(collection)
         owner = torch.arange(len(lengths)).repeat_interleave(lengths)
         best = (asked @ rows.T).topk(min(count, len(rows)), dim=1)
+        if not bool(best.values.isfinite().all()):  # NaN comes first
+            raise Unavailable(self.address, f"{self.path / collection} holds vectors that are no numbers")
         return [
             [
                 Near(ids[item], item, int(lengths[item]), product)
@@ -102,11 +107,7 @@ class Folder:
         with self._telling():
             (self.path / collection / TABLE).stat()
             if collection not in self._open:
-                table = json.loads((self.path / collection / TABLE).read_text())
-                # Private and writable, so that torch takes what is mapped; nobody writes.
-                rows = np.memmap(self.path / collection / "vectors.f32", np.float32, mode="c")
-                lengths = torch.tensor(table["lengths"], dtype=torch.long)
-                self._open[collection] = table["ids"], lengths, torch.from_numpy(rows).view(-1, table["dim"])
+                self._open[collection] = _read(self.path / collection)
             return self._open[collection]
 
     @contextlib.contextmanager
@@ -115,3 +116,35 @@ class Folder:
             yield
         except (OSError, ValueError, KeyError) as error:
             raise Unavailable(self.address, str(error)) from error
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What is kept of items beside their vectors."""
+
+    dim: Count
+    ids: list[str]
+    lengths: list[CountOrNone]
+
+    __post_init__ = check_fields
+
+
+def _read(folder: Path) -> tuple[list[str], Tensor, Tensor]:
+    """Ids, lengths and vectors.
+
+    Raises:
+        OSError: a file is not there, or cannot be mapped.
+        ValueError: a file is damaged.
+    """
+    try:
+        table = _Table(**json.loads((folder / TABLE).read_bytes()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / TABLE} is damaged: {error}") from error
+    # Private and writable, so that torch takes what is mapped; nobody writes.
+    rows = np.memmap(folder / VECTORS, np.float32, mode="c")
+    if len(table.ids) != len(table.lengths) or sum(table.lengths) * table.dim != len(rows):
+        raise ValueError(
+            f"{folder} is damaged: {len(table.ids)} ids and {sum(table.lengths)} vectors of {len(table.lengths)} items "
+            f"in {TABLE}, {len(rows) / table.dim:g} vectors in {VECTORS}"
+        )
+    return table.ids, torch.tensor(table.lengths, dtype=torch.long), torch.from_numpy(rows).view(-1, table.dim)
