@@ -11,6 +11,7 @@ from xmodal.encoders.backbone import (
     MLP,
     AttendedBackbone,
     AttentionPool,
+    EfficientNetBackbone,
     ProjectedBackbone,
     TorchvisionBackbone,
     imagenet_pixels,
@@ -68,19 +69,6 @@ def test_auxiliary_classifiers_in_a_file_are_left_out(tmp_path):
     assert not any("aux" in name for name in backbone.state_dict())
 
 
-def test_patches_of_a_transformer_keep_their_places():
-    tokens = torch.arange(10.0).view(1, 5, 2)
-
-    class Tokens(torch.nn.Module):
-        def forward(self, images):
-            return {"level": tokens}
-
-    backbone = TorchvisionBackbone("resnet18", None)
-    backbone.network, backbone.levels = Tokens(), ["level"]
-    (fmap,) = backbone.maps(IMAGES)
-    assert fmap[0, 0].tolist() == [[2.0, 4.0], [6.0, 8.0]]
-
-
 def test_intermediate_maps_are_those_of_the_network(resnet, weights):
     backbone = TorchvisionBackbone("resnet18", weights, levels=["layer3", "layer4"]).eval()
     seen = []
@@ -114,6 +102,22 @@ def test_pixels_are_scaled_once():
     )
     with pytest.raises(ValueError, match=r"images have shape \(2, 8\).*the backbone 'mlp'"):
         unit_pixels(torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint16, torch.bool])
+def test_whole_numbers_of_another_size_are_refused(dtype):
+    backbones = [TorchvisionBackbone("mobilenet_v3_small", None), EfficientNetBackbone()]
+    for see in (unit_pixels, imagenet_pixels, *backbones):
+        with pytest.raises(ValueError, match=rf"images are {dtype}; wanted torch\.uint8 from 0 to 255"):
+            see(torch.zeros(1, 3, 64, 64).to(dtype))
+
+
+@pytest.mark.parametrize(("height", "width"), [(227, 227), (64, 70), (70, 64)])
+def test_efficientnet_refuses_sizes_that_it_would_pad_on_other_sides(height, width):
+    backbone = EfficientNetBackbone()
+    for see in (backbone, backbone.maps, backbone.network):
+        with pytest.raises(ValueError, match=rf"{width} x {height} pixels; EfficientNet-lite0 wants multiples of 32"):
+            see(torch.zeros(1, 3, height, width))
 
 
 def test_attention_starts_as_average_pooling_and_can_point():

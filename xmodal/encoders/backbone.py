@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from xmodal.encoders.levels import extract_levels, run_network
 from xmodal.encoders.weights import torchvision_weights
 from xmodal.inference import evaluating
 from xmodal.names import build
@@ -36,9 +37,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {}
 """Backbones by the name that a configuration uses; filled at the end of this file."""
-
-FEATURES = "features"
-"""What the network's last output is called among its intermediate ones."""
 
 LAST_MAPS = ("layer4", "features", "permute", "encoder", "inception5b", "Mixed_7c")
 """Modules of torchvision's networks whose output is the last map; where a network has two of them, the later one."""
@@ -64,8 +62,8 @@ class TorchvisionBackbone(nn.Module):
 
     Raises:
         FileNotFoundError: the weights are not on this machine; the message says what to download.
-        ValueError: torchvision has no such network, the network no such weights or level, or the file holds other
-            weights.
+        ValueError: torchvision has no such network, the network no such weights or level, a level is no map, or the
+            file holds other weights.
 
     >>> backbone = TorchvisionBackbone("mobilenet_v3_small", weights=None, levels=["features.8"]).eval()
     >>> images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
@@ -81,13 +79,9 @@ class TorchvisionBackbone(nn.Module):
         levels: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        from torchvision.models.feature_extraction import create_feature_extractor
-
         model = _torchvision_model(network, weights)
         self.feature_dim = _drop_last_linear(network, model)
-        nodes = _check_levels(network, model, levels)
-        self.levels = list(levels)
-        self.network = create_feature_extractor(model, {**{level: level for level in levels}, nodes[-1]: FEATURES})
+        self.network, self._levels = extract_levels(network, model, levels, with_end=True)
         self.freeze_batch_norm = freeze_batch_norm
         if freeze_batch_norm:
             for layer in self._batch_norms():
@@ -95,13 +89,20 @@ class TorchvisionBackbone(nn.Module):
         self.train(self.training)
 
     def forward(self, images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "image feature"]:
-        """What the classifier would get."""
-        return self.network(self._pixels(images))[FEATURES]
+        """What the classifier would get.
+
+        Raises:
+            ValueError: the network does not take images of this size.
+        """
+        return run_network(self.network, self._pixels(images))[self._levels.end]
 
     def maps(self, images: Num[Tensor, "image 3 height width"]) -> list[Float[Tensor, "image dim height width"]]:
-        """The outputs of `levels`; those of a transformer as maps of its patches."""
-        outputs = self.network(self._pixels(images))
-        return [_as_map(outputs[level]) for level in self.levels]
+        """The outputs of `levels`; those of a transformer as maps of its patches.
+
+        Raises:
+            ValueError: the network does not take images of this size.
+        """
+        return self._levels.maps(run_network(self.network, self._pixels(images)))
 
     def train(self, mode: bool = True) -> TorchvisionBackbone:
         """As usual, but frozen batch normalization stays in evaluation mode."""
@@ -144,11 +145,19 @@ class EfficientNetBackbone(nn.Module):
         self.network = EfficientNetLite0(input_size=224)
 
     def forward(self, images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "image 1280"]:
-        """The mean of the last map."""
+        """The mean of the last map.
+
+        Raises:
+            ValueError: width or height is no multiple of 32.
+        """
         return self.maps(images)[-1].mean(dim=(2, 3))
 
     def maps(self, images: Num[Tensor, "image 3 height width"]) -> list[Float[Tensor, "image dim height width"]]:
-        """Three maps: of parts (112 dims, a 16th of the size), of wholes (320, a 32nd) and the last (1280, a 32nd)."""
+        """Three maps: of parts (112 dims, a 16th of the size), of wholes (320, a 32nd) and the last (1280, a 32nd).
+
+        Raises:
+            ValueError: width or height is no multiple of 32.
+        """
         pixels = (unit_pixels(images) * 255 - 127) / 128
         parts, wholes = self.network(pixels.to(next(self.parameters()).dtype))
         return [parts, wholes, self.network.final(wholes)]
@@ -306,7 +315,8 @@ class MapNetwork(nn.Module):
 
     Raises:
         FileNotFoundError: the weights are not on this machine; the message says what to download.
-        ValueError: there is no such network, level or weights, or images are of another size than a transformer takes.
+        ValueError: there is no such network, level or weights, the level is no map, or images are of a size that the
+            network does not take.
 
     >>> network = MapNetwork("mobilenet_v3_small", weights=None, level="features.8")
     >>> network.dim, network(torch.zeros(2, 3, 64, 64)).shape
@@ -315,24 +325,17 @@ class MapNetwork(nn.Module):
 
     def __init__(self, network: str, weights: str | None = "DEFAULT", level: str | None = None) -> None:
         super().__init__()
-        from torchvision.models.feature_extraction import create_feature_extractor
-
         model = _torchvision_model(network, weights)
         last = [name for name, _ in model.named_children() if name in LAST_MAPS]
         if level is None and not last:
             raise ValueError(f"which module of {network} gives its last map is not known; name one as the level")
         level = last[-1] if level is None else level
-        _check_levels(network, model, [level])
-        self.network = create_feature_extractor(model, {level: FEATURES})
-        with evaluating(self):
-            self.dim = self(torch.zeros(1, 3, 224, 224)).shape[1]
+        self.network, self._levels = extract_levels(network, model, [level])
+        self.dim = self._levels.dims[0]
 
     def forward(self, images: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image dim height width"]:
         """The map of normalized images; of a transformer that of its patches."""
-        try:
-            return _as_map(self.network(images)[FEATURES])
-        except AssertionError as error:
-            raise ValueError(f"the network does not take images of {tuple(images.shape[2:])}: {error}") from error
+        return self._levels.maps(run_network(self.network, images))[0]
 
 
 def without_weights(options: dict[str, Any]) -> dict[str, Any]:
@@ -350,7 +353,7 @@ def unit_pixels(images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "i
     """Pixels from 0 to 1.
 
     Raises:
-        ValueError: these are not three color channels.
+        ValueError: these are not three color channels, or neither uint8 nor floating point.
 
     >>> unit_pixels(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
     tensor([0.0000, 0.2000, 1.0000])
@@ -360,7 +363,14 @@ def unit_pixels(images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "i
             f"images have shape {tuple(images.shape)}; wanted (image, 3, height, width). "
             "Precomputed features need the backbone 'mlp'."
         )
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images are {images.dtype}; wanted torch.uint8 from 0 to 255, as images.to(torch.uint8) gives, or "
+            "floating point from 0 to 1"
+        )
+    return images
 
 
 def imagenet_pixels(images: Num[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height width"]:
@@ -386,21 +396,6 @@ def _torchvision_model(network: str, weights: str | None) -> nn.Module:
     if weights is not None:
         _load_weights(model, network, weights)
     return model
-
-
-def _check_levels(network: str, model: nn.Module, levels: Sequence[str]) -> list[str]:
-    """Refuse levels that a network does not have; returns the steps of its computation, the last one last."""
-    from torchvision.models.feature_extraction import get_graph_node_names
-
-    nodes = get_graph_node_names(model)[1]
-    known = {node.rsplit(".", cut)[0] for node in nodes for cut in range(node.count(".") + 1)}
-    for level in levels:
-        if level not in known:
-            raise ValueError(
-                f"{network} has no level {level!r}{near_miss(level, known)}; it has "
-                f"{', '.join(name for name, _ in model.named_children())} and the modules inside them"
-            )
-    return nodes
 
 
 def _load_weights(model: nn.Module, network: str, weights: str) -> None:
@@ -432,14 +427,6 @@ def _drop_last_linear(network: str, model: nn.Module) -> int:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.Identity())
     return layer.in_features
-
-
-def _as_map(output: Tensor) -> Float[Tensor, "image dim height width"]:
-    """A map as it is; the tokens of a transformer, after their class token, as a map of patches."""
-    if output.ndim == 4:
-        return output
-    side = int((output.shape[1] - 1) ** 0.5)
-    return output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
 def _map_dims(backbone: Any) -> list[int]:

@@ -101,7 +101,17 @@ class EfficientNetLite0(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: Float[Tensor, "image 3 height width"]) -> EfficientNetMaps:
-        """The two maps of images from `to_pixels`; height and width are multiples of 32."""
+        """The two maps of images from `to_pixels`.
+
+        Raises:
+            ValueError: width or height is no multiple of 32. The convolutions would be padded on other sides than in
+                training, and the features others.
+        """
+        height, width = pixels.shape[-2:]
+        if height % 32 or width % 32:
+            raise ValueError(
+                f"images are {width} x {height} pixels; EfficientNet-lite0 wants multiples of 32, such as 224 or 256"
+            )
         parts = self.until_parts(self.stem(pixels))
         return EfficientNetMaps(parts, self.until_wholes(parts))
 
