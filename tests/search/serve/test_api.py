@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from tests.search.serve.world import Tiles, as_file, make_world, picture
 from tests.search.test_index import MaxSim  # noqa: F401  # named by the matcher of a test
 from xmodal.data import Caption, RegionStore, RegionStoreWriter
 from xmodal.encoders.extractors import EXTRACTORS
-from xmodal.evaluation.calibration import LIKELY
+from xmodal.evaluation.calibration import LIKELY, Calibration
+from xmodal.model import Matcher
 from xmodal.search.composed import find_composed
 from xmodal.search.index import Index
 from xmodal.search.queries import Query
@@ -293,6 +296,74 @@ def test_our_own_errors_are_in_the_log_and_nowhere_else(world, caplog):
         told = reason(client.get("/api/search", params={"text": "red"}), 500)
     assert told == "the server failed; its log says why"
     assert "division by zero" in caplog.text
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError])
+def test_what_goes_wrong_with_an_answer_is_not_the_fault_of_who_asks(world, caplog, error):
+    broken = Searcher(world.index, world.matcher)
+
+    def fail(*_):
+        raise error("/secret/index has no array 'floats'")
+
+    broken.answer = broken.explain = fail
+    with TestClient(make_app(broken), base_url=HOST, raise_server_exceptions=False) as client:
+        for address, more in (("search", {}), ("explain", {"id": "scene-1"})):
+            told = reason(client.get(f"/api/{address}", params={"text": "red", **more}), 500)
+            assert told == "the server failed; its log says why"
+    assert "/secret/index" in caplog.text
+
+
+def other_matcher(world):
+    torch.manual_seed(1)
+    image, text = {"name": "regions", "input_dim": 3, "dim": 16}, {"name": "gru", "dim": 16, "word_dim": 8}
+    return Matcher(image, text, {"name": "scan"}, vocabulary=world.matcher.tokenizer.words[4:], extractor="tiles")
+
+
+BREAKS = {
+    "damaged": lambda world, path: (path / "manifest.json").write_text("{"),
+    "gone": lambda world, path: shutil.rmtree(path),
+    "another": lambda world, path: Index.build(other_matcher(world), world.store, path, overwrite=True),
+    "captions": lambda world, path: Index.build(
+        world.matcher, [Caption("7", "0", "a red tile", "test")], path, overwrite=True
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "told"), zip(BREAKS, ["damaged", "no such file", "another model", "captions"], strict=True)
+)
+def test_an_index_that_goes_wrong_is_the_fault_of_the_server(world, tmp_path, caplog, how, told):
+    """Everybody gets 503 with a reason without paths, the health check too; once the index is right again, all is."""
+    path = tmp_path / "served.index"
+    shutil.copytree(world.index.path, path)
+    with TestClient(make_app(Searcher(Index.open(path), world.matcher)), base_url=HOST) as client:
+        before = found(client, text="red", k=3)["hits"]
+        BREAKS[how](world, path)
+        for address in ("/health", "/api/search?text=red", "/api/explain?text=red&id=scene-1", "/health"):
+            answer = client.get(address)
+            assert reason(answer, 503) == "the index cannot be searched at present; the server's log says why"
+            assert answer.headers["retry-after"] == "1"
+        assert reason(client.get("/api/search", params={"text": " "}), 422)
+        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert str(path) in line
+        assert told in line.lower()
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(world.index.path, path)
+        assert client.get("/health").status_code == 200
+        assert found(client, text="red", k=3)["hits"] == before
+
+
+def test_only_what_is_shown_can_be_a_good_match(world):
+    """The first of the sentence is likely, the others are not: without it, nothing that is shown is a good match."""
+    scores = world.matcher.score_all(world.store, ["a red tile"])[:, 0]
+    first, second = scores.topk(2).values.tolist()
+    calibration = Calibration(score_weight=20 / (first - second), lead_weight=0.0, size_weight=0.0, bias=0.0)
+    calibration = replace(calibration, bias=-calibration.score_weight * (first + second) / 2)
+    with TestClient(make_app(Searcher(world.index, world.matcher, calibration)), base_url=HOST) as client:
+        best = world.store.image_id[int(scores.argmax())]
+        assert found(client, text="a red tile", k=4)["no_good_match"] is False
+        assert found(client, text="a red tile", k=4, exclude=best)["no_good_match"] is True
+        assert found(client, text="a red tile", k=4, exclude=world.store.image_id)["no_good_match"] is None
 
 
 def test_errors_of_addresses_and_methods_are_json_too(client):

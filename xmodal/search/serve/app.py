@@ -21,7 +21,7 @@ from xmodal.search.serve.batches import Batches, TooManyError
 from xmodal.search.serve.guard import LOOPBACK, Guard, Limits, problem, tell_failure, tell_refusal
 from xmodal.search.serve.metrics import Metrics
 from xmodal.search.serve.schemas import About, Answer, Explained, Health, Problem, SentImage
-from xmodal.search.serve.searcher import Question, Searcher
+from xmodal.search.serve.searcher import BrokenIndexError, Question, Searcher, UnknownImageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -65,7 +65,7 @@ REASONS = {
     413: "Too much was sent",
     422: "It cannot be answered",
     429: "Too many ask",
-    503: "Answering took too long, or too many ask",
+    503: "Answering took too long, too many ask, or the index is not as it must be",
 }
 
 
@@ -162,7 +162,10 @@ class _Api:
         self.decoding.shutdown(cancel_futures=True)
 
     async def health(self) -> Health:
-        """That the server answers."""
+        """That the server answers, and that its index is one that it can search."""
+        with _answering():
+            if not self.searcher.is_current:
+                await self._computed(self.searcher.refresh)
         return Health(images=len(self.searcher.index))
 
     async def about(self) -> About:
@@ -193,7 +196,8 @@ class _Api:
             if len(query.wanted) + len(query.unwanted) + len(query.like) > PARTS:
                 raise ValueError(f"the query has more than {PARTS} sentences and images; ask for fewer")
             self.searcher.check(query)
-            batches = self.exact if exact and query.is_plain else self.quick
+        batches = self.exact if exact and query.is_plain else self.quick
+        with _answering():
             return await _while_connected(request, batches.ask(Question(query, k, exact, frozenset(exclude))))
 
     async def explain(self, text: Text, id: Explainable) -> Explained:
@@ -201,6 +205,9 @@ class _Api:
         with _refusing():
             query = Asked.parse(text)
             self.searcher.check(query)
+            if self.searcher.why_not_explained:
+                raise ValueError(self.searcher.why_not_explained)
+        with _answering():
             return await self._computed(self.searcher.explain, query.wanted[0], id)
 
     async def photograph(self, id: Annotated[Id, Query()], size: Literal["small", "large"] = "small") -> Response:
@@ -230,7 +237,7 @@ class _Api:
         """The metrics, for Prometheus."""
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def _answer(self, questions: list[Question]) -> list[Answer | KeyError]:
+    async def _answer(self, questions: list[Question]) -> list[Answer | UnknownImageError]:
         self.metrics.batch.observe(len(questions))
         return await self._computed(self.searcher.answer, questions)
 
@@ -259,6 +266,21 @@ def _refusing(unreadable: int = 422) -> Any:
         raise HTTPException(404, str(error.args[0])) from None
     except ValueError as error:
         raise HTTPException(unreadable, str(error)) from None
+
+
+@contextlib.contextmanager
+def _answering() -> Any:
+    """Turns what keeps a request from its answer, although nothing is wrong with it, into what says so.
+
+    What else goes wrong is an error of our own, even a `ValueError`: it may name files, and is for the log.
+    """
+    try:
+        yield
+    except UnknownImageError as error:  # it was there when the request was looked at, or nobody looked
+        raise HTTPException(404, str(error.args[0])) from None
+    except BrokenIndexError:
+        reason = "the index cannot be searched at present; the server's log says why"
+        raise HTTPException(503, reason, {"retry-after": "1"}) from None
     except TooManyError as error:
         raise HTTPException(503, f"{error}; try again", {"retry-after": "1"}) from None
 

@@ -36,7 +36,7 @@ class Answer(BaseModel):
     recall: float | None = None
     """The measured share of the exact best 10 that a search like this finds, in percent; None if not measured."""
     no_good_match: bool | None = None
-    """Whether even the best is unlikely to match; None where no probabilities are known."""
+    """Whether even the best of the hits is unlikely to match; None where no probabilities are known."""
 
 
 class Look(BaseModel):

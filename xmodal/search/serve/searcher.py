@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +17,7 @@ from xmodal.inference import evaluating
 from xmodal.search.composed import example_vectors, find_composed
 from xmodal.search.embed import query_vectors
 from xmodal.search.hits import pair_shares
+from xmodal.search.index import Index
 from xmodal.search.manifest import MANIFEST
 from xmodal.search.queries import why_not_alike
 from xmodal.search.serve.schemas import Answer, Explained, FoundImage, Look, SentImage
@@ -28,14 +30,35 @@ if TYPE_CHECKING:
     from xmodal.evaluation.calibration import Calibration
     from xmodal.model import Matcher
     from xmodal.search.hits import Found
-    from xmodal.search.index import Index
     from xmodal.search.queries import Query
+
+logger = logging.getLogger("xmodal")
 
 SENT = 256
 """Photographs that were sent, of which the vectors are kept; the oldest go first."""
 
 LEAST_SIDE = 16
 """Pixels that a photograph must have a side for something to be seen in it."""
+
+
+class BrokenIndexError(RuntimeError):
+    """What is on disk is no index of images of this model any more; the reason names files, and is for the log.
+
+    >>> raise BrokenIndexError("manifest.json is missing")
+    Traceback (most recent call last):
+    ...
+    xmodal.search.serve.searcher.BrokenIndexError: manifest.json is missing
+    """
+
+
+class UnknownImageError(KeyError):
+    """Somebody asks about an image that is neither in the index nor was sent.
+
+    >>> raise UnknownImageError("there is no image '7'")
+    Traceback (most recent call last):
+    ...
+    xmodal.search.serve.searcher.UnknownImageError: "there is no image '7'"
+    """
 
 
 class Question(NamedTuple):
@@ -86,14 +109,41 @@ class Searcher:
     """
 
     def __init__(self, index: Index, matcher: Matcher, calibration: Calibration | None = None) -> None:
-        if index.manifest.indexed != "images":
-            raise ValueError(f"{index.path} holds captions; what is served is an index of images (`xmodal index`)")
-        index.manifest.check_matcher(matcher, index.path)
-        self.index, self.matcher, self.calibration = index, matcher.eval(), calibration
+        self.matcher, self.calibration = matcher.eval(), calibration
+        self.index = self._checked(index)
         self.sent: OrderedDict[str, Tensor] = OrderedDict()
         self.why_not_like = why_not_alike(matcher.head)
         self._read, self.why_not_sent = self._reader()
-        self._stamp = self._manifest_stamp()
+        self._stamp: tuple[int, int] | None = self._manifest_stamp()
+        self._complaint = ""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the index on disk is as it was when it was last seen, and right then."""
+        try:
+            return self._manifest_stamp() == self._stamp
+        except OSError:
+            return False
+
+    def refresh(self) -> None:
+        """See what others have added to the index, or removed, since the last time.
+
+        Raises:
+            BrokenIndexError: the index is gone, damaged, of captions or of another model; it is looked at again the
+                next time. The log has each reason once.
+        """
+        try:
+            stamp = self._manifest_stamp()
+            if stamp == self._stamp:
+                return
+            self.index = self._checked(Index.open(self.index.path, source=self.index.source))
+        except (OSError, ValueError) as error:
+            self._stamp = None
+            if str(error) != self._complaint:
+                logger.error("the index that is served cannot be searched any more: %s", error)
+            self._complaint = str(error)
+            raise BrokenIndexError(str(error)) from error
+        self._stamp, self._complaint = stamp, ""
 
     @property
     def why_not_explained(self) -> str | None:
@@ -109,7 +159,7 @@ class Searcher:
 
         Raises:
             ValueError: a sentence has no words, or images to be like cannot be asked for.
-            KeyError: an image to be like is neither in the index nor was it sent.
+            UnknownImageError: an image to be like is neither in the index nor was it sent.
         """
         for sentence in (*query.wanted, *query.unwanted):
             self.matcher.tokenizer([sentence])
@@ -118,10 +168,14 @@ class Searcher:
         if unknown := self._unknown(query.like):
             raise unknown
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer | KeyError]:
-        """Answer questions together; one whose images to be like went in the meantime gets a `KeyError`."""
-        self._refresh()
-        answers: list[Answer | KeyError | None] = [None] * len(questions)
+    def answer(self, questions: Sequence[Question]) -> list[Answer | UnknownImageError]:
+        """Answer questions together; one whose images to be like went in the meantime gets an `UnknownImageError`.
+
+        Raises:
+            BrokenIndexError: see `refresh`.
+        """
+        self.refresh()
+        answers: list[Answer | UnknownImageError | None] = [None] * len(questions)
         groups: dict[Any, list[int]] = {}
         for number, question in enumerate(questions):
             answers[number] = self._unknown(question.query.like)
@@ -138,9 +192,11 @@ class Searcher:
         """Where the words of a sentence look in some images of the index.
 
         Raises:
-            KeyError: an image is not in the index.
+            BrokenIndexError: see `refresh`.
+            UnknownImageError: an image is not in the index.
             ValueError: the sentence has no words, or the model does not say where they look.
         """
+        self.refresh()
         if self.why_not_explained:
             raise ValueError(self.why_not_explained)
         if lost := [name for name in ids if name not in self.index]:
@@ -181,21 +237,20 @@ class Searcher:
         about = (self.index.path / MANIFEST).stat()
         return about.st_mtime_ns, about.st_ino
 
-    def _refresh(self) -> None:
-        """See what others have added to the index, or removed, since the last time."""
-        stamp = self._manifest_stamp()
-        if stamp != self._stamp:
-            self.index.refresh()
-            self._stamp = stamp
+    def _checked(self, index: Index) -> Index:
+        if index.manifest.indexed != "images":
+            raise ValueError(f"{index.path} holds captions; what is served is an index of images (`xmodal index`)")
+        index.manifest.check_matcher(self.matcher, index.path)
+        return index
 
-    def _unknown(self, like: Sequence[str]) -> KeyError | None:
+    def _unknown(self, like: Sequence[str]) -> UnknownImageError | None:
         """The error of the first image to be like that is not there; None if all are."""
         lost = [name for name in like if name not in self.sent and name not in self.index]
         return self._no_image(lost[0]) if lost else None
 
-    def _no_image(self, name: str) -> KeyError:
+    def _no_image(self, name: str) -> UnknownImageError:
         known = f"among the {len(self.index)} images"
-        return KeyError(f"there is no image {name!r} {known}; one that was sent is kept for a while only")
+        return UnknownImageError(f"there is no image {name!r} {known}; one that was sent is kept for a while only")
 
     def _found(self, questions: Sequence[Question], plain: bool, exact: bool) -> list[Found]:
         queries, deep = [question.query for question in questions], max(question.deep for question in questions)
@@ -215,6 +270,7 @@ class Searcher:
             for hit, probability in zip(found.hits, likely, strict=True)
             if hit.image_id not in question.exclude
         ][: question.k]
+        shown = [hit.probability for hit in hits if hit.probability is not None]
         first = question.query.wanted[:1]
         return Answer(
             hits=hits,
@@ -223,7 +279,7 @@ class Searcher:
             scored=found.rescored,
             certified=bool(found.hits) and all(hit.certified for hit in found.hits),
             recall=found.recall,
-            no_good_match=None if None in likely else bool(likely) and max(likely) < LIKELY,  # type: ignore[type-var]
+            no_good_match=max(shown) < LIKELY if shown else None,
         )
 
     def _look(self, name: str, words: Tensor) -> Look:
