@@ -98,6 +98,8 @@ def test_sheets_and_maps_that_cannot_be_drawn_are_refused(images, tmp_path):
         draw_neighbors(EMBEDDINGS, LABELS, images[:3], [0], tmp_path / "sheet.png")
     with pytest.raises(ValueError, match="there are 3 labels for 4 embeddings"):
         draw_map(EMBEDDINGS, LABELS[:3], tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match="class_names is the string 'ab'"):
+        draw_map(EMBEDDINGS, LABELS, tmp_path / "sheet.png", class_names="ab")
     with pytest.raises(ValueError, match="a label is 1, but there are 1 class names"):
         draw_map(EMBEDDINGS, LABELS, tmp_path / "sheet.png", class_names=["dark"])
     with pytest.raises(ValueError, match="0 embeddings of 2 dims make no map by 'pca'; wanted at least 1 of 1"):

@@ -41,19 +41,21 @@ def search(config: Search) -> None:
     """Draw and list the best images of each sentence."""
     from xmodal.data.split import open_source
     from xmodal.evaluation.calibration import calibration_of
+    from xmodal.numerics import check_count
     from xmodal.search.pictures import draw_retrieved
     from xmodal.search.queries import Query
     from xmodal.search.retrieve import describe_row, retrieve
 
     if (config.index is None) == (config.data.folder is None):
         raise ValueError("give either --data.folder or --index: what is searched is a split or an index")
+    check_count("top", config.top)
     sentences = config.sentences or ("",)
     queries = [Query.parse(sentence, config.like) for sentence in sentences]
     calibration = calibration_of(config.model)
     if config.index is not None:
         found, notes = _found_by_index(config, config.index, queries)
         known = [calibration if query.is_plain else None for query in queries]
-        rows = [_row(*each) for each in zip(sentences, found, known, strict=True)]
+        rows = [_row(*each, config.top) for each in zip(sentences, found, known, strict=True)]
     else:
         matcher = load_model(config.model)
         source = source_of(config.data, config.model, matcher)
@@ -69,38 +71,50 @@ def search(config: Search) -> None:
 
 
 def _found_by_index(config: Search, path: Path, queries: list[Query]) -> tuple[list[Any], list[str]]:
-    """What an index or a cluster finds, and how certain each answer is."""
+    """What an index or a cluster finds, at least the best two of a sentence, and how certain each answer is."""
     from xmodal.search.composed import find_composed
     from xmodal.search.engines.cluster import Cluster
     from xmodal.search.index import Index
 
     sentences = [query.wanted[0] for query in queries if query.is_plain]
     others = [query for query in queries if not query.is_plain]
+    deep = max(2, config.top)  # the lead of the first over the second tells how likely it is a match
     if path.is_file():
         if others:
             raise ValueError(
                 f"NOT and --like are not asked of several servers, as {path} has: give an index or a split"
             )
         cluster = Cluster.open(path)  # what is missing is told before the model is loaded
-        found = cluster.find(load_model(config.model), sentences, config.top)
+        _check_images(path, cluster.plan.indexed)
+        found = cluster.find(load_model(config.model), sentences, deep)
         return found, [f"  ({each.rescored} of {each.searched} scored; {each.describe()})" for each in found]
-    index, matcher = Index.open(path), load_model(config.model)
-    plain = iter(index.find(matcher, sentences, config.top, exact=config.exact, words=False) if sentences else ())
+    index = Index.open(path)
+    _check_images(path, index.manifest.indexed)
+    matcher = load_model(config.model)
+    plain = iter(index.find(matcher, sentences, deep, exact=config.exact, words=False) if sentences else ())
     composed = iter(find_composed(index, matcher, others, config.top) if others else ())
     found = [next(plain if query.is_plain else composed) for query in queries]
     return found, [_told(each) for each in found]
 
 
-def _row(sentence: str, found: Any, calibration: Any) -> Any:
+def _check_images(path: Path, indexed: str) -> None:
+    if indexed != "images":
+        raise ValueError(
+            f"{path} holds {indexed}; sentences find images: give an index of a region store (`xmodal index`)"
+        )
+
+
+def _row(sentence: str, found: Any, calibration: Any, top: int) -> Any:
     """What an index found, with the probability of a match where more than one answer says how far the first leads."""
     import torch
 
     from xmodal.search.pictures import Retrieved
 
-    row = Retrieved(sentence, [hit.image_id for hit in found.hits], [hit.score for hit in found.hits])
-    if calibration is None or len(found.hits) < 2:
-        return row
-    return row._replace(probability=calibration.probability(torch.tensor(row.scores), images=found.searched).tolist())
+    scores, likely = [hit.score for hit in found.hits], None
+    if calibration is not None and len(scores) > 1:
+        likely = calibration.probability(torch.tensor(scores), images=found.searched).tolist()[:top]
+    names = [hit.image_id for hit in found.hits[:top]]
+    return Retrieved(sentence, names, scores[:top], probability=likely)
 
 
 def _told(found: Any) -> str:

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from xmodal.data.images import read_image
+from xmodal.data.strings import refuse_string
 from xmodal.evaluation.neighbors import as_points, center, nearest_neighbors
 from xmodal.figures import new_figure, save_figure
 from xmodal.numerics import check_count
@@ -141,6 +142,7 @@ def draw_map(
     True
     """
     _check_lengths(len(embeddings), labels=labels, images=images)
+    refuse_string("class_names", class_names, "names")
     places = plane(embeddings, method, seed, normalize=normalize)
     if class_names is not None and int(labels.max()) >= len(class_names):
         raise ValueError(f"a label is {int(labels.max())}, but there are {len(class_names)} class names")

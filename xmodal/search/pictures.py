@@ -9,6 +9,7 @@ import torch
 
 from xmodal.data.image_folder import locate_images
 from xmodal.data.images import read_image
+from xmodal.data.strings import refuse_string
 from xmodal.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def draw_attention(
     >>> Path("attention.png").exists()
     True
     """
+    refuse_string("words", words, "words")
     if not words or weights.shape != (len(words), len(boxes)):
         raise ValueError(
             f"weights are {tuple(weights.shape)} for {len(words)} words and {len(boxes)} boxes; wanted at least one "
