@@ -12,6 +12,7 @@ from tqdm import tqdm
 from xmodal.data import Vocabulary
 from xmodal.data.image_source import in_float32
 from xmodal.data.region_store import RegionBatch
+from xmodal.data.strings import refuse_string
 from xmodal.data.vocabulary import END, PAD, SPECIAL_WORDS, START
 from xmodal.embedder import Embedder as Embedder
 from xmodal.encoders.attending_regions import AttendingRegions
@@ -174,8 +175,9 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         """Tokenize and encode captions, in their order, in evaluation mode.
 
         Raises:
-            ValueError: there is no caption, or one has no words.
+            ValueError: there is no caption, or one has no words; or one string, which is no list of captions.
         """
+        refuse_string("captions", captions, "captions")
         batches = [captions[start : start + batch_size] for start in range(0, len(captions), batch_size)]
 
         def encode(some: Sequence[str]) -> EncodedSet:
@@ -284,7 +286,7 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
             As `Head.attention` of one pair; its rows are the tokens of `token_words`.
         """
         with evaluating(self):
-            regions, words = self._encode_given([image]), self.embed_captions([caption])
+            regions, words = self._encode_one(image), self.embed_captions([caption])
             return self.head.attention(regions.items, words.items, regions.mask, words.mask)
 
     def explain(self, image: GivenImage, caption: str) -> tuple[Explanation, ...]:
@@ -295,7 +297,7 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
             caption: the sentence.
         """
         with evaluating(self):
-            regions, words = self._encode_given([image]), self.embed_captions([caption])
+            regions, words = self._encode_one(image), self.embed_captions([caption])
             return self.head.explain(regions.items, words.items, regions.mask, words.mask)
 
     @property
@@ -315,6 +317,13 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
     def _encode_given(self, images: GivenImages) -> EncodedSet:
         """What a user gave as one image or many into the joint space."""
         return _join(map(self._encode, given_batches(images, self.image_encoder, self.extractor)))
+
+    def _encode_one(self, image: GivenImage) -> EncodedSet:
+        """What a user gave as one image into the joint space."""
+        encoded = self._encode_given([image])
+        if len(encoded.mask) != 1:
+            raise ValueError(f"a batch of {len(encoded.mask)} images was given; wanted one image")
+        return encoded
 
     def _encode_parts(self, source: ImageSource, images: range, budget: int, progress: bool) -> Iterator[EncodedSet]:
         """Some images of a source, as many at a time as fit a budget of bytes, but at least one."""

@@ -82,14 +82,26 @@ def test_a_cluster_finds_as_many_as_are_wanted(store, tmp_path, monkeypatch):
         index = Index.build(matcher, store, tmp_path / head)
         servers = [{"name": "folder", "path": str(tmp_path / f"{head}{number}")} for number in range(2)]
         cluster = Cluster.build(index, tmp_path / f"{head}.json", servers)
-        best = matcher.score_all(store, ["a dog"])[:, 0].topk(100).values
+        best = matcher.score_all(store, ["a dog"])[:, 0].topk(120).values
         for hits in (
-            index.search(matcher, "a dog", k=100, engine=cluster, words=False),
-            cluster.search(matcher, "a dog", k=100, near=1, rescored=1).hits,
+            index.search(matcher, "a dog", k=120, engine=cluster, words=False),
+            cluster.search(matcher, "a dog", k=120, near=1, rescored=1).hits,
         ):
-            assert len(hits) == len({hit.image_id for hit in hits}) == 100
+            assert len(hits) == len({hit.image_id for hit in hits}) == 120
             if head == "cosine":  # nearest by the product are the best; of attention they need not be
                 assert [hit.score for hit in hits] == pytest.approx(best.tolist(), abs=1e-5)
+
+
+def test_cells_find_as_many_as_are_wanted(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("xmodal.search.ranking.SHORTLIST", 20)
+    matcher = make_matcher({"name": "scan"})
+    index = Index.build(matcher, store, tmp_path / "i", cells=8)
+    best = matcher.score_all(store, ["a dog"])[:, 0].topk(70).values
+    for exact in (True, False):
+        hits = index.search(matcher, "a dog", k=70, exact=exact, words=False)
+        assert len(hits) == len({hit.image_id for hit in hits}) == 70
+        if exact:
+            assert [hit.score for hit in hits] == pytest.approx(best.tolist(), abs=1e-5)
 
 
 @pytest.fixture

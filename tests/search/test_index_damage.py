@@ -8,12 +8,14 @@ import re
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.search.test_index import Subset, make_matcher
 from tests.tiny_data import make_data
 from xmodal.data import RegionStore
 from xmodal.search.engines.cluster import Cluster
 from xmodal.search.index import Index
+from xmodal.search.segment import Segment
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +95,26 @@ def test_what_contradicts_itself_is_named_and_what_older_programs_wrote_is_read(
     try:
         path.write_text(json.dumps(older))
         assert Index.open(index.path).ids == index.ids
-        for values in ({"bits": 4}, {"quantizer": ""}):
+        for values in ({"bits": 4}, {"dim": 7}, {"quantizer": ""}):
             path.write_text(json.dumps({**older, **values}))
             if "quantizer" in values:
                 (index.path / "quantizer.safetensors").rename(index.path / "away")
-            with pytest.raises(ValueError, match=r"is damaged: .* is not compressed as manifest\.json says, or quant"):
+            with pytest.raises(ValueError, match=r"is damaged: .* is not what manifest\.json says, or quant"):
                 Index.open(index.path)
     finally:
         (index.path / "away").rename(index.path / "quantizer.safetensors")
         path.write_text(whole)
+
+
+@pytest.mark.parametrize("name", ["lengths", "ids", "order", "floats", "scan", "gram"])
+def test_a_segment_whose_arrays_do_not_fit_is_named(name, index, tmp_path):
+    arrays = load_file(index.path / index.manifest.segments[0].file)
+    for wrong in ({**arrays, name: arrays[name][:-1]}, {key: array for key, array in arrays.items() if key != name}):
+        path = tmp_path / "segment"
+        save_file({key: np.ascontiguousarray(array) for key, array in wrong.items()}, path)
+        if name in wrong or name in ("lengths", "ids", "order"):
+            with pytest.raises(ValueError, match="is damaged: no segment of an index"):
+                Segment(path)
 
 
 @pytest.fixture

@@ -169,6 +169,9 @@ def test_a_query_is_one_image(store, scan, tmp_path):
                 searched.search(matcher, wrong)
         with pytest.raises(ValueError, match="queries is one RegionBatch; wanted a list"):
             searched.find(matcher, two)
+    for look in (matcher.attention, matcher.explain):
+        with pytest.raises(ValueError, match="a batch of 2 images was given; wanted one"):
+            look(two, "a dog")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from xmodal.data.atomic import written_whole
+from xmodal.data.strings import refuse_string
 from xmodal.data.text import read_lines
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def caption_image_index(
     >>> caption_image_index(captions, ["a", "b"])
     tensor([1, 0])
     """
+    refuse_string("image_ids", image_ids, "ids")
     position = {image_id: index for index, image_id in enumerate(image_ids)}
     strangers = [caption for caption in captions if caption.image_id not in position]
     if strangers:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from xmodal.data.images import HEIC_SUFFIXES, IMAGE_SUFFIXES
+from xmodal.data.strings import refuse_string
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -108,6 +109,7 @@ def locate_images(folder: Path, image_ids: Iterable[str]) -> dict[str, Path]:
     >>> locate_images(Path("val2014"), ["391895"])["391895"].name
     'COCO_val2014_000000391895.jpg'
     """
+    refuse_string("image_ids", image_ids, "ids")
     wanted = set(image_ids)
     located: dict[str, Path] = {}
     for path in list_images(folder).images:

@@ -11,6 +11,7 @@ from xmodal.data.image_folder import locate_images
 from xmodal.data.image_source import ImageSource
 from xmodal.data.images import read_image
 from xmodal.data.labelled import image_transform
+from xmodal.data.strings import refuse_string
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,6 +88,7 @@ class PixelFolder(ImageSource):
         resize: int | None = None,
         square: bool = False,
     ) -> None:
+        refuse_string("image_id", image_id, "ids")
         self._image_id = list(image_id)
         self._transform = PixelTransform(size, resize, square)
         located = locate_images(Path(folder), self._image_id)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from xmodal.data.strings import refuse_string
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -199,6 +201,8 @@ def load_relevance(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file of judgements at {path}")
+    for argument, ids in (("image_ids", image_ids), ("caption_ids", caption_ids)):
+        refuse_string(argument, ids, "ids")
     images, captions = ({name: place for place, name in enumerate(ids)} for ids in (image_ids, caption_ids))
     judged: dict[tuple[int, int], float] = {}
     lines, unknown = 0, 0

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from xmodal.data.atomic import written_whole
 from xmodal.data.segmenters import SEGMENTERS, tokenize
+from xmodal.data.strings import refuse_string
 from xmodal.data.text import parse_json, read_text
 from xmodal.data.tokenized import tokenizer_identity
 
@@ -57,6 +58,7 @@ class Vocabulary:
     def __init__(self, words: Sequence[str], segmenter: str = "words") -> None:
         if segmenter not in SEGMENTERS:
             raise ValueError(f"segmenter {segmenter!r} is unknown; known: {', '.join(SEGMENTERS)}")
+        refuse_string("words", words, "words")
         self.segmenter = segmenter
         absent = [word for word in SPECIAL_WORDS if word not in words]
         if len(absent) == len(SPECIAL_WORDS):
@@ -114,8 +116,9 @@ class Vocabulary:
         """Encode captions and pad them to the longest.
 
         Raises:
-            ValueError: there is no caption, or one has no words.
+            ValueError: there is no caption, or one has no words; or one string, which is no list of captions.
         """
+        refuse_string("texts", texts, "captions")
         if len(texts) == 0:
             raise ValueError("there is no caption to encode")
         rows = [torch.tensor(self.encode(text)) for text in texts]
@@ -133,6 +136,7 @@ class Vocabulary:
         Raises:
             ValueError: no word is frequent enough, or there is no such segmenter.
         """
+        refuse_string("texts", texts, "captions")
         split = cls([], segmenter).split
         count: Counter[str] = Counter()
         for text in tqdm(texts, desc="counting words", unit="caption", delay=2):

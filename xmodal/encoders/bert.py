@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xmodal.data.strings import refuse_string
 from xmodal.data.tokenized import tokenizer_identity
 from xmodal.data.vocabulary import TokenBatch
 from xmodal.encoders.base import TextEncoder, check_dropout
@@ -197,8 +198,9 @@ class SubwordTokenizer:
         """Subword ids and mask, padded to the longest caption and cut at the limit.
 
         Raises:
-            ValueError: there is no caption, or one is empty.
+            ValueError: there is no caption, or one is empty; or one string, which is no list of captions.
         """
+        refuse_string("captions", captions, "captions")
         if len(captions) == 0:
             raise ValueError("there is no caption to encode")
         for position, caption in enumerate(captions):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from xmodal.data.strings import refuse_string
 from xmodal.inference import evaluating
 from xmodal.spelling import near_miss
 
@@ -71,6 +72,7 @@ def extract_levels(
     """
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+    refuse_string("levels", levels, "levels")
     training, evaluation = get_graph_node_names(model)
     for level in levels:
         if not (_steps(training, level) and _steps(evaluation, level)):

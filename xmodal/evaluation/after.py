@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from xmodal.data.strings import refuse_string
 from xmodal.evaluation.hubs import find_normalization, hubness, subtract_offsets
 from xmodal.evaluation.protocols import evaluate_fold, find_protocol, join_folds, protocol_folds
 from xmodal.evaluation.ranks import RECALL_LEVELS, check_relevance, evaluate_retrieval
@@ -146,6 +147,7 @@ def evaluate_scores(
     >>> results["plain"]["rsum"], results["mine"]["i2t"]["mAP@R"]
     (600.0, 100.0)
     """
+    refuse_string("protocols", protocols, "protocols")
     evaluators = evaluators or {}
     whole = [name for name in protocols if find_protocol(name).folds == 1]
     results: dict[str, dict[str, Any]] = {}

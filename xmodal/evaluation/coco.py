@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from xmodal.data.relevance import Judgements, Relevance
+from xmodal.data.strings import refuse_string
 from xmodal.evaluation.protocols import PROTOCOLS
 from xmodal.evaluation.relevance import evaluate_direction
 from xmodal.spelling import near_miss
@@ -201,6 +202,7 @@ def places_by_number(kind: str, names: Sequence[str]) -> dict[int, int]:
     >>> places_by_number("image", ["COCO_val2014_000000000009.jpg", "8.jpg"])
     {9: 0, 8: 1}
     """
+    refuse_string(f"{kind}_ids", names, "ids")
     places: dict[int, int] = {}
     for place, name in enumerate(names):
         number = number_of(kind, name)

@@ -11,6 +11,7 @@ import torch
 
 from xmodal.data.atomic import written_whole
 from xmodal.data.split import SomeImages
+from xmodal.data.strings import refuse_string
 from xmodal.evaluation.after import NOTHING, AfterScoring, evaluate_after, evaluate_scores
 from xmodal.evaluation.calibration import evaluate_calibration
 from xmodal.evaluation.hubs import Bank
@@ -105,6 +106,7 @@ def evaluate_matchers(
     """
     if not matchers:
         raise ValueError("there is no matcher to evaluate")
+    refuse_string("captions", captions, "captions")
     relevance = as_relevance(caption_image, len(store), len(captions))
     chosen = _Chosen.of([protocol] if isinstance(protocol, str) else protocol, evaluators or {}, relevance)
     if judgements is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xmodal.data.atomic import written_whole
+from xmodal.data.strings import refuse_string
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_relevance
 from xmodal.evaluation.relevance import answer_ranks, query_scores
 
@@ -66,6 +67,8 @@ def write_ranks(
     >>> print(Path("ranks.jsonl").read_text().splitlines()[2])
     {"direction": "t2i", "query": "a dog", "rank": 2, "retrieved": [{"id": "cat", "score": 0.75}]}
     """
+    for name, ids in (("image_ids", image_ids), ("caption_ids", caption_ids)):
+        refuse_string(name, ids, "ids")
     scores, relevance = check_relevance(scores, caption_image)
     if judgements is not None:
         check_relevance(scores, judgements)

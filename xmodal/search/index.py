@@ -483,10 +483,9 @@ class Index:
             segments.append(segment)
         self.quantizer, self.cells = _read_quantizer(self.path, manifest.quantizer)
         for segment in segments:
-            found = ("scan" in segment.arrays, "lead" in segment.arrays)
-            if found != (self.quantizer is not None, self.quantizer is not None and manifest.bits == 8):
+            if not _is_as_told(segment, manifest, compressed=self.quantizer is not None):
                 raise ValueError(
-                    f"{self.path} is damaged: {segment.path.name} is not compressed as {MANIFEST} says, or {QUANTIZER} "
+                    f"{self.path} is damaged: {segment.path.name} is not what {MANIFEST} says, or {QUANTIZER} "
                     "is missing. Build the index again."
                 )
         self.manifest = manifest
@@ -572,6 +571,13 @@ class Index:
         believed = self.quantizer.decode(*(arrays[name][rows] for name in ("lead", "rest", "steps")))
         missed = (self.quantizer.rotate(vectors) - believed).norm(dim=1)
         return bool((missed <= torch.from_numpy(arrays["errors"][rows]).float() + 1e-4 * vectors.norm(dim=1)).all())
+
+
+def _is_as_told(segment: Segment, manifest: Manifest, *, compressed: bool) -> bool:
+    """Whether a segment has vectors in as many bits and coordinates as the manifest says."""
+    arrays, certified = segment.arrays, compressed and manifest.bits == 8
+    dim = arrays["floats"].shape[1] if "floats" in arrays else manifest.dim
+    return ("scan" in arrays, "lead" in arrays, dim) == (compressed, certified, manifest.dim)
 
 
 def _data(items: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xmodal.data.strings import refuse_string
 from xmodal.given import region_batch
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def describe_scores(matcher: Matcher, regions: Regions, size: tuple[int, int], s
     >>> sorted(line.split(maxsplit=1)[1] for line in lines)
     ['a cat', 'a dog']
     """
+    refuse_string("sentences", sentences, "sentences")
     scores = matcher.score(region_batch(regions, size), list(sentences))[0].tolist()
     ranked = sorted(zip(scores, sentences, strict=True), reverse=True)
     return [f"{score:8.4f}  {sentence}" for score, sentence in ranked]

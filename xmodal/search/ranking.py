@@ -106,7 +106,7 @@ class _ByAttention:
         if self.cells is None or len(items) <= SHORTLIST:
             scanned = list(zip([items] * len(asked), self.compressed.approximate(asked, items), strict=True))
         else:
-            scanned = [self._looked_up(query, items) for query in asked]
+            scanned = [self._looked_up(query, items, count) for query in asked]
         for query, (few, scores) in zip(asked, scanned, strict=True):
             if self.bits == 8 and scores is not None:  # the 4 bits decide on whom the 8 bits are asked about
                 few, scores = few[scores.topk(min(REFINED * count, len(few))).indices], None
@@ -115,12 +115,13 @@ class _ByAttention:
         return found
 
     def _looked_up(
-        self, query: Query, items: Int[Tensor, " item"]
+        self, query: Query, items: Int[Tensor, " item"], count: int
     ) -> tuple[Int[Tensor, " some"], Float[Tensor, " some"] | None]:
         """What the cells find, and its approximate scores where these are cheaper than estimates."""
         assert self.cells is not None, "there are cells to look into"
         lead = query.coordinates[:, : self.quantizer.lead]
-        few = self.cells.candidates(lead, self.collection, items, max(SHORTLIST, len(items) // SHARE), self.how)
+        count = max(SHORTLIST, len(items) // SHARE, count)
+        few = self.cells.candidates(lead, self.collection, items, count, self.how)
         if self.bits == 8 and self.compressed.served(query):
             return few, None
         return few, self.compressed.approximate([query], few)[0]

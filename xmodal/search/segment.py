@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from jaxtyping import Float, Int
@@ -50,6 +50,10 @@ TYPES = {
     "F16": np.float16,
     "F32": np.float32,
 }
+
+
+PER_VECTOR = ("scan", "lead", "rest", "steps", "errors", "tails", "reach", "norms", "floats", "boxes")
+"""Arrays with an entry a vector."""
 
 
 class Run(NamedTuple):
@@ -130,6 +134,7 @@ class Segment:
                 self.arrays = {
                     name: self._array(8 + size, **about) for name, about in header.items() if name != "__metadata__"
                 }
+                _check_shapes(self.arrays)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(
                     f"{path} is damaged: no segment of an index ({error}). Build the index again."
@@ -243,6 +248,20 @@ class Segment:
     def rows(self, items: Int[Tensor, " item"]) -> Int[Tensor, " row"]:
         """The rows of some items."""
         return rows_of(self.lengths, items)
+
+
+def _check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
+    """Make sure that there are as many entries as the items and their vectors take."""
+    lengths = arrays["lengths"].astype(np.int64)
+    if lengths.ndim != 1 or int(lengths.min(initial=0)) < 0:
+        raise ValueError("lengths are no numbers of vectors, one an item")
+    items, products = len(lengths), int((lengths * (lengths - 1) // 2).sum())
+    wanted = dict.fromkeys(("ids", "order", "places"), items) | {"gram": products}
+    wanted |= dict.fromkeys(PER_VECTOR, int(lengths.sum()))
+    if wrong := [name for name, array in arrays.items() if len(array) != wanted.get(name, len(array))]:
+        raise ValueError(f"{wrong[0]} has {len(arrays[wrong[0]])} entries, wanted {wanted[wrong[0]]}")
+    if missing := [name for name in ("ids", "order") if name not in arrays]:
+        raise ValueError(f"{missing[0]} is missing")
 
 
 @cache

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from xmodal.data.strings import refuse_string
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -45,6 +47,8 @@ class LabelledSet(Dataset[LabelledBatch]):
     """
 
     def __init__(self, image_id: Sequence[str], class_of: Sequence[str], splits: Sequence[str]) -> None:
+        for name, given in (("image_id", image_id), ("class_of", class_of), ("splits", splits)):
+            refuse_string(name, given, "names, one an image")
         self.image_id, self.splits = list(image_id), list(splits)
         self.class_names = sorted(set(class_of))
         number = {name: label for label, name in enumerate(self.class_names)}
@@ -106,6 +110,7 @@ def rows_in_splits(path: str | Path, splits: Sequence[str], wanted: Sequence[str
     >>> rows_in_splits("birds.h5", ["train", "query", "gallery"], ["query", "gallery"])
     array([1, 2])
     """
+    refuse_string("wanted", wanted, "splits")
     counts = Counter(splits)
     for split in wanted or ():
         if split not in counts:

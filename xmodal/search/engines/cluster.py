@@ -333,7 +333,7 @@ class Cluster:
         while True:
             chosen, vectors, failures = self._nearest(asked, near, count)
             there = len(self) - sum(self.plan.items[number] for number in failures)
-            most = max(self.plan.vectors)
+            most = sum(self.plan.vectors)
             if near >= most or min(map(len, chosen)) >= min(least, there):
                 return chosen, vectors, failures
             near = min(4 * near, most)

@@ -137,7 +137,10 @@ def _read(folder: Path) -> tuple[list[str], Tensor, Tensor]:
         ValueError: a file is damaged.
     """
     try:
-        table = _Table(**json.loads((folder / TABLE).read_bytes()))
+        values = json.loads((folder / TABLE).read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no mapping")
+        table = _Table(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / TABLE} is damaged: {error}") from error
     # Private and writable, so that torch takes what is mapped; nobody writes.
