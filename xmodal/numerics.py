@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 
-from xmodal.masks import note_full, real_places
+from xmodal.masks import is_full, note_full, real_places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +56,10 @@ Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 DropShare = Annotated[float, Range(least=0, below=1)]
 """A share of values that is dropped in training."""
+Rate = Annotated[float, Range(above=0, most=1)]
+"""A share of the way that is gone in a step."""
+Angle = Annotated[float, Range(above=0, below=90)]
+"""In degrees."""
 Size = Annotated[int, Range(least=1, most=1_000_000)]
 """How many numbers, layers or steps something has."""
 SizeOrNone = Annotated[int, Range(least=0, most=1_000_000)]
@@ -152,12 +156,42 @@ def divisors(lengths: Float[Tensor, "*shape"], floor: float) -> Float[Tensor, "*
     return lengths.clamp_min(floor).masked_fill(lengths == 0, 1.0)
 
 
+def without_padding(
+    items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"]
+) -> Float[Tensor, "set item dim"]:
+    """The items, with zeros for padding: a weight of zero does not undo a NaN.
+
+    They are not copied where all are known to be real, see `may_pad`.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.numerics import without_padding
+        >>> without_padding(torch.tensor([[[3.0, 4.0], [torch.nan, 9.0]]]), torch.tensor([[True, False]]))
+        tensor([[[3., 4.],
+                 [0., 0.]]])
+    """
+    return items.masked_fill(~mask[..., None], 0.0) if may_pad(mask) else items
+
+
+def may_pad(mask: Bool[Tensor, "set item"]) -> bool:
+    """Whether some items may be padding: a mask of a device that computes is not waited for.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.numerics import may_pad
+        >>> may_pad(torch.tensor([[True, True]])), may_pad(torch.tensor([[True, False]]))
+        (False, True)
+    """
+    return mask.device.type != "cpu" or torch.compiler.is_compiling() or not is_full(mask)
+
+
 def unit_means(
     items: Float[Tensor, "set item dim"], mask: Bool[Tensor, "set item"] | None = None
 ) -> Float[Tensor, "set dim"]:
     """The mean of the real items of every set, each divided by its length first; a zero vector stays zero.
 
-    No copy of the items is made: their lengths go into the weights of the mean. Half precision becomes float32.
+    Their lengths go into the weights of the mean, so that items are copied only to blot out padding. Half precision
+    becomes float32.
 
     Example:
         >>> import torch
@@ -165,8 +199,9 @@ def unit_means(
         >>> unit_means(torch.tensor([[[3.0, 4.0], [0.0, 9.0]]]))
         tensor([[0.3000, 0.9000]])
     """
-    items, mask = at_least_float32(items), full_mask(items, mask)
-    lengths = torch.linalg.vector_norm(items, dim=-1).clamp_min(1e-8)
+    mask = full_mask(items, mask)
+    items = without_padding(at_least_float32(items), mask)
+    lengths = divisors(torch.linalg.vector_norm(items, dim=-1), floor=1e-8)
     weights = mask / (lengths * mask.sum(dim=1, keepdim=True))
     return (weights[:, None] @ items)[:, 0]
 
@@ -190,7 +225,15 @@ def normed_real(
     return norm(items.flatten(0, 1)).view_as(items).masked_fill(~mask[..., None], 0.0)
 
 
-def check_number(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> None:
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> None:
     """Make sure that an option is a finite number in its range; a tensor must hold one.
 
     Args:
@@ -198,6 +241,8 @@ def check_number(name: str, value: Any, *, least: float = -math.inf, above: floa
         value: of the option.
         least: the smallest value that it may have.
         above: what it must be larger than.
+        most: the largest value that it may have.
+        below: what it must be smaller than.
 
     Raises:
         ValueError: it is no number, NaN, infinite or out of range.
@@ -209,14 +254,23 @@ def check_number(name: str, value: Any, *, least: float = -math.inf, above: floa
         Traceback (most recent call last):
         ...
         ValueError: temperature must be positive, got nan
+        >>> check_number("share", 1.0, least=0, below=1)
+        Traceback (most recent call last):
+        ...
+        ValueError: share must be at least 0 and below 1, got 1.0
     """
     if not isinstance(value, (float, int, torch.Tensor)) and not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number, got {value!r}")
     number: Any = value  # a NaN compares with nothing
-    if above != -math.inf and not number > above:
-        raise ValueError(f"{name} must be {'positive' if above == 0 else f'above {above}'}, got {value}")
-    if least != -math.inf and not number >= least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    wanted, is_inside = [], True
+    if max(least, above) != -math.inf:
+        wanted.append(f"above {above}" if above >= least else f"at least {least}")
+        is_inside = number >= least and (above == -math.inf or number > above)
+    if min(most, below) != math.inf:
+        wanted.append(f"below {below}" if below <= most else f"at most {most}")
+        is_inside = is_inside and number <= most and (below == math.inf or number < below)
+    if not is_inside:
+        raise ValueError(f"{name} must be {'positive' if wanted == ['above 0'] else ' and '.join(wanted)}, got {value}")
     if not -math.inf < number < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
 

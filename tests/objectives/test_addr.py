@@ -140,7 +140,9 @@ def test_the_gradient_of_the_encoders_is_that_of_autograd(seed, length):
     addr = small_addr("ridge")
     found = addr.discriminators(addr.items(f))
     terms = addr.encoder_terms(f, found)
-    unit = [side / torch.linalg.vector_norm(side, dim=-1, keepdim=True).clamp_min(1e-8) for side in f[:2]]
+    lengths = [torch.linalg.vector_norm(side, dim=-1, keepdim=True) for side in f[:2]]
+    held = [length.clamp_min(1e-8).masked_fill(length == 0, 1.0) for length in lengths]
+    unit = [side / length for side, length in zip(f[:2], held, strict=True)]
     wanted = -addr.beta * pair_errors(*unit, *f[2:4], *(tensor.detach() for tensor in found)).diag().sum()
     assert terms["total"].item() == pytest.approx(wanted.item())
     for ours, autograd in zip(*(torch.autograd.grad(loss, f[:2]) for loss in (terms["total"], wanted)), strict=True):
@@ -154,6 +156,22 @@ def test_hard_negatives_pass_over_captions_of_the_same_image():
     alone = hard_negatives(scores, torch.tensor([5, 5, 5]))
     assert [i.tolist() for i in alone] == [[0, 1, 2], [0, 1, 2]]
     assert distinctness_loss(scores, *alone, margin=1.0) == 0
+
+
+@settings(max_examples=25)
+@given(seeds, st.lists(st.integers(0, 3), min_size=5, max_size=5))
+def test_hard_negatives_pass_over_pairs_that_were_left_out(seed, images):
+    generator = torch.Generator().manual_seed(seed)
+    left_out = torch.rand(5, 5, generator=generator) < 0.5
+    scores = random_scores(seed, 5).masked_fill(left_out, -math.inf)
+
+    def hardest(pair, table):
+        known = [other for other in range(5) if images[other] != images[pair] and table[pair][other] > -math.inf]
+        return max(known, key=lambda other: table[pair][other], default=pair)
+
+    found = hard_negatives(scores, torch.tensor(images))
+    for which, table in zip(found, (scores.tolist(), scores.T.tolist()), strict=True):
+        assert which.tolist() == [hardest(pair, table) for pair in range(5)]
 
 
 @pytest.mark.parametrize("form", ["amortized", "table", "shared"])

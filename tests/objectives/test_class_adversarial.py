@@ -42,9 +42,12 @@ def test_ramp(progress, gamma):
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize(("progress", "gamma"), [(-0.1, 10.0), (0.5, 0.0)])
-def test_bad_ramp(progress, gamma):
-    with pytest.raises(ValueError, match="at least 0 and gamma positive"):
+@pytest.mark.parametrize(
+    ("progress", "gamma", "message"),
+    [(-0.1, 10.0, "progress must be at least 0"), (0.5, 0.0, "gamma must be positive"), (0.5, "1", "gamma must be a")],
+)
+def test_bad_ramp(progress, gamma, message):
+    with pytest.raises(ValueError, match=message):
         reversal_ramp(progress, gamma)
 
 

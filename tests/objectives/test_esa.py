@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -93,7 +95,7 @@ def test_objectives_mix_all_and_hardest_by_the_step():
         (lambda: esa_ranking_loss(torch.ones(3, 3)), r"scores must be square with 2 views of every pair, got \(3, 3\)"),
         (lambda: esa_ranking_loss(torch.ones(2, 4)), r"got \(2, 4\)"),
         (lambda: esa_ranking_loss(torch.ones(2, 2), views=0), "views must be at least 1, got 0"),
-        (lambda: esa_ranking_loss(torch.ones(2, 2), hardest=1.5), r"hardest must be in \[0, 1\], got 1.5"),
+        (lambda: esa_ranking_loss(torch.ones(2, 2), hardest=1.5), "hardest must be at least 0 and at most 1, got 1.5"),
         (lambda: HingeRanking(curriculum=1.0), "curriculum must be at least 0 and below 1, got 1.0"),
         (lambda: HingeRanking(all_negatives_epochs=1)(torch.eye(2), step=0), "steps_per_epoch is not known"),
         (lambda: ESARanking(all_negatives_epochs=-1), "all_negatives_epochs must be at least 0, got -1"),
@@ -102,3 +104,30 @@ def test_objectives_mix_all_and_hardest_by_the_step():
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@given(seed=st.integers(0, 2**31), pairs=st.integers(2, 4), hardest=st.sampled_from([0.0, 0.3, 1.0]))
+def test_left_out_pairs_are_neither_the_worst_view_nor_mismatches(seed, pairs, hardest):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(2 * pairs, 2 * pairs, generator=generator, dtype=torch.float64)
+    left_out = torch.rand(scores.shape, generator=generator) < 0.4
+    left_out.fill_diagonal_(False)
+    given = scores.masked_fill(left_out, -math.inf).requires_grad_()
+    loss = esa_ranking_loss(given, hardest=hardest)
+    expected = 0.0
+    for table in (given.tolist(), given.T.tolist()):
+        for row, line in enumerate(table):
+            own = range(row // 2 * 2, row // 2 * 2 + 2)
+            matched = min(line[column] for column in own if line[column] > -math.inf)
+            costs = [max(0.0, 0.2 + score - matched) for column, score in enumerate(line) if column not in own]
+            expected += (1 - hardest) * sum(costs) + hardest * max(costs)
+    assert loss.item() == pytest.approx(expected)
+    (gradient,) = torch.autograd.grad(loss, given)
+    assert gradient.isfinite().all()
+    assert not gradient[left_out].any()
+
+
+def test_a_view_of_which_no_score_is_known_is_told():
+    scores = torch.zeros(4, 4)
+    scores[:2, :2] = -math.inf
+    assert not esa_ranking_loss(scores).isfinite()

@@ -164,9 +164,56 @@ def test_bad_input(labels, centers, options, message):
     [
         ({"form": "soft"}, "exp-hinge, center; got 'soft'"),
         ({"classes": 1}, "classes must be at least 2"),
-        ({"center_rate": 0.0}, r"center_rate must be in \(0, 1\]"),
+        ({"center_rate": 0.0}, "center_rate must be above 0 and at most 1, got 0.0"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         IncludeExclude(**{"dim": 2, "classes": 3, **options})
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize("form", FORMS)
+def test_classes_far_from_zero_keep_their_digits(form, offset):
+    """Where distances are small beside the vectors, and there are many of them; the oracle is in float64."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(100, 512, generator=generator) / 512**0.5 + offset
+    labels = torch.randint(100, (64,), generator=generator)
+    embeddings = centers[labels] + 0.01 * torch.randn(64, 512, generator=generator) / 512**0.5
+    exact = (embeddings.double()[:, None] - centers.double()).square().sum(dim=2)
+    own = exact[torch.arange(64), labels]
+    assert center_loss(embeddings, labels, centers).item() == pytest.approx(own.mean().item() / 2, rel=1e-6)
+    others = exact[torch.nn.functional.one_hot(labels, 100) == 0].view(64, 99)
+    s = 0.5 / own.mean()
+    wanted = {
+        "magnet": 1 + s * own + (-s * others).exp().mean(dim=1).clamp_min(1e-300).log(),
+        "mean-distance": 2.5 + own - others.mean(dim=1),
+        "exp-hinge": 1 + (-s * others.mean(dim=1)).exp() - (-s * own).exp(),
+    }[form]
+    found = include_exclude_loss(embeddings, labels, centers, form=form, margin=2.5 if form == "mean-distance" else 1.0)
+    assert found.item() == pytest.approx(wanted.clamp_min(0).mean().item(), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_may_be_small_integers(dtype):
+    embeddings, labels, centers = problem(0)
+    for call in (
+        lambda y: moved_centers(centers, embeddings, y, rate=0.3),
+        lambda y: include_exclude_loss(embeddings, y, centers),
+        lambda y: center_loss(embeddings, y, centers),
+    ):
+        assert torch.equal(call(labels.to(dtype)), call(labels))
+
+
+def test_batches_may_be_joined_before_the_gradient():
+    """Centers that move must not be changed under a batch that waits for its gradient."""
+    embeddings, labels, _ = problem(0)
+    objective = IncludeExclude(3, 4, form="center", weight=1.0, center_rate=0.5).double()
+    centers, wanted, losses = objective.centers.clone(), [], []
+    leaves = [(embeddings + offset).requires_grad_() for offset in (0.0, 1.0)]
+    for leaf in leaves:
+        losses.append(objective(leaf, labels)["centers"])
+        for label in set(labels.tolist()):
+            centers[label] += 0.5 * (leaf.detach()[labels == label].mean(dim=0) - centers[label])
+        wanted.append((leaf.detach() - centers[labels]) / len(labels))
+    torch.testing.assert_close(list(torch.autograd.grad(sum(losses), leaves)), wanted)

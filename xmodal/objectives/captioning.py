@@ -92,7 +92,7 @@ def captioning_loss(
         label_mask: True = the label counts.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or there is no caption.
 
     Example:
         >>> import torch
@@ -108,7 +108,9 @@ def captioning_loss(
             f"got log_probabilities {tuple(log_probabilities.shape)}, labels {tuple(labels.shape)}, "
             f"label_mask {tuple(label_mask.shape)}"
         )
-    likelihood = log_probabilities.gather(2, labels[:, 1:, None])[..., 0]
+    if not len(labels):
+        raise ValueError(f"labels must be of at least one caption, got {tuple(labels.shape)}")
+    likelihood = log_probabilities.gather(2, labels.long()[:, 1:, None])[..., 0]
     return -likelihood.masked_fill(~label_mask[:, 1:], 0.0).sum() / len(labels)
 
 
@@ -163,7 +165,9 @@ class Captioner(nn.Module):
         sizes = {"dim": dim, "vocabulary_size": vocabulary_size, "hidden_dim": hidden_dim, "word_dim": word_dim}
         for name, size in sizes.items():
             check_count(name, size)
-        check_number("dropout", dropout, least=0)
+        check_number("dropout", dropout, least=0, below=1)
+        for name, word in (("start", start), ("end", end), ("pad", pad)):
+            check_count(name, word, least=0)
         self.projection = nn.Linear(dim, hidden_dim)
         self.encoder = nn.GRU(hidden_dim, hidden_dim, batch_first=True)
         self.embedding = nn.Embedding(vocabulary_size, word_dim)
@@ -209,6 +213,8 @@ class Captioner(nn.Module):
         region_mask: Bool[Tensor, "caption region"] | None = None,
     ) -> Float[Tensor, ""]:
         """`captioning_loss` of these captions, without the steps at which no label counts."""
+        if not len(labels):
+            raise ValueError(f"labels must be of at least one caption, got {tuple(labels.shape)}")
         longest = int(label_mask.any(dim=0).nonzero().max()) + 1
         labels, label_mask = labels[:, :longest], label_mask[:, :longest]
         return captioning_loss(self(states, labels, region_mask), labels, label_mask)

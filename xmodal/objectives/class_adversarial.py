@@ -59,8 +59,8 @@ def reversal_ramp(progress: float, gamma: float = 10.0) -> float:
         >>> [round(reversal_ramp(progress), 4) for progress in (0.0, 0.1, 1.0)]
         [0.0, 0.4621, 0.9999]
     """
-    if not (0 <= progress < math.inf and 0 < gamma < math.inf):
-        raise ValueError(f"progress must be at least 0 and gamma positive, got {progress} and {gamma}")
+    check_number("progress", progress, least=0)
+    check_number("gamma", gamma, above=0)
     return 2 / (1 + math.exp(-gamma * min(1.0, progress))) - 1
 
 

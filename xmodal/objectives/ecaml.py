@@ -129,7 +129,7 @@ class EnergyConfusion(nn.Module):
         classes: Size | None = None,
         weight: NotNegative = 0.13,
         form: EnergyForm = "log",
-        negatives: int | None = None,
+        negatives: Size | None = None,
         row_weight: NotNegative = 0.5,
         same_class: bool = False,
     ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from xmodal.numerics import DropShare, NotNegative, Steps, at_least_float32, check_count, check_number
+from xmodal.numerics import DropShare, NotNegative, Size, Steps, at_least_float32, check_count, check_number
+from xmodal.objectives.checks import check_shape
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.ranking import Reduction
 from xmodal.objectives.warmup import Hardness
@@ -34,7 +36,8 @@ def esa_ranking_loss(
     `hinge_ranking_loss`.
 
     Args:
-        scores: of all views of images with all views of captions, square.
+        scores: of all views of images with all views of captions, square; minus infinity where a head left a pair out,
+            which counts neither as a mismatch nor as the worst view.
         views: of a pair, >= 1.
         margin: by which a match must beat a mismatch, >= 0.
         hardest: share of the hardest mismatch of every view, in [0, 1], beside that of all of them.
@@ -56,24 +59,30 @@ def esa_ranking_loss(
     check_count("views", views)
     check_number("margin", margin, least=0)
     check_choice("reduction", reduction, Reduction)
-    if not 0 <= hardest <= 1:
-        raise ValueError(f"hardest must be in [0, 1], got {hardest}")
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) % views:
+    check_number("hardest", hardest, least=0, most=1)
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) % views or not len(scores):
         raise ValueError(f"scores must be square with {views} views of every pair, got {tuple(scores.shape)}")
     scores = at_least_float32(scores)
     own = torch.arange(len(scores) // views, device=scores.device)
     blocks = scores.view(len(own), views, len(own), views)[own, :, own]
     pair = own.repeat_interleave(views)
     ids = pair if caption_image is None else caption_image
+    check_shape("caption_image", ids, (len(scores),))
     right = (pair[:, None] == pair) | (ids[:, None] == ids)
-    # min(dim) picks one index, so that the gradient of a tie reaches one score only, as published.
-    matched = blocks.min(dim=2).values.flatten(), blocks.min(dim=1).values.flatten()
+    matched = _least(blocks, dim=2).flatten(), _least(blocks, dim=1).flatten()
     caption_cost = (margin + scores - matched[0][:, None]).clamp_min(0).masked_fill(right, 0)
     image_cost = (margin + scores - matched[1][None, :]).clamp_min(0).masked_fill(right, 0)
     everything = caption_cost.sum() + image_cost.sum()
     worst = caption_cost.max(dim=1).values.sum() + image_cost.max(dim=0).values.sum()
     loss = (1 - hardest) * everything + hardest * worst
     return loss if reduction == "sum" else loss / len(scores)
+
+
+def _least(blocks: Float[Tensor, "pair view view"], dim: int) -> Float[Tensor, "pair view"]:
+    """The least score of those that a head gave; minus infinity where it gave none."""
+    # min(dim) picks one index, so that the gradient of a tie reaches one score only, as published.
+    least = blocks.masked_fill(blocks == -math.inf, math.inf).min(dim=dim).values
+    return least.masked_fill(least == math.inf, -math.inf)
 
 
 class ESARanking(nn.Module):
@@ -101,11 +110,11 @@ class ESARanking(nn.Module):
         margin: NotNegative = 0.2,
         reduction: Reduction = "sum",
         mask_false_negatives: bool = True,
-        views: int | None = None,
+        views: Size | None = None,
         warmup_steps: Steps = 0,
         curriculum: DropShare = 0.0,
         all_negatives_epochs: Steps = 1,
-        steps_per_epoch: int | None = None,
+        steps_per_epoch: Size | None = None,
     ) -> None:
         super().__init__()
         check_number("margin", margin, least=0)
@@ -114,6 +123,7 @@ class ESARanking(nn.Module):
         self.reduction: Reduction = reduction
         self.mask_false_negatives = mask_false_negatives
         self.views = 2 if views is None else views
+        check_count("views", self.views)
         self.hardness = Hardness(warmup_steps, curriculum, all_negatives_epochs, steps_per_epoch)
 
     def forward(

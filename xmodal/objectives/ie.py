@@ -8,13 +8,13 @@ classes. The three forms here are this project's readings of that sentence, and 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import NotNegative, Positive, Size, check_count, check_number
+from xmodal.numerics import NotNegative, Positive, Range, Rate, Size, at_least_float32, check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.metric import AS_GIVEN, check_labels
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+Classes = Annotated[int, Range(least=2, most=1_000_000)]
 IEForm = Literal["magnet", "mean-distance", "exp-hinge"]
 
 
@@ -69,8 +70,8 @@ def include_exclude_loss(
     check_number("margin", margin, least=0)
     if variance is not None:
         check_number("variance", variance, above=0)
-    distances, own = _distances_to_centers(embeddings, labels, centers)
-    included, excluded = distances[own], distances[~own].view(len(labels), -1)
+    included = _distances_to_own(embeddings, labels, centers)
+    excluded = _distances_to_others(embeddings, labels, centers)
     if form == "mean-distance":
         return (margin + included - excluded.mean(dim=1)).clamp_min(0).mean()
     own_variance = included.detach().mean().clamp_min(torch.finfo(included.dtype).eps)
@@ -101,8 +102,7 @@ def center_loss(
         >>> center_loss(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]), torch.tensor([[0.0], [3.0]]))
         tensor(0.2500)
     """
-    distances, own = _distances_to_centers(embeddings, labels, centers)
-    return distances[own].mean() / 2
+    return _distances_to_own(embeddings, labels, centers).mean() / 2
 
 
 def moved_centers(
@@ -114,6 +114,9 @@ def moved_centers(
 ) -> Float[Tensor, "class dim"]:
     """Centers after a step of a moving average: those of the batch's classes move by `rate` toward its class means.
 
+    Raises:
+        ValueError: for shapes that do not fit or a rate that is not in (0, 1].
+
     Example:
         >>> import torch
         >>> from xmodal.objectives.ie import moved_centers
@@ -121,8 +124,9 @@ def moved_centers(
         tensor([[0.],
                 [1.]])
     """
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate must be in (0, 1], got {rate}")
+    check_number("rate", rate, above=0, most=1)
+    check_labels(embeddings, labels)
+    labels = labels.long()
     counts = torch.bincount(labels, minlength=len(centers))[:, None]
     sums = torch.zeros_like(centers).index_add_(0, labels, embeddings.to(centers.dtype))
     return torch.where(counts > 0, centers.lerp(sums / counts.clamp_min(1), rate), centers)
@@ -158,12 +162,12 @@ class IncludeExclude(nn.Module):
     def __init__(
         self,
         dim: Size,
-        classes: Size,
+        classes: Classes,
         form: IEForm | Literal["center"] = "magnet",
         weight: NotNegative = 1.0,
         margin: NotNegative = 1.0,
         variance: Positive | None = None,
-        center_rate: float | None = None,
+        center_rate: Rate | None = None,
     ) -> None:
         super().__init__()
         check_choice("form", form, [*get_args(IEForm), "center"])
@@ -173,8 +177,8 @@ class IncludeExclude(nn.Module):
         check_number("margin", margin, least=0)
         if variance is not None:
             check_number("variance", variance, above=0)
-        if center_rate is not None and not 0 < center_rate <= 1:
-            raise ValueError(f"center_rate must be in (0, 1], or None to learn the centers; got {center_rate}")
+        if center_rate is not None:
+            check_number("center_rate", center_rate, above=0, most=1)
         self.form: IEForm | Literal["center"] = form
         self.weight = weight
         self.margin = margin
@@ -206,22 +210,38 @@ class IncludeExclude(nn.Module):
         check_labels(embeddings, labels, classes=len(self.centers))
         if self.training and self.center_rate is not None:
             self.centers.copy_(moved_centers(self.centers, embeddings.detach(), labels, rate=self.center_rate))
+        # Centers that move are written to: what autograd keeps of a batch must not be what the next batch moves.
+        centers = self.centers if self.center_rate is None else self.centers.clone()
         if self.form == "center":
-            centers = center_loss(embeddings, labels, self.centers)
+            loss = center_loss(embeddings, labels, centers)
         else:
-            centers = include_exclude_loss(
-                embeddings, labels, self.centers, form=self.form, margin=self.margin, variance=self.variance
-            )
+            options = {"form": self.form, "margin": self.margin, "variance": self.variance}
+            loss = include_exclude_loss(embeddings, labels, centers, **options)
         softmax = F.cross_entropy(self.classifier(embeddings), labels.long())
-        return {"softmax": softmax, "centers": centers, "total": softmax + self.weight * centers}
+        return {"softmax": softmax, "centers": loss, "total": softmax + self.weight * loss}
 
 
-def _distances_to_centers(embeddings: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances (image, class) in at least float32, and the mask of every image's own class."""
+def _distances_to_own(embeddings: Tensor, labels: Tensor, centers: Tensor) -> Float[Tensor, " image"]:
+    """Squared distances of images to the centers of their classes, in at least float32."""
     check_labels(embeddings, labels, classes=len(centers))
     if centers.shape[1:] != embeddings.shape[1:]:
         raise ValueError(
             f"centers must be (class, dim) with dim {embeddings.shape[1]} of the embeddings, got {tuple(centers.shape)}"
         )
-    distances = torch.cdist(embeddings.to(centers.dtype), centers).square()
-    return distances, F.one_hot(labels.long(), len(centers)).bool()
+    centers = at_least_float32(centers)
+    return (embeddings.to(centers.dtype) - centers[labels.long()]).square().sum(dim=1)
+
+
+def _distances_to_others(embeddings: Tensor, labels: Tensor, centers: Tensor) -> Float[Tensor, "image other"]:
+    """Squared distances of images to the centers of all other classes, in at least float32.
+
+    They come from one matrix product, from which small distances between vectors far from zero would take no right
+    digit in float32: it is in float64, of what is left without the mean center.
+    """
+    dtype = at_least_float32(centers).dtype
+    wide = dtype if centers.device.type == "mps" else torch.float64  # which has no float64
+    origin = centers.detach().to(wide).mean(dim=0)
+    e, c = embeddings.to(wide) - origin, centers.to(wide) - origin
+    distances = e.square().sum(dim=1, keepdim=True) + c.square().sum(dim=1) - 2 * e @ c.T
+    others = ~F.one_hot(labels.long(), len(centers)).bool()
+    return distances[others].view(len(labels), -1).to(dtype)

@@ -14,7 +14,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import NotNegative, Positive, Size, at_least_float32, check_number
+from xmodal.numerics import (
+    Angle,
+    NotNegative,
+    Positive,
+    Size,
+    at_least_float32,
+    check_count,
+    check_number,
+    normalize,
+)
 from xmodal.objectives.choices import check_choice
 
 if TYPE_CHECKING:
@@ -78,10 +87,10 @@ def binomial_deviance_loss(
         tensor(True)
     """
     options = {"scale": scale, "threshold": threshold, "negative_cost": negative_cost}
-    _check_options(options, BINOMIAL_OPTIONS)
+    _check_options("binomial", options)
     check_labels(embeddings, labels)
     check_pairs(labels)
-    directions = F.normalize(at_least_float32(embeddings), dim=1)
+    directions = normalize(at_least_float32(embeddings), dim=1)
     logits = scale * (directions @ directions.T - threshold)
     same = labels[:, None] == labels[None, :]
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -109,7 +118,8 @@ class MetricLoss(nn.Module):
     batch; `angular` is given unit vectors, as published (the library itself normalizes anchors and positives only).
 
     Raises:
-        ValueError: for a name, an option or a mining that does not exist, or sizes that are missing.
+        ValueError: for a name, an option or a mining that does not exist, an option out of its range, or sizes that are
+            missing.
         ImportError: if pytorch-metric-learning is not installed.
 
     Example:
@@ -134,7 +144,10 @@ class MetricLoss(nn.Module):
         if mining != "all" and name in ("binomial", *PROXY_LOSSES):
             raise ValueError(f"metric loss {name!r} takes every image of a batch: mining must be 'all', got {mining!r}")
         options = {**known, **options}
-        _check_options(options, known)
+        _check_options(name, options)
+        for size, value in (("dim", dim), ("classes", classes)):
+            if value is not None:
+                check_count(size, value)
         self.name = name
         self.classes = classes if name in PROXY_LOSSES or options.get("learn_beta") else None
         self.options = options
@@ -156,6 +169,8 @@ class MetricLoss(nn.Module):
         embeddings = at_least_float32(embeddings)
         if self.name == "binomial":
             return self.loss(embeddings, labels, **self.options)
+        if self.options.get("normalize", True):  # by the library, which divides vectors without a direction by 1e-12
+            embeddings = embeddings.masked_fill((embeddings == 0).all(dim=1, keepdim=True), 0.0)
         if self.name == "angular":
             embeddings = F.normalize(embeddings, dim=1)
         mined = self.miner(embeddings, labels) if self.miner is not None else None
@@ -170,22 +185,28 @@ AS_GIVEN = nn.Identity()
 """The embedding layer of objectives that are given embeddings instead of features."""
 
 
-def _type_of(option: str, default: Any) -> Any:
+def _type_of(name: str, option: str) -> Any:
     """Similarities are any, what multiplies or divides is positive; distances, weights and margins are not negative."""
+    default = _defaults(name)[option]
     if isinstance(default, bool) or option in ("threshold", "base"):
         return type(default)
+    if name == "angular":
+        return Angle
     return Positive if option in ("scale", "softmax_scale", "alpha", "beta", "temperature") else NotNegative
 
 
-def _check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        kind = _type_of(name, defaults[name])
-        if kind is Positive:
-            check_number(name, value, above=0)
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options of a loss that are out of their ranges."""
+    for option, value in options.items():
+        kind = _type_of(name, option)
+        if kind is Angle:
+            check_number(option, value, above=0, below=90)
+        elif kind is Positive:
+            check_number(option, value, above=0)
         elif kind is NotNegative:
-            check_number(name, value, least=0)
+            check_number(option, value, least=0)
         elif kind is float:
-            check_number(name, value)
+            check_number(option, value)
 
 
 def _defaults(name: str) -> dict[str, Any]:
@@ -224,7 +245,7 @@ def _named(name: str, defaults: Mapping[str, Any]) -> Callable[..., MetricLoss]:
 
     options = [
         ("mining", Mining, "all"),
-        *((option, _type_of(option, value), value) for option, value in defaults.items()),
+        *((option, _type_of(name, option), value) for option, value in defaults.items()),
     ]
     only = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(option, only, default=value, annotation=kind) for option, kind, value in options]
@@ -317,14 +338,14 @@ def check_labels(
         ...
         ValueError: labels must be in 0..1, got 0..2
     """
-    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not len(labels):
         raise ValueError(
-            "embeddings must be (image, dim) and labels (image,); "
+            "embeddings must be (image, dim) and labels (image,), of at least one image; "
             f"got {tuple(embeddings.shape)} and {tuple(labels.shape)}"
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integers, got {labels.dtype}")
-    if classes is not None and len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+    if classes is not None and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"labels must be in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
 
 

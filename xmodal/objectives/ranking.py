@@ -13,13 +13,14 @@ answers are not in its way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal.numerics import DropShare, NotNegative, Positive, Steps, at_least_float32, check_number
+from xmodal.numerics import DropShare, NotNegative, Positive, Size, Steps, at_least_float32, check_number
+from xmodal.objectives.checks import check_shape
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.warmup import Hardness
 
@@ -71,7 +72,7 @@ def hinge_ranking_loss(
     """
     pairs = _right_pairs(scores, caption_image, positives)
     check_number("margin", margin, least=0)
-    _check_share("hardest", hardest)
+    check_number("hardest", hardest, least=0, most=1)
     check_choice("reduction", reduction, Reduction)
     matched = pairs.scores
     caption_cost = (margin + pairs.captions - matched[:, None]).clamp_min(0).masked_fill(~pairs.wrong_captions, 0)
@@ -117,7 +118,11 @@ def info_nce_loss(
     """
     if not isinstance(temperature, torch.Tensor):  # of a learned one, looking would wait for the device
         check_number("temperature", temperature, above=0)
-    pairs = _right_pairs(at_least_float32(scores) / temperature, caption_image, positives)
+    scores = at_least_float32(scores)
+    # Minus infinity, the score of pairs that a head left out, is no number that a temperature could learn from.
+    left_out = scores == float("-inf")
+    logits = (scores.masked_fill(left_out, 0.0) / temperature).masked_fill(left_out, float("-inf"))
+    pairs = _right_pairs(logits, caption_image, positives)
 
     captions, images = (torch.arange(count, device=scores.device) for count in scores.T.shape)
     rivals = pairs.wrong_captions | (captions == pairs.caption[:, None])
@@ -127,17 +132,12 @@ def info_nce_loss(
     return (F.cross_entropy(caption_logits, pairs.caption) + F.cross_entropy(image_logits.T, pairs.image)) / 2
 
 
-def _check_share(name: str, value: float | bool) -> None:
-    if isinstance(value, str) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a boolean or a number in [0, 1], got {value}")
-
-
 class HingeRanking(nn.Module):
     """`hinge_ranking_loss` with a warm-up from all negatives to the hardest.
 
     The hardest negatives of an untrained model give no direction: the loss settles at 2 * margin a pair and stays
-    (seen with the published settings on small data). During the first `warmup_steps` calls in training mode the
-    weight of the hardest negatives grows linearly from 0 to `hardest`.
+    (seen with the published settings on small data). While `step`, the optimizer's, is below `warmup_steps`, the weight
+    of the hardest negatives grows linearly from 0 to `hardest`; calls count for nothing.
 
     With `mask_false_negatives=False` the image ids of square scores are ignored.
 
@@ -167,11 +167,11 @@ class HingeRanking(nn.Module):
         mask_false_negatives: bool = True,
         curriculum: DropShare = 0.0,
         all_negatives_epochs: Steps = 0,
-        steps_per_epoch: int | None = None,
+        steps_per_epoch: Size | None = None,
     ) -> None:
         super().__init__()
         check_number("margin", margin, least=0)
-        _check_share("hardest", hardest)
+        check_number("hardest", hardest, least=0, most=1)
         check_choice("reduction", reduction, Reduction)
         self.hardness = Hardness(warmup_steps, curriculum, all_negatives_epochs, steps_per_epoch)
         self.margin = margin
@@ -204,7 +204,7 @@ class HingeRanking(nn.Module):
 
 
 class InfoNCE(nn.Module):
-    """`info_nce_loss` with a temperature that may be learned (kept as its logarithm, as CLIP does).
+    """`info_nce_loss` with a temperature that may be learned (as its logarithm, as CLIP does).
 
     With `mask_false_negatives=False` the image ids of square scores are ignored.
 
@@ -225,11 +225,9 @@ class InfoNCE(nn.Module):
     ) -> None:
         super().__init__()
         check_number("temperature", temperature, above=0)
-        log_temperature = torch.tensor(temperature).log()
-        if learn_temperature:
-            self.log_temperature = nn.Parameter(log_temperature)
-        else:
-            self.register_buffer("log_temperature", log_temperature)
+        self.temperature = temperature
+        self.log_temperature = nn.Parameter(torch.tensor(temperature).log()) if learn_temperature else None
+        self.register_load_state_dict_pre_hook(_without_option)
         self.mask_false_negatives = mask_false_negatives
 
     def forward(
@@ -246,11 +244,17 @@ class InfoNCE(nn.Module):
         """
         loss = info_nce_loss(
             scores,
-            temperature=self.log_temperature.exp(),
+            temperature=self.temperature if self.log_temperature is None else self.log_temperature.exp(),
             caption_image=_used_ids(scores, caption_image, self.mask_false_negatives),
             positives=positives,
         )
         return {"total": loss}
+
+
+def _without_option(objective: InfoNCE, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Older checkpoints have a fixed temperature, too; it is an option, as the margin of others."""
+    if objective.log_temperature is None:
+        state.pop(f"{prefix}log_temperature", None)
 
 
 class _RightPairs(NamedTuple):
@@ -289,6 +293,8 @@ def _right_pairs(
             f"scores must be (pair, pair) with matched pairs on the diagonal, got {tuple(scores.shape)}; with "
             "(image, caption) of other shapes give caption_image, the row of every caption's image, or positives"
         )
+    if not scores.numel():
+        raise ValueError(f"scores must be of at least one image and one caption, got {tuple(scores.shape)}")
     if caption_image is not None and positives is not None:
         raise ValueError("caption_image and positives both say which pairs belong together; give one of them")
     scores = at_least_float32(scores)
@@ -323,8 +329,7 @@ def _wrong_of_square(
 ) -> Bool[Tensor, "pair pair"]:
     if caption_image is None:
         return ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    if caption_image.shape != scores.shape[1:]:
-        raise ValueError(f"caption_image must have shape ({len(scores)},), got {tuple(caption_image.shape)}")
+    check_shape("caption_image", caption_image, (len(scores),))
     return caption_image[:, None] != caption_image[None, :]
 
 
@@ -332,8 +337,7 @@ def _positives(
     scores: Float[Tensor, "image caption"], caption_image: Int[Tensor, " caption"]
 ) -> Bool[Tensor, "image caption"]:
     images, captions = scores.shape
-    if caption_image.shape != (captions,):
-        raise ValueError(f"caption_image must have shape ({captions},), got {tuple(caption_image.shape)}")
+    check_shape("caption_image", caption_image, (captions,))
     outside = ((caption_image < 0) | (caption_image >= images)).nonzero()
     if len(outside):
         caption = int(outside[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xmodal.numerics import check_count
+from xmodal.numerics import check_count, check_number
 
 
 def warmth(step: int | None, warmup_steps: int) -> float:
@@ -50,8 +50,9 @@ class Hardness:
     def __post_init__(self) -> None:
         check_count("warmup_steps", self.warmup_steps, least=0)
         check_count("all_negatives_epochs", self.all_negatives_epochs, least=0)
-        if not 0 <= self.curriculum < 1:
-            raise ValueError(f"curriculum must be at least 0 and below 1, got {self.curriculum}")
+        check_number("curriculum", self.curriculum, least=0, below=1)
+        if self.steps_per_epoch is not None:
+            check_count("steps_per_epoch", self.steps_per_epoch)
 
     def __call__(self, step: int | None) -> float:
         """The share of the hardest negatives."""

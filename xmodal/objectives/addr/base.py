@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from xmodal.numerics import NotNegative, Steps, check_number
+from xmodal.numerics import NotNegative, Steps, check_count, check_number
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.warmup import rise_and_fall
 
@@ -72,12 +72,10 @@ class DomainObjective(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("reduction", reduction, Reduction)
-        check_not_negative(
-            beta=beta,
-            beta_warmup_steps=beta_warmup_steps,
-            beta_hold_steps=beta_hold_steps,
-            beta_decay_steps=beta_decay_steps,
-        )
+        check_not_negative(beta=beta)
+        check_count("beta_warmup_steps", beta_warmup_steps, least=0)
+        check_count("beta_hold_steps", beta_hold_steps, least=0)
+        check_count("beta_decay_steps", beta_decay_steps, least=0)
         self.beta = beta
         self.beta_warmup_steps = beta_warmup_steps
         self.beta_hold_steps = beta_hold_steps

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from xmodal.objectives.checks import check_matched, check_shape
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -20,6 +22,28 @@ class DomainFeatures(NamedTuple):
     """Image of every pair: pairs with the same image are no negatives of each other. None: all images differ."""
     pair: Int[Tensor, " pair"] | None = None
     """Where every pair is in the training set, for the `table` form."""
+
+
+def check_features(features: DomainFeatures) -> None:
+    """Refuse features that are not those of matched pairs. A device that computes is not waited for.
+
+    Raises:
+        ValueError: as `check_matched`, or if `image` or `pair` is not one of every pair.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.objectives.addr import DomainFeatures
+        >>> from xmodal.objectives.addr.batch import check_features
+        >>> items, real = torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
+        >>> check_features(DomainFeatures(items, items, real, real, image=torch.tensor([7])))
+        Traceback (most recent call last):
+        ...
+        ValueError: image must have shape (2,), got (1,)
+    """
+    check_matched(*features[:4])
+    for name, ids in (("image", features.image), ("pair", features.pair)):
+        if ids is not None:
+            check_shape(name, ids, (len(features.words),))
 
 
 class Discriminators(NamedTuple):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from xmodal.numerics import check_number
+from xmodal.numerics import check_number, without_padding
+from xmodal.objectives.checks import check_matched, check_shape, check_square
 from xmodal.objectives.choices import check_choice
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def pair_errors(
             weigh no more than short ones. `mean` averages over all items. `sum` adds them up, as printed.
 
     Raises:
-        ValueError: for an unknown balance.
+        ValueError: for shapes or masks that do not fit, a pair without a real word or region or an unknown balance.
 
     Example:
         >>> import torch
@@ -56,6 +57,10 @@ def pair_errors(
         tensor([[0.1269, 2.1269],
                 [0.1269, 2.1269]])
     """
+    check_matched(words, regions, word_mask, region_mask)
+    check_shape("weight", weight, (len(words), words.shape[2]))
+    check_shape("bias", bias, (len(words),))
+    words, regions = without_padding(words, word_mask), without_padding(regions, region_mask)
     share = torch.cat(item_weights(word_mask, region_mask, balance, words.dtype), dim=1)
     logits = torch.cat([words @ weight.T, regions @ weight.T], dim=1) + bias
     is_word = torch.arange(logits.shape[1], device=logits.device) < words.shape[1]
@@ -148,14 +153,14 @@ def hard_negatives(
 ) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
     """The hardest negatives of every pair: q has the caption that its image takes for its own, r the image.
 
-    A pair without a negative is given itself.
+    A pair without a negative is given itself. Pairs that a head left out, whose score is minus infinity, are none.
 
     Args:
         scores: every image (row) against every caption (column), matched pairs on the diagonal.
         image: image of every pair; captions of the same image are no negatives.
 
     Raises:
-        ValueError: if scores are not square.
+        ValueError: if scores are not square, or `image` is not one of every pair.
 
     Example:
         >>> import torch
@@ -163,14 +168,17 @@ def hard_negatives(
         >>> hard_negatives(torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.9, 0.3], [0.8, 0.0, 0.9]]))
         (tensor([1, 2, 0]), tensor([2, 0, 1]))
     """
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
-        raise ValueError(f"scores must be (pair, pair) with matched pairs on the diagonal, got {tuple(scores.shape)}")
+    check_square("scores", scores)
     pair = torch.arange(len(scores), device=scores.device)
     image = pair if image is None else image
-    negative = image[:, None] != image[None, :]
+    check_shape("image", image, (len(scores),))
+    negative = (image[:, None] != image[None, :]) & (scores != float("-inf"))
     scores = scores.detach().masked_fill(~negative, float("-inf"))
-    alone = ~negative.any(dim=1)
-    return torch.where(alone, pair, scores.argmax(dim=1)), torch.where(alone, pair, scores.argmax(dim=0))
+
+    def hardest(dim: int) -> Tensor:
+        return torch.where(negative.any(dim=dim), scores.argmax(dim=dim), pair)
+
+    return hardest(dim=1), hardest(dim=0)
 
 
 def distinctness_loss(
@@ -194,7 +202,7 @@ def distinctness_loss(
         form: `symmetric`, or `literal` with m(q, p) in place of m(r, p), as the poster prints the second line.
 
     Raises:
-        ValueError: for an unknown form or a negative margin.
+        ValueError: for shapes that do not fit, an unknown form or a negative margin.
 
     Example:
         >>> import torch
@@ -205,6 +213,9 @@ def distinctness_loss(
     """
     check_number("margin", margin, least=0)
     check_choice("form", form, RegForm)
+    check_square("errors", errors)
+    check_shape("hard_caption", hard_caption, (len(errors),))
+    check_shape("hard_image", hard_image, (len(errors),))
     pair, q, r = torch.arange(len(errors), device=errors.device), hard_caption, hard_image
     asked = HardErrors(errors.diag(), errors[pair, q], errors[q, pair], errors[pair, r], errors[r, pair])
     return distinctness(asked, q, r, margin=margin, form=form)

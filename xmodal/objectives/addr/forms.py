@@ -158,15 +158,16 @@ class Table(nn.Module):
 
     fits_anew, sparse = False, True
 
-    def __init__(self, dim: Size, pairs: int) -> None:
+    def __init__(self, dim: Size, pairs: Size) -> None:
         super().__init__()
+        check_count("pairs", pairs)
         self.rows = nn.Embedding.from_pretrained(torch.zeros(pairs, dim + 1), freeze=False, sparse=True)
 
     def forward(self, items: Items) -> Discriminators:
         """Differentiable in the rows of these pairs."""
         if items.pair is None:
             raise ValueError("the table form needs the features' `pair`: where every pair is in the training set")
-        rows = self.rows(items.pair)
+        rows = self.rows(items.pair.long())
         return Discriminators(rows[:, :-1], rows[:, -1])
 
 

@@ -12,6 +12,8 @@ import torch
 
 from xmodal.numerics import unit_means
 from xmodal.objectives.addr.base import DomainObjective, Learn, Reduction
+from xmodal.objectives.addr.batch import check_features
+from xmodal.objectives.checks import check_matched
 from xmodal.objectives.choices import check_choice
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def mean_match_loss(
         reduction: `mean` over the pairs, or `sum`.
 
     Raises:
-        ValueError: for an unknown reduction.
+        ValueError: for shapes or masks that do not fit, a pair without a real word or region or an unknown reduction.
 
     Example:
         >>> import torch
@@ -48,6 +50,13 @@ def mean_match_loss(
         tensor(2.)
     """
     check_choice("reduction", reduction, Reduction)
+    check_matched(words, regions, word_mask, region_mask, look=True)
+    return _mean_match(words, regions, word_mask, region_mask, reduction)
+
+
+def _mean_match(
+    words: Tensor, regions: Tensor, word_mask: Tensor | None, region_mask: Tensor | None, reduction: Reduction
+) -> Tensor:
     with torch.autocast(words.device.type, enabled=False):
         gaps = (unit_means(words, word_mask) - unit_means(regions, region_mask)).square().sum(dim=1)
         return gaps.sum() if reduction == "sum" else gaps.mean()
@@ -83,10 +92,11 @@ class MeanMatch(DomainObjective):
         learn: Learn | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """`total` is beta(step) times the sum or mean over pairs; `gap` is the mean, whatever the reduction."""
+        check_features(features)
         beta = self.beta_at(step)
         words, regions, word_mask, region_mask = features[:4]
         if not beta:
             words, regions = words.detach(), regions.detach()
-        loss = mean_match_loss(words, regions, word_mask, region_mask, reduction=self.reduction)
+        loss = _mean_match(words, regions, word_mask, region_mask, self.reduction)
         gap = loss.detach() / (len(words) if self.reduction == "sum" else 1)
         return {"gap": gap, "beta": torch.full_like(gap, beta), "total": beta * loss}

@@ -8,9 +8,21 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from xmodal.numerics import NotNegative, Positive, Size, Steps, at_least_float32, check_count, full_mask
+from xmodal.numerics import (
+    NotNegative,
+    Positive,
+    Size,
+    Steps,
+    at_least_float32,
+    check_count,
+    divisors,
+    full_mask,
+    may_pad,
+    normalize,
+    without_padding,
+)
 from xmodal.objectives.addr.base import DomainObjective, Learn, Reduction, check_not_negative
-from xmodal.objectives.addr.batch import Discriminators, DomainFeatures, Items
+from xmodal.objectives.addr.batch import Discriminators, DomainFeatures, Items, check_features
 from xmodal.objectives.addr.errors import (
     Balance,
     RegForm,
@@ -23,6 +35,7 @@ from xmodal.objectives.addr.errors import (
     pair_errors,
 )
 from xmodal.objectives.addr.forms import build_form
+from xmodal.objectives.checks import check_matched, check_shape
 from xmodal.objectives.choices import check_choice
 
 if TYPE_CHECKING:
@@ -116,7 +129,7 @@ class ADDR(DomainObjective):
         rate: NotNegative = 10.0,
         ridge: Positive = 0.1,
         hidden: Size = 128,
-        pairs: int | None = None,
+        pairs: Size | None = None,
     ) -> None:
         super().__init__(beta, beta_warmup_steps, beta_hold_steps, beta_decay_steps, reduction)
         check_choice("reg_form", reg_form, RegForm)
@@ -162,10 +175,13 @@ class ADDR(DomainObjective):
 
     def items(self, features: DomainFeatures) -> Items:
         """What the discriminators see of a batch."""
+        check_features(features)
         words, regions, word_mask, region_mask = features[:4]
         with torch.no_grad(), _full_precision(features):
             # Written once and then changed in place: these are the largest tensors here.
             joined = torch.cat([at_least_float32(words), at_least_float32(regions)], dim=1)
+            for part, real in zip(joined.split([words.shape[1], regions.shape[1]], dim=1), features[2:4], strict=True):
+                _blank_padding(part, real)
             mask = torch.cat([word_mask, region_mask], dim=1)
             joined *= (mask / _length(joined))[..., None]
             weight = torch.cat(item_weights(word_mask, region_mask, "class", joined.dtype), dim=1)
@@ -246,6 +262,9 @@ class ADDR(DomainObjective):
         averaged, on the right side of their pair's discriminator. With `encoder_reg`, which needs the scores, L_reg is
         part of the total, and is given as `encoder_reg`.
         """
+        check_features(features)
+        check_shape("weight", discriminators.weight, tuple(features.words.shape[::2]))
+        check_shape("bias", discriminators.bias, tuple(features.words.shape[:1]))
         scale = self.scale_at(step)
         beta, reg_weight = self.beta * scale, self.encoder_reg * scale
         words, regions, word_mask, region_mask = features[:4]
@@ -255,7 +274,8 @@ class ADDR(DomainObjective):
         features = features._replace(words=words, regions=regions)
         with _full_precision(features):
             fixed = Discriminators(*(tensor.detach() for tensor in discriminators))
-            word_logits, region_logits = (_unit_logits(side, *fixed) for side in (words, regions))
+            sides = (words, word_mask), (regions, region_mask)
+            word_logits, region_logits = (_unit_logits(side, mask, *fixed) for side, mask in sides)
 
             def weighted(of_words: Tensor, of_regions: Tensor, balance: Balance) -> Tensor:
                 word_weight, region_weight = item_weights(word_mask, region_mask, balance, of_words.dtype)
@@ -286,9 +306,10 @@ class ADDR(DomainObjective):
         """L_reg as the encoders see it."""
         if scores is None:
             raise ValueError("encoder_reg needs the scores, from which L_reg takes the hard negatives")
-        words, regions = (at_least_float32(side) / _length(at_least_float32(side))[..., None] for side in features[:2])
-        masks = {"word_mask": features.word_mask, "region_mask": features.region_mask}
-        errors = pair_errors(words, regions, **masks, **discriminators._asdict(), balance=self.balance)
+        masks = features.word_mask, features.region_mask
+        sides = (without_padding(at_least_float32(side), mask) for side, mask in zip(features[:2], masks, strict=True))
+        words, regions = (normalize(side, floor=SHORTEST) for side in sides)
+        errors = pair_errors(words, regions, *masks, *discriminators, balance=self.balance)
         hard = hard_negatives(scores, features.image)
         return distinctness_loss(errors, *hard, margin=self.alpha, form=self.reg_form)
 
@@ -324,6 +345,9 @@ def addr_loss(
     Returns:
         `total`, to be added to the ranking loss, `adv`, `accuracy` and `beta`; see `ADDR.encoder_terms`.
 
+    Raises:
+        ValueError: for shapes or masks that do not fit, a pair without a real word or region or an unknown option.
+
     Example:
         >>> import torch
         >>> from xmodal.objectives import addr_loss
@@ -334,6 +358,7 @@ def addr_loss(
     """
     if form not in ("fast_weights", "ridge"):
         raise ValueError(f"form must be fast_weights or ridge, got {form!r}; ADDR has the forms that learn")
+    check_matched(words, regions, word_mask, region_mask, look=True)
     word_mask, region_mask = full_mask(words, word_mask), full_mask(regions, region_mask)
     addr = ADDR(words.shape[-1], form, beta=beta, **options)
     addr.to(words.device, torch.promote_types(words.dtype, torch.float32))
@@ -342,39 +367,50 @@ def addr_loss(
 
 
 def _unit_logits(
-    items: Float[Tensor, "pair item dim"], weight: Float[Tensor, "pair dim"], bias: Float[Tensor, " pair"]
+    items: Float[Tensor, "pair item dim"],
+    mask: Bool[Tensor, "pair item"],
+    weight: Float[Tensor, "pair dim"],
+    bias: Float[Tensor, " pair"],
 ) -> Float[Tensor, "pair item"]:
-    """Logits of every pair's discriminator on its own items; these are divided by their lengths, not the items."""
-    return _Projections.apply(at_least_float32(items), weight) + bias[:, None]  # type: ignore[no-any-return]
+    """Logits of every pair's discriminator on its own items; these are divided by their lengths, not the items.
+
+    Padding is given the bias, whatever it holds.
+    """
+    return _Projections.apply(at_least_float32(items), mask, weight) + bias[:, None]  # type: ignore[no-any-return]
 
 
 class _Projections(torch.autograd.Function):
-    """Products of a pair's items, each divided by its length, with a fixed vector of the pair.
+    """Products of a pair's items, each divided by its length, with a fixed vector of the pair; zero for padding.
 
     Items are the largest tensors here: their gradient is written once, where autograd would write a part of it for the
     product and one for the lengths, and another for their sum.
     """
 
     @staticmethod
-    def forward(ctx: Any, items: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, items: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
         length = _length(items)
-        projections = (weight[:, None] @ items.transpose(1, 2))[:, 0] / length
-        ctx.save_for_backward(items, weight, length, projections)
+        projections = ((weight[:, None] @ items.transpose(1, 2))[:, 0] / length).masked_fill(~mask, 0.0)
+        ctx.save_for_backward(items, mask, weight, length, projections)
         return projections
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        items, weight, length, projections = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        items, mask, weight, length, projections = ctx.saved_tensors
         scaled = gradient / length
-        # An item of length zero, whose length is held from below, has no direction to lose.
+        # A length that is held from below does not depend on the item.
         radial = torch.where(length > SHORTEST, scaled * projections / length, 0.0)
         slopes = scaled[..., None] * weight[:, None]
-        return slopes.addcmul_(radial[..., None], items, value=-1), None
+        return _blank_padding(slopes.addcmul_(radial[..., None], items, value=-1), mask), None, None
 
 
 def _length(items: Float[Tensor, "pair item dim"]) -> Float[Tensor, "pair item"]:
-    return torch.linalg.vector_norm(items, dim=-1).clamp_min(SHORTEST)
+    return divisors(torch.linalg.vector_norm(items, dim=-1), floor=SHORTEST)
+
+
+def _blank_padding(items: Tensor, mask: Tensor) -> Tensor:
+    """`without_padding`, in place."""
+    return items.masked_fill_(~mask[..., None], 0.0) if may_pad(mask) else items
 
 
 def _uncentered(centered: Discriminators, items: Items) -> Discriminators:

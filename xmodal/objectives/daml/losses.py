@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from xmodal.numerics import NotNegative, at_least_float32, check_number
+from xmodal.numerics import Angle, NotNegative, at_least_float32, check_number, normalize
+from xmodal.objectives.checks import check_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ def triplet_on_synthetic(
         tensor(0.)
     """
     check_number("margin", margin, least=0)
+    _check_triplets(anchor, positive, negative)
     return (_squared(anchor, positive)[:, None] - _squared(anchor[:, None], negative) + margin).clamp_min(0).mean()
 
 
@@ -54,6 +56,7 @@ def contrastive_on_synthetic(
         tensor(1.7500)
     """
     check_number("margin", margin, least=0)
+    _check_triplets(anchor, positive, negative)
     return _squared(anchor, positive).mean() + (margin - _squared(anchor[:, None], negative)).clamp_min(0).mean()
 
 
@@ -74,6 +77,7 @@ def n_pair_on_synthetic(
         tensor(0.6931)
     """
     check_number("l2_weight", l2_weight, least=0)
+    _check_triplets(anchor, positive, negative)
     excess = torch.einsum("pd,pnd->pn", anchor, negative) - (anchor * positive).sum(dim=1, keepdim=True)
     length = (anchor.square() + positive.square()).sum(dim=1).mean() / 2
     return F.softplus(excess.logsumexp(dim=1)).mean() + l2_weight * length
@@ -96,6 +100,7 @@ def lifted_on_synthetic(
         tensor(0.2402)
     """
     check_number("margin", margin, least=0)
+    _check_triplets(anchor, positive, negative)
     both = torch.stack([anchor, positive], dim=1)
     distances = torch.linalg.vector_norm(both[:, :, None] - negative[:, None], dim=-1)
     pulled = torch.linalg.vector_norm(anchor - positive, dim=-1)
@@ -107,7 +112,7 @@ def angular_on_synthetic(
     positive: Float[Tensor, "pair dim"],
     negative: Float[Tensor, "pair negative dim"],
     *,
-    alpha: float = 45.0,
+    alpha: Angle = 45.0,
 ) -> Float[Tensor, ""]:
     """Mean of log(1 + sum_n exp(4 tan^2(alpha) (a + p).n - 2 (1 + tan^2(alpha)) a.p)) on unit vectors.
 
@@ -121,9 +126,9 @@ def angular_on_synthetic(
         >>> angular_on_synthetic(anchor, positive, easy), angular_on_synthetic(anchor, positive, hard)
         (tensor(0.0181), tensor(4.0181))
     """
-    if not 0 < alpha < 90:
-        raise ValueError(f"alpha must be an angle between 0 and 90 degrees, got {alpha}")
-    anchor, positive, negative = (F.normalize(x, dim=-1) for x in (anchor, positive, negative))
+    check_number("alpha", alpha, above=0, below=90)
+    _check_triplets(anchor, positive, negative)
+    anchor, positive, negative = (normalize(x) for x in (anchor, positive, negative))
     squared_tangent = math.tan(math.radians(alpha)) ** 2
     repelled = 4 * squared_tangent * torch.einsum("pd,pnd->pn", anchor + positive, negative)
     pulled = 2 * (1 + squared_tangent) * (anchor * positive).sum(dim=1, keepdim=True)
@@ -173,6 +178,9 @@ def generator_losses(
         {'hard': tensor(0.5000), 'regularization': tensor(0.5000), 'adversarial': tensor(0.2500)}
     """
     check_number("margin", margin, least=0)
+    check_shape("negative", negative, tuple(synthetic.shape))
+    check_shape("anchor", anchor, tuple(synthetic[:, 0].shape))
+    _check_triplets(embedded_anchor, embedded_positive, embedded_synthetic)
     to_synthetic = _squared(embedded_anchor[:, None], embedded_synthetic)
     to_positive = _squared(embedded_anchor, embedded_positive)[:, None]
     return {
@@ -180,6 +188,16 @@ def generator_losses(
         "regularization": _squared(synthetic, negative).mean(),
         "adversarial": (to_synthetic - to_positive - margin).clamp_min(0).mean(),
     }
+
+
+def _check_triplets(anchor: Tensor, positive: Tensor, negative: Tensor) -> None:
+    """Refuse what would be stretched to fit, and nothing at all."""
+    pairs = (negative.ndim, *negative.shape[:1], *negative.shape[2:])
+    if anchor.ndim != 2 or positive.shape != anchor.shape or pairs != (3, *anchor.shape) or not negative.numel():
+        raise ValueError(
+            "anchor and positive must be (pair, dim) and negative (pair, negative, dim), at least one of each; "
+            f"got {tuple(anchor.shape)}, {tuple(positive.shape)} and {tuple(negative.shape)}"
+        )
 
 
 def _squared(first: Tensor, second: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
-from xmodal.numerics import NotNegative, Size, Steps, at_least_float32, check_count, check_number
+from xmodal.numerics import NotNegative, Size, SizeOrNone, Steps, at_least_float32, check_count, check_number, normalize
 from xmodal.objectives.choices import check_choice
 from xmodal.objectives.daml.generator import HardNegativeGenerator
 from xmodal.objectives.daml.losses import SYNTHETIC_LOSSES, generator_losses
@@ -83,7 +82,7 @@ class DAML(nn.Module):
         metric_weight: NotNegative = 1.0,
         warmup_steps: Steps = 0,
         triplets: TripletLayout = "cyclic",
-        negatives: int = 0,
+        negatives: SizeOrNone = 0,
         normalize: bool = False,
         gradients: Gradients = "joint",
         generator: Mapping[str, Any] | None = None,
@@ -96,14 +95,16 @@ class DAML(nn.Module):
         check_count("negatives", negatives, least=0)
         self.metric_name, self.metric = _synthetic_loss(metric)
         self.margin = margin
+        weights = {"reg_weight": reg_weight, "adv_weight": adv_weight, "metric_weight": metric_weight}
+        for name, weight in weights.items():
+            check_number(name, weight, least=0)
         self.weights = {"regularization": reg_weight, "adversarial": adv_weight, "metric": metric_weight}
-        for name, weight in self.weights.items():
-            check_number(f"weight of {name}", weight, least=0)
         self.warmup_steps = warmup_steps
         self.triplets: TripletLayout = triplets
         self.negatives = negatives or (1 if self.metric_name in ("triplet", "contrastive") else None)
         self.normalize = normalize
         self.gradients: Gradients = gradients
+        _check_known("DAML's generator", generator or {}, list(inspect.signature(HardNegativeGenerator).parameters)[1:])
         self.generator = HardNegativeGenerator(feature_dim, **(generator or {}))
 
     def forward(
@@ -158,7 +159,7 @@ class DAML(nn.Module):
 
     def _metric_space(self, embed: Callable[..., Tensor], features: Tensor) -> Tensor:
         embeddings = at_least_float32(embed(features))
-        return F.normalize(embeddings, dim=-1) if self.normalize else embeddings
+        return normalize(embeddings) if self.normalize else embeddings
 
 
 class Synthesis(NamedTuple):
@@ -185,8 +186,13 @@ def _synthetic_loss(metric: Mapping[str, Any]) -> tuple[str, Callable[..., Tenso
     if name not in SYNTHETIC_LOSSES:
         raise ValueError(f"DAML has no metric loss {name!r}; known: {', '.join(SYNTHETIC_LOSSES)}")
     known = list(inspect.signature(SYNTHETIC_LOSSES[name]).parameters)[3:]
+    _check_known(f"DAML's metric loss {name!r}", options, known)
+    for option, value in options.items():
+        check_number(option, value, **({"above": 0, "below": 90} if option == "alpha" else {"least": 0}))
+    return name, partial(SYNTHETIC_LOSSES[name], **options)
+
+
+def _check_known(whose: str, options: Mapping[str, Any], known: list[str]) -> None:
     for option in options:
         if option not in known:
-            raise ValueError(f"DAML's metric loss {name!r} has no option {option!r}; known: {', '.join(known)}")
-        check_number(option, options[option], least=0)
-    return name, partial(SYNTHETIC_LOSSES[name], **options)
+            raise ValueError(f"{whose} has no option {option!r}; known: {', '.join(known)}")
