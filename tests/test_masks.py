@@ -68,3 +68,13 @@ def test_notes_are_gone_with_their_masks():
     before = len(masks._noted)
     masks.note_full(torch.ones(2, 3, dtype=torch.bool))
     assert len(masks._noted) == before
+
+
+def test_what_is_written_to_in_inference_mode_is_read_again():
+    with torch.inference_mode():
+        full = masks.note_full(torch.ones(2, 3, dtype=torch.bool))
+        noted = masks.note(full.clone(), full)
+        outside = masks.taken(noted, [1, 0])
+        for mask in (full, noted, outside):
+            mask[:, 1:] = False
+            assert answers(mask) == plainly([[True, False, False]] * 2)

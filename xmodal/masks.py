@@ -41,8 +41,7 @@ def note(mask: Bool[Tensor, "set item"], same: Bool[Tensor, "set item"]) -> Bool
         >>> lengths(note(host.clone(), host))
         [1]
     """
-    _noted[mask] = _Held(same.sum(dim=1).tolist(), _ends(same).tolist(), _version(mask))
-    return mask
+    return _note(mask, same.sum(dim=1).tolist(), _ends(same).tolist())
 
 
 def note_full(mask: Bool[Tensor, "set item"]) -> Bool[Tensor, "set item"]:
@@ -55,8 +54,7 @@ def note_full(mask: Bool[Tensor, "set item"]) -> Bool[Tensor, "set item"]:
         [3]
     """
     sets, items = mask.shape
-    _noted[mask] = _Held([items] * sets, [items] * sets, _version(mask))
-    return mask
+    return _note(mask, [items] * sets, [items] * sets)
 
 
 def is_full(mask: Bool[Tensor, "set item"]) -> bool:
@@ -154,9 +152,7 @@ def taken(mask: Bool[Tensor, "set item"], order: Sequence[int]) -> Bool[Tensor, 
         tensor([[ True, False]])
     """
     some, held = mask[torch.tensor(order, device=mask.device)], _held(mask)
-    if held is not None:
-        _noted[some] = _Held([held.counts[n] for n in order], [held.ends[n] for n in order], _version(some))
-    return some
+    return some if held is None else _note(some, [held.counts[n] for n in order], [held.ends[n] for n in order])
 
 
 def split(mask: Bool[Tensor, "set item"], size: int) -> list[Bool[Tensor, "some item"]]:
@@ -175,20 +171,21 @@ def split(mask: Bool[Tensor, "set item"], size: int) -> list[Bool[Tensor, "some 
         else:
             some = slice(number * size, (number + 1) * size)
             parts.append(part[:, : max(held.ends[some])])
-            _noted[parts[-1]] = _Held(held.counts[some], held.ends[some], held.version)  # a view: versions are shared
+            _note(parts[-1], held.counts[some], held.ends[some])
     return parts
 
 
+def _note(mask: Tensor, counts: list[int], ends: list[int]) -> Tensor:
+    if not mask.is_inference():  # tensors of inference mode do not count how often they were written to
+        _noted[mask] = _Held(counts, ends, mask._version)
+    return mask
+
+
 def _held(mask: Tensor) -> _Held | None:
-    if torch.compiler.is_compiling():  # a graph is for all masks
+    if torch.compiler.is_compiling() or mask.is_inference():  # a graph is for all masks
         return None
     held = _noted.get(mask)
-    return held if held is not None and held.version == _version(mask) else None
-
-
-def _version(mask: Tensor) -> int:
-    """How often it was written to; tensors of inference mode do not count, and are not written to."""
-    return 0 if mask.is_inference() else mask._version
+    return held if held is not None and held.version == mask._version else None
 
 
 def _ends(mask: Tensor) -> Int[Tensor, " set"]:

@@ -82,6 +82,23 @@ def at_least_float32(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def of_one_dtype(
+    first: Float[Tensor, "*first"], second: Float[Tensor, "*second"]
+) -> tuple[Float[Tensor, "*first"], Float[Tensor, "*second"]]:
+    """Both in the wider of their dtypes, for products of one with the other; under autocast products see to it.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.numerics import of_one_dtype
+        >>> [each.dtype for each in of_one_dtype(torch.ones(1).half(), torch.ones(1))]
+        [torch.float32, torch.float32]
+    """
+    if first.dtype == second.dtype or torch.is_autocast_enabled(first.device.type):
+        return first, second
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    return first.to(dtype), second.to(dtype)
+
+
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A block in which nothing is cast to half precision; in a graph that is exported nothing is, and no block stays.
 
@@ -273,6 +290,24 @@ def check_number(
         raise ValueError(f"{name} must be {'positive' if wanted == ['above 0'] else ' and '.join(wanted)}, got {value}")
     if not -math.inf < number < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Make sure that an option is a share that leaves something: from 0 to below 1.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> from xmodal.numerics import check_share
+        >>> check_share("dropout", 0.25)
+        >>> check_share("dropout", 1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: dropout must be at least 0 and below 1, got 1.0
+    """
+    if not isinstance(value, numbers.Real) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
 
 
 def check_count(name: str, value: Any, *, least: int = 1) -> None:

@@ -350,10 +350,12 @@ def _choose(dtype: torch.dtype, threads: int) -> Product:
 
 def _seconds(dtype: torch.dtype, threads: int, names: list[Product]) -> dict[Product, float]:
     """Of the fastest turn of every product that computes, and computes well enough."""
-    generator = torch.Generator().manual_seed(0)
-    rows, aligned, any_number = (torch.randn(size, 1024, generator=generator, dtype=dtype) for size in (768, 512, 505))
+    generator = torch.Generator("cpu").manual_seed(0)
+    rows, aligned, any_number = (
+        torch.randn(size, 1024, generator=generator, dtype=dtype, device="cpu") for size in (768, 512, 505)
+    )
     exact = rows[:64].double() @ aligned.double().T
-    out, errors, seconds = torch.empty(len(rows), len(aligned), dtype=dtype), {}, {}
+    out, errors, seconds = rows.new_empty(len(rows), len(aligned)), {}, {}
     with _threads(threads), torch.no_grad():
         for name in names:
             found = _tried(name, rows, aligned, out)

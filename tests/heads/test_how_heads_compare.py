@@ -2,12 +2,27 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
-from batches import random_batch
+from batches import DIM, LEARNED_HEADS, random_batch
 
-from xmodal.heads import BFAN, CHAN, HEADS, SCAN, VSRN, Cosine, Head
+from xmodal.heads import (
+    BFAN,
+    CHAN,
+    HEADS,
+    SCAN,
+    VSRN,
+    Cosine,
+    Head,
+    attention,
+    bfan_attention,
+    chan_pair_scores,
+    chan_scores,
+    scan_attention,
+    scan_pair_scores,
+)
 from xmodal.heads.comparison import CrossAttention, HardAlignment, InnerProduct
 from xmodal.names import build
 
@@ -137,3 +152,52 @@ def test_pairs_follow_the_compare_of_a_subclass(name):
     head.__class__ = Doubled
     torch.testing.assert_close(head.pairs(*batch), head(*batch).diag())
     torch.testing.assert_close(head.pairs(*batch), 2 * before)
+
+
+@pytest.mark.parametrize("head", LEARNED_HEADS.values(), ids=LEARNED_HEADS)
+@pytest.mark.parametrize("method", ["compare", "embed_images"])
+def test_pairs_follow_what_was_replaced_on_an_instance(head, method):
+    head, batch = copy.deepcopy(head), random_batch(images=3, captions=3, dim=DIM)
+    before = getattr(head, method)
+    setattr(head, method, lambda *given: 2 * before(*given) + 1)
+    torch.testing.assert_close(head.pairs(*batch), head(*batch).diag())
+
+
+@pytest.mark.parametrize("name", ["scan", "chan", "naaf", "bfan", "sgr", "rdan", "dprnn word"])
+def test_attention_is_that_of_what_a_subclass_embeds(name):
+    """Regions that come out in another order are looked at in that order."""
+    heads = {**LEARNED_HEADS, "scan": SCAN(), "bfan": BFAN()}
+    head, batch = copy.deepcopy(heads[name]), random_batch(images=3, captions=3, dim=DIM)
+    wanted = head.attention(batch.regions.flip(1), batch.words, None, batch.word_mask).weights
+    plain = type(head).embed_images
+    flips = {"embed_images": lambda self, regions, mask=None: plain(self, regions.flip(1), mask)}
+    head.__class__ = type("Flipping", (type(head),), flips)
+    torch.testing.assert_close(head.attention(batch.regions, batch.words, None, batch.word_mask).weights, wanted)
+
+
+@pytest.mark.parametrize(
+    ("score", "wanted"),
+    [
+        (chan_scores, []),
+        (chan_pair_scores, []),
+        (scan_attention, []),
+        (bfan_attention, []),
+        (partial(scan_pair_scores, direction="t2i"), ["images"]),
+        (partial(scan_pair_scores, direction="i2t"), ["captions"]),
+        (CHAN().attention, []),
+        (SCAN("i2t").explain, [[], ["captions"]]),
+    ],
+)
+def test_no_products_are_computed_that_nobody_reads(score, wanted, monkeypatch):
+    made = []
+    prepare = attention.prepare_side
+
+    def watched(items, mask, *, gram=True):
+        side = prepare(items, mask, gram=gram)
+        made.append(side.gram.shape[1])
+        return side
+
+    monkeypatch.setattr(attention, "prepare_side", watched)
+    score(torch.randn(3, 5, 8), torch.randn(3, 4, 8))
+    steps = wanted if wanted and isinstance(wanted[0], list) else [wanted]
+    assert made == [size for names in steps for size in (5 * ("images" in names), 4 * ("captions" in names))]

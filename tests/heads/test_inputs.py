@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+from copy import deepcopy
+
 import pytest
 import torch
+from batches import DIM, LEARNED_HEADS
 
-from xmodal.heads import SCAN, Cosine, cosine_scores, scan_attention, scan_pair_scores, scan_scores
+from xmodal.heads import (
+    BFAN,
+    HEADS,
+    SCAN,
+    VSRN,
+    Cosine,
+    attended_program,
+    cosine_scores,
+    scan_attention,
+    scan_pair_scores,
+    scan_scores,
+)
 from xmodal.heads.base import check_inputs
 from xmodal.heads.cosine import pool
 
@@ -20,6 +35,8 @@ BAD = {
     "rank of regions": ((REGIONS[0], WORDS), r"regions must be \(image, region, dim\), got shape \(3, 4\)"),
     "rank of words": ((REGIONS, WORDS[0]), r"words must be \(caption, word, dim\), got shape \(5, 4\)"),
     "no regions at all": ((REGIONS[:, :0], WORDS), r"regions has shape \(2, 0, 4\).*at least one region"),
+    "no images": ((REGIONS[:0], WORDS), r"regions has shape \(0, 3, 4\): there must be at least one image"),
+    "no captions": ((REGIONS, WORDS[:0]), r"words has shape \(0, 5, 4\): there must be at least one caption"),
     "no words at all": ((REGIONS, WORDS[:, :0]), r"words has shape \(2, 0, 4\).*at least one word"),
     "dim": ((REGIONS, WORDS[..., :3]), r"regions have dim 4 and words have dim 3"),
     "integer region mask": ((REGIONS, WORDS, NO_MASK.long()), r"region_mask must be boolean.*torch.int64.*\.bool\(\)"),
@@ -38,6 +55,46 @@ def test_bad_shapes_and_masks(score, case):
     arguments = (*arguments, None, None)[:4]
     with pytest.raises(ValueError, match=message):
         score(*arguments)
+
+
+EVERY = {**{name: deepcopy(head).float() for name, head in LEARNED_HEADS.items()}, "scan": SCAN(), "bfan": BFAN()}
+EVERY |= {"scan i2t": SCAN("i2t"), "vsrn": VSRN(DIM).eval(), "cosine": Cosine(), "scan plain": SCAN("t2i", "clipped")}
+every_head = pytest.mark.parametrize("head", EVERY.values(), ids=EVERY)
+
+
+def draw(images=3, captions=4):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(images, 5, DIM, generator=generator), torch.randn(captions, 4, DIM, generator=generator)
+
+
+@every_head
+def test_a_batch_without_images_or_captions_is_refused_alike_by_all(head):
+    regions, words = draw()
+    for sides, shape in (((regions[:0], words), r"\(0, 5, 8\)"), ((regions, words[:0]), r"\(0, 4, 8\)")):
+        with pytest.raises(ValueError, match=f"has shape {shape}: there must be at least one"):
+            head(*sides)
+
+
+@every_head
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float16), (torch.bfloat16, torch.float32)], ids=str)
+def test_sides_of_two_precisions_are_compared_in_the_wider(head, dtypes):
+    """Against float64, in which the numbers of either side are exact."""
+    regions, words = (side.to(dtype) for side, dtype in zip(draw(4, 4), dtypes, strict=True))
+    exact = deepcopy(head).double()(regions.double(), words.double())
+    found = head(regions, words)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(head.pairs(regions, words), found.diag(), rtol=1e-5, atol=1e-5)
+
+
+@every_head
+def test_a_device_that_somebody_made_the_default_changes_nothing(head, monkeypatch):
+    monkeypatch.setattr(attended_program, "FEW", 0)
+    regions, words = draw(4, 8)
+    wanted, pairs = head(regions, words), head.pairs(regions, words[:4])
+    with torch.device("meta"):
+        assert torch.equal(head(regions, words), wanted)
+        assert torch.equal(head.pairs(regions, words[:4]), pairs)
 
 
 @pytest.mark.parametrize("head", [SCAN(), Cosine()], ids=repr)
@@ -81,3 +138,34 @@ def test_unknown_pooling():
         pool(REGIONS, pooling="sum")
     with pytest.raises(ValueError, match="pooling must be one of mean, max, gpo, esa, self_attention; got 'sum'"):
         Cosine("sum")
+
+
+INFINITE, TOO_MUCH = float("inf"), 1.5
+REFUSED = [
+    *(({"name": name, "temperature": INFINITE}, "temperature must be finite, got inf") for name in ("adapt", "sgraf")),
+    ({"name": "rdan_style", "temperature": INFINITE}, "temperature must be finite, got inf"),
+    ({"name": "adapt", "temperature": "warm"}, "temperature must be a number, got 'warm'"),
+    ({"name": "naaf", "temperature": INFINITE}, "temperature must be finite, got inf"),
+    ({"name": "naaf", "intra_temperature": INFINITE}, "intra_temperature must be finite, got inf"),
+    ({"name": "naaf", "penalty": INFINITE}, "penalty must be finite, got inf"),
+    ({"name": "dprnn", "word_temperature": INFINITE}, "word_temperature must be finite, got inf"),
+    ({"name": "dprnn", "weighting": INFINITE}, "weighting must be finite, got inf"),
+    ({"name": "dprnn", "candidates": 2.5}, "candidates must be a whole number, got 2.5"),
+    ({"name": "rdan_style", "relation_dim": 0}, "relation_dim must be at least 1, got 0"),
+    ({"name": "rdan_style", "relation_dim": -1}, "relation_dim must be at least 1, got -1"),
+    ({"name": "mtfn", "fused_dim": 0}, "fused_dim must be at least 1, got 0"),
+    ({"name": "mtfn", "dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+    ({"name": "sgraf", "sim_dim": 2.5}, "sim_dim must be a whole number, got 2.5"),
+    ({"name": "cosine", "pooling": {"name": "gpo", "temperature": INFINITE}}, "temperature must be finite, got inf"),
+    ({"name": "cosine", "pooling": {"name": "gpo", "hidden_dim": 0}}, "hidden_dim must be at least 1, got 0"),
+    ({"name": "cosine", "pooling": {"name": "esa", "drop": TOO_MUCH}}, "drop must be at least 0 and below 1, got 1.5"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_numbers_out_of_their_range_are_refused_when_a_head_is_made(options, message):
+    options = dict(options)
+    kind = HEADS[options.pop("name")]
+    dim = {"dim": 8} if "dim" in inspect.signature(kind).parameters else {}
+    with pytest.raises(ValueError, match=f"^{message}"):
+        kind(**dim, **options)

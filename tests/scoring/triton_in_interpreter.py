@@ -57,6 +57,15 @@ def test_scan_equals_the_head(
     compare(head, regions, words, region_mask, word_mask)
 
 
+@pytest.mark.parametrize("aggregation", ["logsumexp", "mean", "max", "sum"])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_what_is_no_number_is_no_number_in_all_scores_that_read_it(aggregation):
+    generator = torch.Generator().manual_seed(0)
+    regions, words = torch.randn(3, 5, 8, generator=generator), torch.randn(4, 4, 8, generator=generator)
+    regions[1, 2, 3] = float("nan")
+    assert triton_scores(SCAN(aggregation=aggregation), regions, words, shape=SHAPE)[1].isnan().all()
+
+
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)])
 def test_of_two_precisions_the_wider_is_taken(dtypes):
     """As autocast leaves them, which normalizes one side in float32 and not the other."""

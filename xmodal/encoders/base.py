@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from xmodal.data.region_store import RegionBatch
+from xmodal.numerics import check_share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,5 +160,4 @@ def check_dropout(**shares: float) -> None:
     ValueError: dropout must be at least 0 and below 1, got 1.0
     """
     for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, got {share}")
+        check_share(name, share)

@@ -15,7 +15,17 @@ from xmodal.heads.foveae import Fovea, foveal_sums
 from xmodal.heads.foveal_maxima import Asked, maxima_sums
 from xmodal.heads.pooling import POOLERS, make_pooler
 from xmodal.masks import lengths
-from xmodal.numerics import Positive, Size, at_least_float32, full_mask, no_autocast, normed_real, unit_length
+from xmodal.numerics import (
+    Positive,
+    Size,
+    at_least_float32,
+    check_count,
+    check_number,
+    full_mask,
+    no_autocast,
+    normed_real,
+    unit_length,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,8 +174,8 @@ class ADAPT(Head):
         super().__init__()
         if direction not in get_args(Direction):
             raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}; got {direction!r}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        check_number("temperature", temperature, above=0)
+        check_count("dim", dim)
         self.direction: Direction = direction
         self.temperature = temperature
         self.pooler = make_pooler(pooling, dim)

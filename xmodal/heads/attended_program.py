@@ -114,7 +114,7 @@ class Attending:
             offsets = [word * values.stride(2) for word in range(values.shape[2])]
         self.values = values
         self.shape = contexts, places, words, queries = *values.shape[:2], len(counts), counts[0]
-        numbers = torch.tensor(offsets), torch.tensor(counts, dtype=torch.int32)
+        numbers = torch.tensor(offsets, device="cpu"), torch.tensor(counts, dtype=torch.int32, device="cpu")
         held = *numbers, _float32(values), _float32(gram).contiguous(), mask.contiguous()
         self._held = held  # as long as the program may read them
         self._given = _Products(
@@ -155,7 +155,7 @@ class Attending:
         pointers = [each.data_ptr() if isinstance(each, torch.Tensor) else each for each in given]
 
         def work(begin: int, end: int) -> None:
-            memory = torch.empty(scratch, dtype=torch.uint8)
+            memory = torch.empty(scratch, dtype=torch.uint8, device="cpu")
             run(ctypes.byref(self._given), begin, end, memory.data_ptr(), *pointers)
 
         _side_by_side(self.shape[0], work)

@@ -26,11 +26,11 @@ from xmodal.heads.attended import STEEPEST, How, attended_cosines
 from xmodal.heads.attended_program import LANES, is_compiled
 from xmodal.heads.ragged import Ragged, columns_of, counts_of
 from xmodal.masks import lengths, split, taken
-from xmodal.numerics import at_least_float32, full_mask, no_autocast
+from xmodal.numerics import at_least_float32, full_mask, no_autocast, of_one_dtype
 from xmodal.products import inner_products
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -39,6 +39,9 @@ Direction = Literal["t2i", "i2t"]
 Normalization = Literal["softmax", "l2", "clipped_l2", "l1", "clipped_l1", "clipped", "none"]
 Aggregation = Literal["logsumexp", "mean", "max", "sum"]
 Focal = Literal["prob", "equal"]
+
+CONTEXTS: dict[Direction, Literal["images", "captions"]] = {"t2i": "images", "i2t": "captions"}
+"""What is attended over."""
 
 NEGATIVE_SLOPE = 0.1
 """The papers write [s]_+; the released code clips with a leaky ReLU of this slope."""
@@ -94,6 +97,25 @@ def prepare_side(
         return Side(items, mask, torch.linalg.vector_norm(exact, dim=-1), grams)
 
 
+def prepare_sides(
+    regions: Float[Tensor, "image region dim"],
+    words: Float[Tensor, "caption word dim"],
+    region_mask: Bool[Tensor, "image region"] | None,
+    word_mask: Bool[Tensor, "caption word"] | None,
+    *,
+    grams: Sequence[Literal["images", "captions"]] = (),
+) -> tuple[Side, Side]:
+    """`prepare_side` of images and captions, in the wider of their dtypes, with the Gram matrices that are named.
+
+    >>> images, captions = prepare_sides(torch.ones(2, 36, 8), torch.ones(3, 12, 8).double(), None, None)
+    >>> images.items.dtype, images.gram.shape
+    (torch.float64, torch.Size([2, 0, 0]))
+    """
+    regions, words = of_one_dtype(regions, words)
+    images = prepare_side(regions, region_mask, gram="images" in grams)
+    return images, prepare_side(words, word_mask, gram="captions" in grams)
+
+
 def contexts_and_queries(direction: Direction, images: Side, captions: Side) -> tuple[Side, Side]:
     """Words attend over regions in t2i, regions over words in i2t.
 
@@ -126,7 +148,7 @@ def attention_weights(
     logits = F.leaky_relu(products, NEGATIVE_SLOPE) if normalization.startswith("clipped") else products
     if normalization == "softmax":
         logits = logits.masked_fill(~query_mask[:, None], float("-inf")).softmax(dim=2)
-    scale = temperature
+    scale = logits.new_full((), temperature)
     if normalization.endswith(("l1", "l2")):
         if normalization.endswith("l2"):
             lengths = _safe_sqrt(squares := logits.square().sum(dim=2, keepdim=True))
@@ -138,7 +160,7 @@ def attention_weights(
         # would be what rounding leaves of it, times 1e8.
         scale = (temperature / (lengths + EPSILON)).masked_fill(has_none, 0.0)
     padding = logits.new_zeros(context_mask.shape).masked_fill(~context_mask, float("-inf"))[:, :, None, None]
-    return torch.addcmul(padding, logits, torch.as_tensor(scale).to(logits)).softmax(dim=1)
+    return torch.addcmul(padding, logits, scale).softmax(dim=1)
 
 
 def attended_cosine(
@@ -340,7 +362,7 @@ def _all_ragged(
             products = inner_products(tile.items.flatten(0, 1), span.rows).unflatten(0, tile.mask.shape)
             parts.append(score(Ragged(products, span.counts), tile, span.queries))
         blocks.append(torch.cat(parts, dim=1))
-    order = torch.tensor([number for span in spans for number in span.order])
+    order = torch.tensor([number for span in spans for number in span.order], device="cpu")
     return torch.cat(blocks)[:, order.argsort()]
 
 
@@ -371,10 +393,10 @@ def _spans(queries: Side) -> list[_Span]:
     spans, items = [], queries.items.flatten(0, 1)
     for some in groups:
         counts = counts_of([ends[number] for number in some])
-        here, words = torch.tensor(some), len(counts)
+        here, words = torch.tensor(some, device="cpu"), len(counts)
         mask = split(taken(queries.mask, some), len(some))[0]
         norms, gram = queries.norms[here, :words], queries.gram[here, :words, :words]
-        rows = items.index_select(0, torch.tensor(columns_of(some, counts, longest)))
+        rows = items.index_select(0, torch.tensor(columns_of(some, counts, longest), device="cpu"))
         spans.append(_Span(some, Side(rows.new_empty(len(some), words, 0), mask, norms, gram), rows, counts))
     return spans
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from xmodal.masks import first_empty
 from xmodal.numerics import full_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from jaxtyping import Bool, Float, Int
@@ -94,6 +96,8 @@ class Head(nn.Module):
         def place(method: str) -> int:
             return next(place for place, names in enumerate(order) if method in names)
 
+        if "pairs" in vars(cls):
+            cls.pairs = _unless_replaced(cls.pairs)
         # Faster pairs that are inherited know nothing of what has been replaced since.
         if cls.pairs is not Head.pairs and place("pairs") > min(map(place, _SCORED_BY)):
             cls.pairs = Head.pairs
@@ -231,6 +235,17 @@ class Head(nn.Module):
 Head.comparison = Declared(None, Head)  # type: ignore[assignment]  # refuses one that is set on an instance
 
 
+def _unless_replaced(pairs: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Faster pairs, but where something that decides on scores was replaced on an instance: they know nothing of it."""
+
+    @functools.wraps(pairs)
+    def asked(head: Head, *items: Tensor, **options: Any) -> Tensor:
+        is_replaced = any(method in vars(head) for method in _SCORED_BY)
+        return (Head.pairs if is_replaced else pairs)(head, *items, **options)
+
+    return asked
+
+
 class _Whole(Head):
     """Compares by calling a head with a `forward` of its own, which does all of its work anew for every pair."""
 
@@ -265,8 +280,8 @@ def check_inputs(
         validate: also read every real feature and refuse NaN and infinity (costs a pass over the data).
 
     Raises:
-        ValueError: for a wrong rank, unequal dim, a mask that is not boolean or does not fit, an image or caption
-            without a single real item, and, under `validate`, a value that is not finite.
+        ValueError: for a wrong rank, unequal dim, no image or caption at all, a mask that is not boolean or does not
+            fit, an image or caption without a single real item, and, under `validate`, a value that is not finite.
 
     >>> check_inputs(torch.ones(2, 36, 8), torch.ones(3, 12, 16), None, None)
     Traceback (most recent call last):
@@ -306,7 +321,9 @@ def check_items(
                 f"{mask_name} must have shape {tuple(items.shape[:2])} to fit {name}, got {tuple(mask.shape)}"
             )
     if torch.compiler.is_compiling():
-        return  # values cannot be read while a graph is being traced; shapes above still are
+        return  # values cannot be read while a graph is being traced, nor numbers of items; shapes above still are
+    if len(items) == 0:
+        raise ValueError(f"{name} has shape {tuple(items.shape)}: there must be at least one {axes.split()[0]}")
     empty = None if mask is None else first_empty(mask)
     if empty is not None:
         raise ValueError(f"{axes.split()[0]} {empty} has no real {axes.split()[1]} in {mask_name}; remove it first")

@@ -14,7 +14,7 @@ from xmodal.heads.attention import (
     attention_weights,
     contexts_and_queries,
     pair_shares,
-    prepare_side,
+    prepare_sides,
     stacked_attention,
     takes_ragged,
 )
@@ -70,8 +70,8 @@ def bfan_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, validate=validate)
     attend = _focal_attention(focal, temperature)
-    images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
-    ragged = takes_ragged(regions, normalization="clipped_l2", temperature=temperature)
+    images, captions = prepare_sides(regions, words, region_mask, word_mask, grams=["images", "captions"])
+    ragged = takes_ragged(images.items, normalization="clipped_l2", temperature=temperature)
     return all_pairs(images, captions, attend, both_directions=True, ragged=ragged)
 
 
@@ -95,7 +95,7 @@ def bfan_pair_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, aligned=True, validate=validate)
     attend = _focal_attention(focal, temperature)
-    images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
+    images, captions = prepare_sides(regions, words, region_mask, word_mask, grams=["images", "captions"])
     return aligned_pairs(images, captions, attend, both_directions=True)
 
 
@@ -127,8 +127,7 @@ def bfan_attention(
     how = _comparison(focal, temperature)
     if direction not in get_args(Direction):
         raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}; got {direction!r}")
-    images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
-    contexts, queries = contexts_and_queries(direction, images, captions)
+    contexts, queries = contexts_and_queries(direction, *prepare_sides(regions, words, region_mask, word_mask))
     weights = attention_weights(
         aligned_products(contexts, queries),
         contexts.mask,
@@ -187,8 +186,8 @@ class BFAN(Head):
         how = self.comparison
         if how is None:  # a subclass compares in another way
             return tuple(Explanation(attention, looking) for looking, attention in found.items())
-        images = prepare_side(self.embed_images(regions, region_mask), region_mask)
-        captions = prepare_side(self.embed_captions(words, word_mask), word_mask)
+        embedded = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
+        images, captions = prepare_sides(*embedded, region_mask, word_mask, grams=["images", "captions"])
         shares = partial(
             pair_shares,
             normalization=how.normalization,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xmodal.heads.attention import Side, aggregate, aligned_pairs, aligned_products, all_pairs, prepare_side
+from xmodal.heads.attention import Side, aggregate, aligned_pairs, aligned_products, all_pairs, prepare_sides
 from xmodal.heads.base import Attention, Head, check_inputs
 from xmodal.heads.comparison import HardAlignment, WordAggregation
 from xmodal.numerics import Positive  # noqa: TC001  # ranges are read at run time
@@ -60,7 +60,7 @@ def chan_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, validate=validate)
     align = _alignment(aggregation, temperature)
-    return all_pairs(prepare_side(regions, region_mask), prepare_side(words, word_mask), align)
+    return all_pairs(*prepare_sides(regions, words, region_mask, word_mask), align)
 
 
 def chan_pair_scores(
@@ -83,7 +83,7 @@ def chan_pair_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, aligned=True, validate=validate)
     align = _alignment(aggregation, temperature)
-    return aligned_pairs(prepare_side(regions, region_mask), prepare_side(words, word_mask), align)
+    return aligned_pairs(*prepare_sides(regions, words, region_mask, word_mask), align)
 
 
 class CHAN(Head):
@@ -114,8 +114,9 @@ class CHAN(Head):
 
     def attention(self, regions, words, region_mask=None, word_mask=None):
         """Every word looks at the one region that fits it best, the first of equals."""
+        regions, words = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
         check_inputs(regions, words, region_mask, word_mask, aligned=True)
-        images, captions = prepare_side(regions, region_mask), prepare_side(words, word_mask)
+        images, captions = prepare_sides(regions, words, region_mask, word_mask)
         products = aligned_products(images, captions)[..., 0].masked_fill(~images.mask[..., None], float("-inf"))
         best = torch.zeros_like(products).scatter(1, products.argmax(dim=1, keepdim=True), 1.0)
         return Attention((best * captions.mask[:, None, :]).transpose(1, 2))

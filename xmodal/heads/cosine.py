@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from xmodal.heads.base import Attention, Explanation, Head, check_inputs
 from xmodal.heads.comparison import InnerProduct
 from xmodal.heads.pooling import POOLERS, make_pooler
-from xmodal.numerics import Size, full_mask, unit_length
+from xmodal.numerics import Size, full_mask, of_one_dtype, unit_length
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +69,9 @@ def cosine_scores(
         torch.Size([4, 6])
     """
     check_inputs(regions, words, region_mask, word_mask, validate=validate)
-    return pool(regions, region_mask, pooling=pooling) @ pool(words, word_mask, pooling=pooling).T
+    images, captions = pool(regions, region_mask, pooling=pooling), pool(words, word_mask, pooling=pooling)
+    images, captions = of_one_dtype(images, captions)
+    return images @ captions.T
 
 
 class Cosine(Head):
@@ -114,6 +116,7 @@ class Cosine(Head):
         return unit_length(self.caption_pooler(words, word_mask))
 
     def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
+        images, captions = of_one_dtype(images, captions)
         return images @ captions.T
 
     def attention(self, regions, words, region_mask=None, word_mask=None):

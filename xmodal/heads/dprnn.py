@@ -12,7 +12,18 @@ from xmodal.heads.attention import tile_bytes
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, every_pair
 from xmodal.heads.recurrent import read_in_order
 from xmodal.masks import is_full, note_full
-from xmodal.numerics import Size, at_least_float32, full_mask, no_autocast, unit_length
+from xmodal.numerics import (
+    NotNegative,
+    Positive,
+    Size,
+    SizeOrNone,
+    at_least_float32,
+    check_count,
+    check_number,
+    full_mask,
+    no_autocast,
+    unit_length,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -133,21 +144,20 @@ class DPRNN(Head):
         self,
         dim: Size,
         score: Side = "word",
-        weighting: float = 0.3,
-        object_temperature: float = 9.0,
-        word_temperature: float = 4.0,
+        weighting: NotNegative = 0.3,
+        object_temperature: Positive = 9.0,
+        word_temperature: Positive = 4.0,
         recurrent: bool = True,
-        candidates: int = 10,
+        candidates: SizeOrNone = 10,
     ) -> None:
         super().__init__()
         if score not in get_args(Side):
             raise ValueError(f"score must be one of {', '.join(get_args(Side))}; got {score!r}")
-        for name, value in (("object_temperature", object_temperature), ("word_temperature", word_temperature)):
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        for name, value in (("weighting", weighting), ("candidates", candidates)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+        check_number("object_temperature", object_temperature, above=0)
+        check_number("word_temperature", word_temperature, above=0)
+        check_number("weighting", weighting, least=0)
+        check_count("candidates", candidates, least=0)
+        check_count("dim", dim)
         self.scored: Side = score
         self.weighting = weighting
         self.object_temperature = object_temperature

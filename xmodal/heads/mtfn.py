@@ -9,7 +9,7 @@ from torch import nn
 
 from xmodal.heads.base import Head, check_inputs
 from xmodal.heads.pooling import POOLERS, make_pooler
-from xmodal.numerics import DropShare, Size, at_least_float32
+from xmodal.numerics import DropShare, Size, at_least_float32, check_count, check_share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,15 +90,16 @@ class MTFN(Head):
         self,
         dim: Size,
         hidden_dim: Size = 1024,
-        fused_dim: int = 1024,
-        rank: int = 20,
+        fused_dim: Size = 1024,
+        rank: Size = 20,
         dropout: DropShare = 0.25,
         pooling: str | Mapping[str, Any] = "mean",
         caption_pooling: str | Mapping[str, Any] = "mean",
     ) -> None:
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, got {rank}")
+        for name, value in (("dim", dim), ("hidden_dim", hidden_dim), ("fused_dim", fused_dim), ("rank", rank)):
+            check_count(name, value)
+        check_share("dropout", dropout)
         self.rank = rank
         self.image_pooler, self.caption_pooler = make_pooler(pooling, dim), make_pooler(caption_pooling, dim)
         self.dropout = nn.Dropout(dropout)

@@ -16,10 +16,11 @@ from xmodal.heads.attention import (
     attended_cosine,
     attention_weights,
     prepare_side,
+    prepare_sides,
 )
 from xmodal.heads.base import Head, check_inputs
 from xmodal.heads.scan import scan_attention
-from xmodal.numerics import Positive, full_mask
+from xmodal.numerics import Positive, check_number, full_mask, of_one_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +83,7 @@ def naaf_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, validate=validate)
     score_tile = _negative_aware(threshold, temperature, intra_temperature)
-    sides = prepare_side(regions, region_mask), prepare_side(words, word_mask)
+    sides = prepare_sides(regions, words, region_mask, word_mask, grams=["images", "captions"])
     return all_pairs(*sides, score_tile, query_grams=True)
 
 
@@ -107,7 +108,7 @@ def naaf_pair_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, aligned=True, validate=validate)
     score_tile = _negative_aware(threshold, temperature, intra_temperature)
-    sides = prepare_side(regions, region_mask), prepare_side(words, word_mask)
+    sides = prepare_sides(regions, words, region_mask, word_mask, grams=["images", "captions"])
     return aligned_pairs(*sides, score_tile, query_grams=True)
 
 
@@ -205,12 +206,11 @@ class NAAF(Head):
         self,
         temperature: Positive = 20.0,
         intra_temperature: Positive = 5.0,
-        penalty: float = 2.0,
+        penalty: Positive = 2.0,
         learn_threshold: bool = True,
     ) -> None:
         super().__init__()
-        if not penalty > 0:
-            raise ValueError(f"penalty must be positive, got {penalty}")
+        check_number("penalty", penalty, above=0)
         _negative_aware(0.0, temperature, intra_temperature)  # refuses temperatures that are not positive
         self.temperature = temperature
         self.intra_temperature = intra_temperature
@@ -260,6 +260,7 @@ class NAAF(Head):
     ) -> None:
         own = torch.arange(len(scores), device=scores.device)
         chosen = word_mask & (scores.argmax(dim=0) == own)[:, None]
+        images, captions = of_one_dtype(images, captions)
         words = prepare_side(captions, word_mask, gram=False)
 
         def best(image: Int[Tensor, " pair"]) -> Float[Tensor, "pair word"]:
@@ -324,8 +325,8 @@ def _negative_aware(
     threshold: float | Tensor, temperature: float, intra_temperature: float | None
 ) -> Callable[..., Tensor]:
     for name, value in (("temperature", temperature), ("intra_temperature", intra_temperature)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+        if value is not None:
+            check_number(name, value, above=0)
     return partial(
         negative_aware_attention,
         threshold=threshold,

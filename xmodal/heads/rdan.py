@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from xmodal.heads.attention import tile_bytes
 from xmodal.heads.base import Attention, Head, check_inputs, check_items, every_pair, xavier
 from xmodal.masks import lengths
-from xmodal.numerics import Positive, Size, at_least_float32, full_mask, unit_length
+from xmodal.numerics import Positive, Size, at_least_float32, check_count, check_number, full_mask, unit_length
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -87,7 +87,7 @@ class RDANStyle(Head):
         temperature: of the products beside the relations in both attentions, > 0 (9, as SCAN's).
 
     Raises:
-        ValueError: for a temperature that is not positive.
+        ValueError: for a temperature that is not positive or a dim that is not.
 
     Example:
         >>> import torch
@@ -96,10 +96,11 @@ class RDANStyle(Head):
         torch.Size([4, 6])
     """
 
-    def __init__(self, dim: Size, relation_dim: int = 128, temperature: Positive = 9.0) -> None:
+    def __init__(self, dim: Size, relation_dim: Size = 128, temperature: Positive = 9.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        check_number("temperature", temperature, above=0)
+        check_count("dim", dim)
+        check_count("relation_dim", relation_dim)
         self.temperature = temperature
         self.region_sum, self.word_sum = nn.Linear(dim, relation_dim), nn.Linear(dim, relation_dim, bias=False)
         self.region_factor = nn.Linear(dim, relation_dim, bias=False)
@@ -130,7 +131,7 @@ class RDANStyle(Head):
             image, caption = every_pair(images, captions)
             pairs = self._attend(images[image], captions[caption], region_mask[image], word_mask[caption])
             return pairs.scores.view(images.shape[0], captions.shape[0])
-        ends = torch.tensor(lengths(word_mask))
+        ends = torch.tensor(lengths(word_mask), device="cpu")
         size = max(1, tile_bytes(images.device) // (self.pair_bytes(images[:1], captions[:1]) * len(images)))
 
         def column(some: Tensor) -> Float[Tensor, "image caption"]:
@@ -170,7 +171,8 @@ class RDANStyle(Head):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         check_inputs(regions, words, region_mask, word_mask, aligned=True)
         region_mask, word_mask = full_mask(regions, region_mask), full_mask(words, word_mask)
-        return self._zeroed(regions, region_mask), self._zeroed(words, word_mask), region_mask, word_mask
+        images, captions = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
+        return images, captions, region_mask, word_mask
 
     def _attend(
         self,

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from xmodal.heads.attention import (
+    CONTEXTS,
     Aggregation,
     Direction,
     Normalization,
@@ -15,7 +16,7 @@ from xmodal.heads.attention import (
     attention_weights,
     contexts_and_queries,
     pair_shares,
-    prepare_side,
+    prepare_sides,
     stacked_attention,
     takes_ragged,
 )
@@ -86,10 +87,9 @@ def scan_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, validate=validate)
     score_tile = _score_tile(direction, normalization, aggregation, temperature, lse_scale)
-    images = prepare_side(regions, region_mask, gram=direction == "t2i")
-    captions = prepare_side(words, word_mask, gram=direction == "i2t")
+    images, captions = prepare_sides(regions, words, region_mask, word_mask, grams=[CONTEXTS[direction]])
     contexts, queries = contexts_and_queries(direction, images, captions)
-    ragged = takes_ragged(regions, normalization=normalization, temperature=temperature)
+    ragged = takes_ragged(images.items, normalization=normalization, temperature=temperature)
     scores = all_pairs(contexts, queries, score_tile, ragged=ragged)
     return scores if direction == "t2i" else scores.T
 
@@ -117,9 +117,8 @@ def scan_pair_scores(
     """
     check_inputs(regions, words, region_mask, word_mask, aligned=True, validate=validate)
     score_tile = _score_tile(direction, normalization, aggregation, temperature, lse_scale)
-    contexts, queries = contexts_and_queries(
-        direction, prepare_side(regions, region_mask), prepare_side(words, word_mask)
-    )
+    sides = prepare_sides(regions, words, region_mask, word_mask, grams=[CONTEXTS[direction]])
+    contexts, queries = contexts_and_queries(direction, *sides)
     return aligned_pairs(contexts, queries, score_tile)
 
 
@@ -144,9 +143,7 @@ def scan_attention(
     """
     check_inputs(regions, words, region_mask, word_mask, aligned=True)
     how = CrossAttention(direction, normalization, temperature=temperature)
-    contexts, queries = contexts_and_queries(
-        direction, prepare_side(regions, region_mask), prepare_side(words, word_mask)
-    )
+    contexts, queries = contexts_and_queries(direction, *prepare_sides(regions, words, region_mask, word_mask))
     weights = attention_weights(
         aligned_products(contexts, queries),
         contexts.mask,
@@ -213,11 +210,12 @@ class SCAN(Head):
         looking: Looking = "words" if self.options["direction"] == "t2i" else "regions"
         if self.comparison is None:  # a subclass compares in another way
             return (Explanation(attention, looking),)
-        images = prepare_side(self.embed_images(regions, region_mask), region_mask)
-        captions = prepare_side(self.embed_captions(words, word_mask), word_mask)
+        embedded = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
         options = dict(self.options)
-        sides = contexts_and_queries(options.pop("direction"), images, captions)
-        return (Explanation(attention, looking, pair_shares(*sides, **options)),)
+        direction = options.pop("direction")
+        sides = prepare_sides(*embedded, region_mask, word_mask, grams=[CONTEXTS[direction]])
+        shares = pair_shares(*contexts_and_queries(direction, *sides), **options)
+        return (Explanation(attention, looking, shares),)
 
     def extra_repr(self) -> str:  # noqa: D102
         return ", ".join(f"{k}={v!r}" for k, v in self.options.items())

@@ -13,7 +13,7 @@ from xmodal.heads.base import Attention, Head, check_inputs, check_items, xavier
 from xmodal.heads.pooling import POOLERS, make_pooler
 from xmodal.heads.scan import scan_attention
 from xmodal.masks import lengths
-from xmodal.numerics import Positive, Size, at_least_float32, full_mask, unit_length
+from xmodal.numerics import Positive, Size, at_least_float32, check_count, check_number, full_mask, unit_length
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -191,10 +191,9 @@ class SGRAF(Head):
         super().__init__()
         if module not in get_args(Module):
             raise ValueError(f"module must be one of {', '.join(get_args(Module))}; got {module!r}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        check_number("temperature", temperature, above=0)
+        for name, value in (("dim", dim), ("sim_dim", sim_dim), ("steps", steps)):
+            check_count(name, value)
         self.module: Module = module
         self.temperature = temperature
         self.image_pooler, self.caption_pooler = make_pooler(pooling, dim), make_pooler(caption_pooling, dim)
@@ -215,7 +214,7 @@ class SGRAF(Head):
 
     def compare(self, images, captions, region_mask=None, word_mask=None):  # noqa: D102
         region_mask, word_mask = full_mask(images[:, 1:], region_mask), full_mask(captions[:, 1:], word_mask)
-        ends = torch.tensor(lengths(word_mask))
+        ends = torch.tensor(lengths(word_mask), device="cpu")
         order = ends.argsort(descending=True, stable=True)  # as the released loader brings them
         size = images.element_size() * len(images) * captions[0, 1:].numel()
         blocks = [
@@ -233,7 +232,9 @@ class SGRAF(Head):
     def attention(self, regions, words, region_mask=None, word_mask=None):
         """Where the words look as they attend to their contexts: SCAN's attention, before any reasoning."""
         check_inputs(regions, words, region_mask, word_mask, aligned=True)
-        found = scan_attention(regions, words, region_mask, word_mask, direction="t2i", temperature=self.temperature)
+        images, captions = self.embed_images(regions, region_mask), self.embed_captions(words, word_mask)
+        sides = images[:, 1:], captions[:, 1:]
+        found = scan_attention(*sides, region_mask, word_mask, direction="t2i", temperature=self.temperature)
         return Attention(found.weights)
 
     def extra_repr(self) -> str:  # noqa: D102

@@ -11,7 +11,16 @@ from xmodal.heads.base import Attention, Explanation, Head, ImageStages, check_i
 from xmodal.heads.comparison import InnerProduct
 from xmodal.heads.recurrent import read_in_order
 from xmodal.masks import comes_first
-from xmodal.numerics import Size, at_least_float32, check_count, full_mask, no_autocast, normed_real, unit_length
+from xmodal.numerics import (
+    Size,
+    at_least_float32,
+    check_count,
+    full_mask,
+    no_autocast,
+    normed_real,
+    of_one_dtype,
+    unit_length,
+)
 from xmodal.products import Linear, inner_products, linear
 
 if TYPE_CHECKING:
@@ -86,7 +95,7 @@ def vsrn_scores(
         tensor([[0.6000],
                 [0.8000]])
     """
-    return inner_products(images, captions)
+    return inner_products(*of_one_dtype(images, captions))
 
 
 class RegionGraph(nn.Module):

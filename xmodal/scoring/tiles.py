@@ -254,7 +254,7 @@ def _put_together(
         rows += [row for start, sets in has for row in range(start, start + sets)]
         counts.append(sum(sets for _, sets in has))
         real += range(place * width, place * width + counts[-1])
-    return torch.tensor(rows), counts, torch.tensor(real)
+    return torch.tensor(rows, device="cpu"), counts, torch.tensor(real, device="cpu")
 
 
 def _attention_weights(

@@ -168,7 +168,7 @@ def bounds(
         >>> bool((found > 0).any()), len(found)
         (True, 2)
     """
-    found = torch.empty(len(items))
+    found = torch.empty(len(items), dtype=torch.float32, device="cpu")
     program = library()
     assert program is not None, "asked before"
     arrays = segment.arrays

@@ -9,7 +9,7 @@ from torch import nn
 
 from xmodal.heads.base import xavier
 from xmodal.heads.pooling.base import Pooler
-from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import DropShare, Size, check_count, check_share
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -58,6 +58,8 @@ class ESA(Pooler):
 
     def __init__(self, dim: Size, drop: DropShare = 0.0) -> None:
         super().__init__()
+        check_count("dim", dim)
+        check_share("drop", drop)
         self.drop = drop
         self.linear = xavier(nn.Linear(dim, dim))
 

@@ -11,7 +11,7 @@ from torch import nn
 from xmodal.heads.pooling.base import Pooler
 from xmodal.heads.recurrent import read_in_order
 from xmodal.masks import counts, note
-from xmodal.numerics import Positive, Size, at_least_float32
+from xmodal.numerics import Positive, Size, at_least_float32, check_count, check_number
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -51,8 +51,8 @@ def position_codes(length: int, dim: int) -> Float[Tensor, "position dim"]:
         tensor([[0.0000, 1.0000, 0.0000, 1.0000],
                 [0.8415, 0.5403, 0.0100, 1.0000]], dtype=torch.float64)
     """
-    rates = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64) * (-math.log(10000.0) / dim))
-    angles = torch.arange(length)[:, None] * rates
+    rates = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") * (-math.log(10000.0) / dim))
+    angles = torch.arange(length, device="cpu")[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
@@ -77,10 +77,11 @@ class GPO(Pooler):
 
     def __init__(self, code_dim: Size = 32, hidden_dim: Size = 32, temperature: Positive = 0.1) -> None:
         super().__init__()
-        if code_dim < 2 or code_dim % 2:
+        check_count("code_dim", code_dim)
+        if code_dim % 2:
             raise ValueError(f"code_dim must be even and at least 2, got {code_dim}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        check_number("temperature", temperature, above=0)
+        check_count("hidden_dim", hidden_dim)
         self.code_dim = code_dim
         self.temperature = temperature
         self.rnn = nn.GRU(code_dim, hidden_dim, batch_first=True, bidirectional=True)
@@ -103,7 +104,7 @@ class GPO(Pooler):
         return nn.functional.pad(weights, (0, length - longest))[which.to(codes.device)]
 
     def pool(self, items, mask):  # noqa: D102
-        sizes = mask.sum(dim=1) if torch.compiler.is_exporting() else torch.tensor(counts(mask))
+        sizes = mask.sum(dim=1) if torch.compiler.is_exporting() else torch.tensor(counts(mask), device="cpu")
         return gpo_pool(items, mask, self.weights(sizes, mask.shape[1]).to(items.dtype))
 
     def __repr__(self) -> str:

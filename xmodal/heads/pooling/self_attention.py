@@ -8,7 +8,7 @@ from torch import nn
 
 from xmodal.heads.base import xavier
 from xmodal.heads.pooling.base import Pooler, mean_pool
-from xmodal.numerics import DropShare, Size, normed_real  # ranges are read at run time
+from xmodal.numerics import DropShare, Size, check_count, check_share, normed_real
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -61,6 +61,9 @@ class SelfAttention(Pooler):
         super().__init__()
         if norm not in get_args(Norm):
             raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}; got {norm!r}")
+        check_count("dim", dim)
+        check_count("slots", slots)
+        check_share("dropout", dropout)
         self.norm: Norm = norm
         self.slots = slots
         self.local, self.whole = xavier(nn.Linear(dim, dim)), xavier(nn.Linear(dim, dim))

@@ -106,11 +106,12 @@ def aggregate(cosines, query_members, lse_scale, AGGREGATION: tl.constexpr):
         member = (tl.sum(tl.where(number[:, None] == chosen, query_members, 0.0), axis=0) > 0.0)[None, :]
         if AGGREGATION == "max":
             score = tl.max(tl.where(member, values, float("-inf")), axis=1)
+            score += tl.sum(tl.where(member, 0.0 * values, 0.0), axis=1)  # a maximum passes over what is not a number
         else:
             score = tl.sum(tl.where(member, values, 0.0), axis=1)
         scores = tl.where(number[None, :] == chosen, score[:, None], scores)
     if AGGREGATION == "logsumexp":
-        scores = tl.log(tl.maximum(scores, TINY)) / lse_scale
+        scores = tl.log(tl.where(scores < TINY, TINY, scores)) / lse_scale  # NaN stays
     if AGGREGATION == "mean":
         scores /= tl.maximum(tl.sum(query_members, axis=1), 1.0)[None, :]
     return scores
