@@ -148,17 +148,18 @@ def attention_weights(
     logits = F.leaky_relu(products, NEGATIVE_SLOPE) if normalization.startswith("clipped") else products
     if normalization == "softmax":
         logits = logits.masked_fill(~query_mask[:, None], float("-inf")).softmax(dim=2)
-    scale = logits.new_full((), temperature)
     if normalization.endswith(("l1", "l2")):
         if normalization.endswith("l2"):
-            lengths = _safe_sqrt(squares := logits.square().sum(dim=2, keepdim=True))
+            norms = _safe_sqrt(squares := logits.square().sum(dim=2, keepdim=True))
             has_none = squares <= torch.finfo(squares.dtype).tiny
         else:
-            lengths = logits.abs().sum(dim=2, keepdim=True)
-            has_none = lengths == 0
+            norms = logits.abs().sum(dim=2, keepdim=True)
+            has_none = norms == 0
         # Products that are all zero have no direction. They stay zero whatever they are divided by; their gradient
         # would be what rounding leaves of it, times 1e8.
-        scale = (temperature / (lengths + EPSILON)).masked_fill(has_none, 0.0)
+        scale = (temperature / (norms + EPSILON)).masked_fill(has_none, 0.0)
+    else:
+        scale = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device)
     padding = logits.new_zeros(context_mask.shape).masked_fill(~context_mask, float("-inf"))[:, :, None, None]
     return torch.addcmul(padding, logits, scale).softmax(dim=1)
 
