@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from batches import ALL_HEADS, Batch, batches, gradients, half_precision_batch, random_batch
@@ -120,14 +118,3 @@ def test_identical_features_give_finite_scores_and_gradients(head):
     batch = random_batch()
     same = batch._replace(regions=torch.ones_like(batch.regions), words=torch.ones_like(batch.words))
     assert all(result.isfinite().all() for result in gradients(head, same))
-
-
-@pytest.mark.parametrize("normalization", ["none", "clipped", "softmax"])
-def test_a_temperature_is_as_exact_as_the_features(normalization):
-    """0.1 is another number in float32; one query and two context items, in plain numbers."""
-    products = torch.tensor([0.7, -0.3], dtype=torch.float64).view(1, 2, 1, 1)
-    real, one = torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 1, 1, dtype=torch.bool)
-    weights = attention.attention_weights(products, real, one, normalization=normalization, temperature=0.1)
-    first, second = {"none": (0.7, -0.3), "clipped": (0.7, -0.03), "softmax": (1.0, 1.0)}[normalization]
-    wanted = 1 / (1 + math.exp(0.1 * (second - first)))
-    assert abs(float(weights[0, 0, 0, 0]) - wanted) < 1e-15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from copy import deepcopy
 
 import pytest
@@ -21,6 +22,7 @@ from xmodal.heads import (
     scan_pair_scores,
     scan_scores,
 )
+from xmodal.heads.attention import attention_weights
 from xmodal.heads.base import check_inputs
 from xmodal.heads.cosine import pool
 
@@ -169,3 +171,14 @@ def test_numbers_out_of_their_range_are_refused_when_a_head_is_made(options, mes
     dim = {"dim": 8} if "dim" in inspect.signature(kind).parameters else {}
     with pytest.raises(ValueError, match=f"^{message}"):
         kind(**dim, **options)
+
+
+@pytest.mark.parametrize("normalization", ["none", "clipped", "softmax"])
+def test_a_temperature_is_as_exact_as_the_features(normalization):
+    """0.1 is another number in float32; one query and two context items, in plain numbers."""
+    products = torch.tensor([0.7, -0.3], dtype=torch.float64).view(1, 2, 1, 1)
+    real, one = torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 1, 1, dtype=torch.bool)
+    weights = attention_weights(products, real, one, normalization=normalization, temperature=0.1)
+    first, second = {"none": (0.7, -0.3), "clipped": (0.7, -0.03), "softmax": (1.0, 1.0)}[normalization]
+    wanted = 1 / (1 + math.exp(0.1 * (second - first)))
+    assert abs(float(weights[0, 0, 0, 0]) - wanted) < 1e-15

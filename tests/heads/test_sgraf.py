@@ -122,7 +122,7 @@ def test_scores_need_no_masks():
 
 def test_attention_is_that_of_words_over_regions():
     batch = random_batch(captions=3, dim=DIM)
-    weights = SGRAF(DIM).attention(*batch).weights
+    weights = SGRAF(DIM).double().attention(*batch).weights
     torch.testing.assert_close(weights.sum(dim=2), batch.word_mask.double())
 
 

@@ -209,9 +209,9 @@ def _fast_tasks(
 
     item_bytes = result_dtype(images.dtype).itemsize
     tile_elements = max(1, min(tile_bytes(images.device), budget_bytes // 16) // item_bytes)
-    caption_parts = captions.divide(torch.arange(len(captions)), int(tile_elements**0.5))
+    caption_parts = captions.divide(torch.arange(len(captions), device="cpu"), int(tile_elements**0.5))
     image_rows = max(1, tile_elements // max(map(captions.rows_of, caption_parts)))
-    for chunk in torch.arange(len(images)).split(max(1, budget_bytes // 2 // images.pack_bytes)):
+    for chunk in torch.arange(len(images), device="cpu").split(max(1, budget_bytes // 2 // images.pack_bytes)):
         image_parts = [[chunk[sets] for sets in parts] for parts in images.divide(chunk, image_rows)]
         image_blocks = [images.block(parts, path.images) for parts in image_parts]
         for parts in caption_parts:
@@ -248,7 +248,7 @@ def _fused_tiles(head: Head, sides: Sides, plan: Plan, wanted: Callable[[Tensor,
 
     def parts(side: Side) -> tuple[Tensor, ...]:
         item_bytes = 3 * side.items[0].numel() * max(4, plan.dtype.itemsize)  # as given, packed, and in between
-        return torch.arange(len(side)).split(max(1, plan.budget_bytes // 2 // item_bytes))
+        return torch.arange(len(side), device="cpu").split(max(1, plan.budget_bytes // 2 // item_bytes))
 
     for rows in parts(sides.images):
         images = sides.images.take(rows, plan.device, plan.dtype)

@@ -84,7 +84,7 @@ def compared_tiles(
                 image = images.take(slice(0, 1), plan.device, plan.dtype)
                 room = room_for(head, compare, (image.items, captions.items, image.mask, captions.mask), plan)
                 step, together = room.captions(), max(1, plan.budget_bytes // 4 // peak)
-            for part in torch.arange(len(rows)).split(room.images_beside(len(chosen))):
+            for part in torch.arange(len(rows), device="cpu").split(room.images_beside(len(chosen))):
                 if wanted(rows[part], chosen):
                     few = images.take(slice(int(part[0]), int(part[-1]) + 1), plan.device, plan.dtype)
                     yield Tile(rows[part], chosen, compare(few.items, captions.items, few.mask, captions.mask))
@@ -164,7 +164,7 @@ def compared_pairs(
     torch.Size([2])
     """
     head = in_dtype(head, plan.exact_dtype)
-    scores = torch.empty(len(images), dtype=plan.exact_dtype)
+    scores = torch.empty(len(images), dtype=plan.exact_dtype, device="cpu")
 
     def score(some: slice) -> Tensor:
         left = sides.images.take(images[some], plan.device, plan.exact_dtype)
@@ -182,5 +182,5 @@ def compared_pairs(
 def _ends(side: Side) -> Int[Tensor, " set"]:
     """One past the last real place of every set."""
     if side.mask is None:
-        return torch.full((len(side),), side.items.shape[1])
-    return (side.mask.cpu() * torch.arange(1, side.mask.shape[1] + 1)).amax(dim=1)
+        return torch.full((len(side),), side.items.shape[1], device="cpu")
+    return (side.mask.cpu() * torch.arange(1, side.mask.shape[1] + 1, device="cpu")).amax(dim=1)

@@ -101,14 +101,14 @@ def embedded_parts(
     >>> [(sets.tolist(), part.items.shape) for sets, part in parts]
     [([0, 1], torch.Size([2, 8])), ([2, 3], torch.Size([2, 8])), ([4], torch.Size([1, 8]))]
     """
-    sets = torch.arange(len(side)) if sets is None else sets
+    sets = torch.arange(len(side), device="cpu") if sets is None else sets
     if not len(sets):
         yield sets, side
         return
     one = side.take(sets[:1], plan.device, plan.exact_dtype)
     first, peak = measured(embed, one.items, one.mask)
     if first is one.items:
-        yield torch.arange(len(side)), side
+        yield torch.arange(len(side), device="cpu"), side
         return
     step = max(1, plan.budget_bytes // 4 // (peak + one.items.nbytes))
     held = len(sets) if held_bytes is None else max(1, held_bytes // first.nbytes)

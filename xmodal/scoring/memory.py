@@ -81,7 +81,7 @@ def fill_matrix(
     (torch.Size([2, 3]), np.float32(0.5))
     """
     if out is None:
-        result = torch.empty(shape, dtype=dtype)
+        result = torch.empty(shape, dtype=dtype, device="cpu")
         fill(result)
         return result
     path = check_out(out)

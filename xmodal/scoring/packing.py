@@ -102,7 +102,7 @@ class Collection:
         count, width, _ = items.shape
         if mask is None or bool(mask.all()):
             self.places = None
-            self.lengths = torch.full((count,), width)
+            self.lengths = torch.full((count,), width, device="cpu")
         else:
             self.places = (~mask).to(torch.uint8).argsort(dim=1, stable=True).cpu()
             self.lengths = mask.sum(dim=1).cpu()
@@ -146,8 +146,10 @@ class Collection:
 
     def block(self, parts: list[Int[Tensor, " set"]], use: Use) -> Block:
         """The real items of some sets, pack by pack."""
-        masks = [torch.arange(int(self.lengths[sets].max()))[:, None] < self.lengths[sets] for sets in parts]
-        ends = torch.tensor([mask.numel() for mask in masks]).cumsum(0).tolist()
+        masks = [
+            torch.arange(int(self.lengths[sets].max()), device="cpu")[:, None] < self.lengths[sets] for sets in parts
+        ]
+        ends = torch.tensor([mask.numel() for mask in masks], device="cpu").cumsum(0).tolist()
         real = torch.cat([(mask if use.query else mask.T).flatten() for mask in masks]).to(self.device)
         items = self._gather(parts, masks, use).to(self.device)
         padding = (~real).nonzero().flatten()
@@ -171,7 +173,7 @@ class Collection:
         width = self.items.shape[1]
         rows = []
         for sets, mask in zip(parts, masks, strict=True):
-            places = torch.arange(len(mask)) if self.places is None else self.places[sets, : len(mask)]
+            places = torch.arange(len(mask), device="cpu") if self.places is None else self.places[sets, : len(mask)]
             chosen = sets[:, None] * width + places
             rows.append((chosen.T if use.query else chosen).flatten())
         if use.query:

@@ -13,7 +13,7 @@ from xmodal.scoring.embedding import embedded_parts, in_dtype
 from xmodal.scoring.memory import check_budget
 from xmodal.scoring.packing import Collection
 from xmodal.scoring.plan import Plan, result_dtype
-from xmodal.scoring.sides import Side, Sides
+from xmodal.scoring.sides import Side, Sides, as_tensor
 from xmodal.scoring.tiles import Scratch, fast_path, multiply
 
 if TYPE_CHECKING:
@@ -75,13 +75,13 @@ def score_pairs(
         torch.Size([2])
     """
     sides = Sides.checked(regions, words, region_mask, word_mask)
-    images, captions = torch.as_tensor(images), torch.as_tensor(captions)
+    images, captions = as_tensor(images), as_tensor(captions)
     device = torch.device(device or sides.images.items.device)
     plan = Plan(check_budget(budget_bytes, device), result_dtype(sides.images.items.dtype), device, "eager")
     with comparing(head, device):
         head = head.in_stages
         if not len(images):
-            return torch.empty(0, dtype=plan.dtype)
+            return torch.empty(0, dtype=plan.dtype, device="cpu")
         path = fast_path(head.comparison)
         if head.comparison is None and not head.compares_pairs_one_by_one:
             return compared_pairs(head, sides, images, captions, plan)
@@ -107,14 +107,15 @@ def _embedded_side(
     """The sets of one side that take part, embedded, and where they are now."""
     sets = sets.cpu()
     ((there, embedded),) = embedded_parts(embed, side, plan, sets=sets.unique())
-    place = torch.empty(len(side), dtype=torch.long)
-    place[there] = torch.arange(len(there))
+    place = torch.empty(len(side), dtype=torch.long, device="cpu")
+    place[there] = torch.arange(len(there), device="cpu")
     return embedded, place[sets]
 
 
 def _fast_pairs(path: FastPath, pairs: Pairs, plan: Plan) -> Float[Tensor, " pair"]:
     """By the products of each image or caption with all that it is paired with."""
-    scores, scratch, by_image = torch.empty(len(pairs.images), dtype=plan.dtype), Scratch(), pairs.by_image
+    scores = torch.empty(len(pairs.images), dtype=plan.dtype, device="cpu")
+    scratch, by_image = Scratch(), pairs.by_image
     images, captions = (Collection(side.items, side.mask, plan.dtype, plan.device) for side in pairs.sides)
     (anchors, anchor_use), (others, other_use) = (images, path.images), (captions, path.captions)
     if not by_image:
@@ -135,9 +136,9 @@ def _fast_pairs(path: FastPath, pairs: Pairs, plan: Plan) -> Float[Tensor, " pai
 def _inner_products(pairs: Pairs, plan: Plan) -> Float[Tensor, " pair"]:
     """Of the vectors that images and captions are embedded as."""
     images, captions = (side.items for side in pairs.sides)
-    scores = torch.empty(len(pairs.images), dtype=plan.dtype)
+    scores = torch.empty(len(pairs.images), dtype=plan.dtype, device="cpu")
     step = max(1, plan.budget_bytes // 4 // (3 * images[0].nbytes))
-    for some in torch.arange(len(scores)).split(step):
+    for some in torch.arange(len(scores), device="cpu").split(step):
         left, right = images[pairs.images[some].to(images.device)], captions[pairs.captions[some].to(captions.device)]
         scores[some] = (left * right).sum(dim=-1).to(scores)
     return scores
@@ -146,7 +147,7 @@ def _inner_products(pairs: Pairs, plan: Plan) -> Float[Tensor, " pair"]:
 def _compared_in_runs(head: Head, pairs: Pairs, plan: Plan) -> Float[Tensor, " pair"]:
     """By `Head.compare` of each image or caption with all that it is paired with."""
     compare, room, by_image = comparer(head, plan.dtype), None, pairs.by_image
-    scores = torch.empty(len(pairs.images), dtype=plan.dtype)
+    scores = torch.empty(len(pairs.images), dtype=plan.dtype, device="cpu")
     for _, run in pairs.runs():
         start = 0
         while start < len(run):

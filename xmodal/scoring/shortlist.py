@@ -100,7 +100,7 @@ def _shortlist(
         check_lengths(vectors.float(), lambda row, kind=kind: f"{kind} {row}")
     pool_of, queries = (images, captions) if wanted == "images" else (captions, images)
     candidates = _nearest(pool_of, queries, min(k, len(pool_of)))
-    asked = torch.arange(len(queries)).repeat_interleave(candidates.shape[1])
+    asked = torch.arange(len(queries), device="cpu").repeat_interleave(candidates.shape[1])
     pairs = (candidates.flatten(), asked) if wanted == "images" else (asked, candidates.flatten())
     scores = score_pairs(head, *inputs, *pairs).view(candidates.shape)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
@@ -108,7 +108,7 @@ def _shortlist(
 
     recall = None
     if checked_queries:
-        some = torch.linspace(0, len(queries) - 1, min(checked_queries, len(queries))).long()
+        some = torch.linspace(0, len(queries) - 1, min(checked_queries, len(queries)), device="cpu").long()
         regions, words, region_mask, word_mask = inputs
         if wanted == "images":
             exact = score_all(head, regions, words[some], region_mask, None if word_mask is None else word_mask[some]).T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -13,6 +13,18 @@ from xmodal.numerics import full_mask
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
+
+
+def as_tensor(array: Any) -> Tensor:
+    """A tensor as it is; anything else as a tensor on the host, whatever device somebody made the default.
+
+    Example:
+        >>> import numpy as np
+        >>> from xmodal.scoring.sides import as_tensor
+        >>> as_tensor(np.ones(2, np.float32))
+        tensor([1., 1.])
+    """
+    return array if isinstance(array, torch.Tensor) else torch.as_tensor(array, device="cpu")
 
 
 class Taken(NamedTuple):
@@ -64,8 +76,8 @@ class Sides(NamedTuple):
 
         Errors are those of `xmodal.heads.base.check_inputs`.
         """
-        regions, words = torch.as_tensor(regions), torch.as_tensor(words)
-        region_mask, word_mask = (None if mask is None else torch.as_tensor(mask) for mask in (region_mask, word_mask))
+        regions, words = as_tensor(regions), as_tensor(words)
+        region_mask, word_mask = (None if mask is None else as_tensor(mask) for mask in (region_mask, word_mask))
         check_inputs(regions, words, region_mask, word_mask)
         return cls(Side(regions, region_mask), Side(words, word_mask))
 

@@ -72,14 +72,14 @@ def pack(
     """
     mask = full_mask(items, mask).to(items.device)
     lengths = mask.sum(dim=1).cpu()
-    first_set = torch.tensor(tile_boundaries(lengths.tolist(), size))
+    first_set = torch.tensor(tile_boundaries(lengths.tolist(), size), device="cpu")
     first_item = F.pad(lengths.cumsum(0), (1, 0))
     start = first_item[first_set]
-    sets = torch.full((len(start) - 1, size), -1)
-    tile_of_set = torch.repeat_interleave(torch.arange(len(sets)), first_set.diff())
-    ordinal = torch.arange(len(lengths)) - first_set[tile_of_set]
+    sets = torch.full((len(start) - 1, size), -1, device="cpu")
+    tile_of_set = torch.repeat_interleave(torch.arange(len(sets), device="cpu"), first_set.diff())
+    ordinal = torch.arange(len(lengths), device="cpu") - first_set[tile_of_set]
     tile_of_item, ordinal = tile_of_set.repeat_interleave(lengths), ordinal.repeat_interleave(lengths)
-    sets[tile_of_item, torch.arange(len(ordinal)) - start[tile_of_item]] = ordinal
+    sets[tile_of_item, torch.arange(len(ordinal), device="cpu") - start[tile_of_item]] = ordinal
     packed = F.pad(items[mask], (0, -items.shape[2] % depth)).contiguous()
     norms = packed.float().square().sum(dim=1).sqrt()
     sets, start, first_set = (index.to(items.device, torch.int32) for index in (sets, start, first_set))
