@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from xmodal.data.images import read_image
 from xmodal.data.labelled import (
@@ -167,6 +168,24 @@ def test_narrow_images_are_cut_before_they_are_resized(monkeypatch, size, train)
             torch.manual_seed(seed)
             crops.append(transform(Image.fromarray(pixels)).int())
         assert (crops[0] - crops[1]).abs().max() <= 1, "rounding, for the box of the crop is no whole pixels"
+
+
+@pytest.mark.parametrize(("short", "long"), [(55, 500), (49, 444), (95, 900)])
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("upright", [True, False])
+def test_the_crop_of_a_narrow_image_is_where_torchvision_has_it(short, long, train, upright):
+    size = (long, short, 3) if upright else (short, long, 3)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8))
+    for resize in (224, 225, 256):
+        cut = v2.RandomCrop(200) if train else v2.CenterCrop(200)
+        mirror = [v2.RandomHorizontalFlip()] if train else []
+        oracle = v2.Compose([v2.Resize(resize), cut, *mirror, v2.PILToTensor()])
+        ours = image_transform(train=train, resize=resize, crop=200)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            wanted = oracle(image).int()
+            torch.manual_seed(seed)
+            assert (ours(image).int() - wanted).abs().max() <= 1, (resize, seed)
 
 
 def test_a_line_of_pixels_never_becomes_a_huge_picture(monkeypatch):

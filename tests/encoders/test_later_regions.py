@@ -87,6 +87,18 @@ def test_attending_regions_equal_the_plain_loop_whatever_padding_holds():
     torch.testing.assert_close(encoder(random_images(seed=2, content=1e30)).items[mask], items[mask])
 
 
+def test_attending_regions_have_the_attention_and_both_derivatives_of_torch():
+    encoder, (regions, mask, *_) = random_weights(AttendingRegions(6, 8, heads=2)), random_images(seed=2)
+    asked = torch.randn(*mask.shape, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    wanted, _ = encoder.attention(asked, asked, asked, key_padding_mask=~mask, need_weights=True)
+    torch.testing.assert_close(encoder._attend(asked, mask)[mask], wanted[mask])
+
+    def items(features):
+        return encoder(RegionBatch(features, mask)).items[mask]
+
+    assert torch.autograd.gradgradcheck(items, regions.clone().requires_grad_())
+
+
 def test_the_projection_may_have_a_slope():
     one, other = RegionProjection(6, 8, slope=0.1, normalize=False), RegionProjection(6, 8, normalize=False)
     other.load_state_dict(one.state_dict())

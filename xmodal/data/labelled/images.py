@@ -121,8 +121,8 @@ class _Transform:
         return repr(self.usual)
 
     def _cut(self, image: Image.Image) -> Image.Image:
-        scale = self.resize / min(image.size)
-        height, width = int(image.height * scale), int(image.width * scale)
+        # In this order, as torchvision: a scale computed first may make of 55 pixels 223 instead of 224.
+        height, width = (int(self.resize * side / min(image.size)) for side in (image.height, image.width))
         if self.train:  # drawn as `RandomCrop` does, and only along a side that leaves a choice
             top, left = (int(torch.randint(0, s - self.crop + 1, ())) if s > self.crop else 0 for s in (height, width))
         else:
