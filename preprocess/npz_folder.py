@@ -75,8 +75,12 @@ def _is_beside(path: Path) -> bool:
     """Whether a file belongs to the features of another one: a dict of Pythia's, or what is in a sister folder."""
     folder = path.absolute().parent
     beside = (folder.with_name(folder.name.replace(sister, own)) for own, sisters in _SISTERS for sister in sisters)
-    return path.stem.endswith("_info") or any(each != folder and each.is_dir() for each in beside)
+    is_info = path.name.endswith(_INFO) and path.with_name(path.name.removesuffix(_INFO) + ".npy").exists()
+    return is_info or any(each != folder and each.is_dir() for each in beside)
 
+
+_INFO = "_info.npy"
+"""What the name of Pythia's dict beside an array ends with."""
 
 _SISTERS = [(own, (sister, "fc")) for own, sister in SISTERS]
 
@@ -102,7 +106,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 
 def _read_npy(path: Path) -> dict[str, Any]:
-    info = path.with_name(f"{path.stem}_info.npy")
+    info = path.with_name(f"{path.stem}{_INFO}")
     found = load_array(path)
     if isinstance(found, dict):
         return found

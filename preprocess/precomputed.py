@@ -24,8 +24,6 @@ from .parts import PartFiles, folder_of_parts, refuse_made, remove_parts
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
-    from xmodal.data import RegionStoreWriter
-
     Source = tuple[str, str, Callable[[], "Record"]]
 
 RECORDS_A_PART = 2000
@@ -92,7 +90,7 @@ class StoreConfig:
         return coco_number(image_stem(name)) if self.coco_ids else image_stem(name)
 
     def like(self, first: Record) -> dict[str, Any]:
-        """What the first image decides about the store; all others must fit."""
+        """What the first good image decides about the store; all others must fit."""
         writer = {
             "dim": self.dim or first.features.shape[1],
             "max_regions": self.max_regions or max(36, len(first.features)),
@@ -259,10 +257,6 @@ def _convert_parts(
     return number, done
 
 
-class _NoImage(Exception):
-    """A part has no good image, and so no store."""
-
-
 def _convert_part(
     config: StoreConfig,
     wanted: Container[str] | None,
@@ -275,7 +269,7 @@ def _convert_part(
     seen: dict[str, str] = {}
     skipped: dict[str, str] = {}
     padded, padding, like = 0, 0, before.like
-    with contextlib.suppress(_NoImage), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         writer = None
         for where, name, read in records:
             image_id = config.image_id(name)
@@ -286,19 +280,21 @@ def _convert_part(
                     raise ValueError(f"image {image_id!r} came before, in {earlier}")
                 whole = read()
                 record = _real(whole, image_id)
-                like = like or config.like(record)
-                _check_like(record, like)
-                writer = writer or stack.enter_context(parts.writer(number, like["writer"]))
-                _write(writer, image_id, record)
+                decided = like or config.like(record)
+                _check_like(record, decided)
+                if writer is None:  # a bad image decides nothing, and a part without a good one has no store
+                    unopened = parts.writer(number, decided["writer"])
+                    unopened.check(**_columns_of(image_id, record))
+                    writer = stack.enter_context(unopened)
+                writer.write(**_columns_of(image_id, record))
+                like = decided
             except ValueError as error:
                 skipped[where] = str(error)
             else:
                 seen[image_id] = where
                 padding += len(whole.features) - len(record.features)
                 padded += len(whole.features) > len(record.features)
-        if not seen:
-            raise _NoImage
-    return Converted(seen, skipped, padded, padding, like if before.like or seen else None)
+    return Converted(seen, skipped, padded, padding, like)
 
 
 def _real(record: Record, image_id: str) -> Record:
@@ -331,16 +327,10 @@ def _check_like(record: Record, like: Mapping[str, Any]) -> None:
         )
 
 
-def _write(writer: RegionStoreWriter, image_id: str, record: Record) -> None:
-    """Append one image."""
-    writer.write(
-        image_id,
-        record.features,
-        record.boxes,
-        record.image_size,
-        class_id=record.class_id,
-        confidence=record.confidence,
-    )
+def _columns_of(image_id: str, record: Record) -> dict[str, Any]:
+    """An image as a writer takes it."""
+    values = record._asdict()
+    return {"image_id": image_id, **{name: value for name, value in values.items() if name != "relative"}}
 
 
 def record_of(values: Mapping[str, Any], dim: int | None = None) -> Record:

@@ -56,7 +56,7 @@ def test_what_cannot_be_given_is_refused(folder):
     with pytest.raises(ValueError, match="crop is 0"):
         PixelFolder(folder, ["cat"], size=0)
     source = PixelFolder(folder, ["cat"], size=14)
-    with pytest.raises(IndexError, match="indices run from 0 to 1; there are 1 images"):
+    with pytest.raises(IndexError, match="indices run from 0 to 1; the folder holds 1 images"):
         source.batch([0, 1])
     with pytest.raises(ValueError, match="at least one index"):
         source.batch([])

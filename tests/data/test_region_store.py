@@ -175,6 +175,15 @@ NAN = np.full((2, DIM), np.nan)
         ({"boxes": NAN[:, :4]}, "'bad': boxes is NaN"),
         ({"boxes": None}, "Give the same for every image"),
         ({"image_size": (40, 30, 3)}, "'bad': image_size has shape"),
+        ({"image_size": (0, 30)}, r"'bad': image_size is \[0, 30\]; wanted whole numbers from 1 to 2147483647"),
+        ({"image_size": (2**33 + 10, 30)}, r"image_size is \[8589934602, 30\]; wanted whole numbers from 1"),
+        ({"image_size": (10.9, 30)}, r"image_size is \[10\.9, 30\.0\]; wanted whole numbers"),
+        ({"class_id": [2**40 + 3, 1]}, r"class_id is \[1099511627779, 1\]; wanted whole numbers from -2147483648"),
+        ({"class_id": [1.7, 1]}, r"class_id is \[1\.7, 1\.0\]; wanted whole numbers"),
+        ({"confidence": [1e300, 1]}, "confidence is too large for float32"),
+        ({"boxes": np.full((2, 4), 1e300)}, "boxes is too large for float32"),
+        ({"features": [["a"] * DIM] * 2}, "features is <U1, wanted numbers"),
+        ({"features": [[1], [1, 2]]}, "'bad': features is no array of numbers"),
     ],
 )
 def test_bad_images_are_refused_and_the_good_ones_kept(tmp_path, images, arguments, message):
@@ -184,6 +193,17 @@ def test_bad_images_are_refused_and_the_good_ones_kept(tmp_path, images, argumen
         with pytest.raises(ValueError, match=message):
             writer.write(**{**good, **arguments})
     assert RegionStore(tmp_path / "store.h5").image_id == ["image 0"]
+
+
+def test_tensors_of_any_type_are_written(tmp_path):
+    values = [[1.5, -2.0], [0.25, 3.0]]  # exact in every type
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        with RegionStoreWriter(tmp_path / "store.h5", dim=2, extractor="a test", overwrite=True) as writer:
+            boxes = torch.tensor([[0, 0, 1, 1]] * 2, dtype=dtype)
+            writer.write("7", torch.tensor(values, dtype=dtype, requires_grad=True), boxes, (4, 4))
+        store = RegionStore(tmp_path / "store.h5")
+        assert store[0].tolist() == values
+        assert store.boxes(0).tolist() == boxes.tolist()
 
 
 def test_writer_refuses_bad_arguments(tmp_path):
@@ -302,6 +322,45 @@ def test_validate_finds_what_a_foreign_writer_did_wrong(path, tmp_path):
     assert "1 image ('image 0') with NaN" in problems
     assert "1 image ('image 1') with a region whose features are all zero" in problems
     assert "1 image ('image 4') with a box that is empty or reaches outside" in problems
+
+
+def test_an_image_without_pixels_has_no_boxes(path, tmp_path):
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(path.read_bytes())
+    with h5py.File(copy, "r+") as file:
+        del file["crc32"]
+        file["image_size"][1] = 0
+        file["boxes"][1] = 0
+    (problem,) = RegionStore(copy).validate()
+    assert problem == "1 image ('image 1') with a box that is empty or reaches outside the image"
+
+
+def test_names_that_come_twice_name_nothing(path, tmp_path):
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(path.read_bytes())
+    with h5py.File(copy, "r+") as file:
+        file["image_id"][3] = "image 2"
+    with pytest.raises(ValueError, match=r"copy\.h5 has 'image 2' more than once"):
+        RegionStore(copy).index("image 1")
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("convention", ["xyxy pixels", "xyxy relative"])
+def test_what_a_foreign_file_has_after_the_last_region_never_comes_out(tmp_path, convention, compression):
+    path = tmp_path / "foreign.h5"
+    with RegionStoreWriter(path, dim=2, max_regions=3, extractor="a test", box_convention=convention) as writer:
+        for name, count in (("7", 3), ("8", 1)):
+            writer.write(name, np.ones((count, 2)), np.ones((count, 4)), (1, 1))
+    with h5py.File(path, "r+") as file:
+        features = file["features"][:]
+        features[1, 1:] = np.nan
+        file["boxes"][1, 1:] = np.inf
+        del file["features"], file["crc32"]
+        file.create_dataset("features", data=features, chunks=(1, 3, 2), compression=compression)
+    batch = RegionStore(path).batch([0, 1, 1])
+    for values in (batch.regions, batch.boxes):
+        assert values[~batch.region_mask].tolist() == torch.zeros(4, values.shape[-1]).tolist()
+        assert values[batch.region_mask].eq(1).all()
 
 
 @pytest.mark.parametrize("convention", ["xyxy pixels", "xyxy relative"])

@@ -127,3 +127,52 @@ def test_a_folder_without_arrays_is_refused(tmp_path):
         convert(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder at"):
         main(Config(input=tmp_path / "none", output=tmp_path / "out.h5"))
+
+
+def good(seed):
+    features, boxes = arrays(seed)
+    return {"x": features, "bbox": boxes, "image_w": 640, "image_h": 480}
+
+
+BAD_FIRST = {
+    "NaN of another dim": lambda: {**good(0), "x": np.full((5, 4), np.nan, "f4")},
+    "NaN without boxes": lambda: {"x": np.full((5, DIM), np.nan, "f4")},
+    "boxes that are infinite": lambda: {**good(0), "bbox": np.full((5, 4), np.inf, "f4"), "x": np.ones((5, 4), "f4")},
+    "relative boxes and a size that is none": lambda: {
+        "x": good(0)["x"],
+        "norm_bb": np.zeros((5, 4), "f4"),
+        "image_w": 2**33,
+        "image_h": 480,
+    },
+    "too many regions": lambda: {**good(0), "x": np.full((90, DIM), np.inf, "f4"), "bbox": np.ones((90, 4), "f4")},
+}
+
+
+@pytest.mark.parametrize("first", BAD_FIRST)
+@pytest.mark.parametrize("a_part", [3, 99])
+def test_a_bad_first_image_decides_nothing(tmp_path, monkeypatch, first, a_part):
+    monkeypatch.setattr("preprocess.precomputed.RECORDS_A_PART", a_part)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    np.savez(folder / "0.npz", **BAD_FIRST[first]())
+    for number in range(1, 8):
+        np.savez(folder / f"{number}.npz", **good(number))
+    main(Config(input=folder, output=tmp_path / "out.h5", skip_bad=True))
+    store = RegionStore(tmp_path / "out.h5")
+    assert store.image_id == [str(number) for number in range(1, 8)]
+    assert (store.dim, store.max_regions, store.attributes["box_convention"]) == (DIM, 36, "xyxy pixels")
+    assert all(store[place].numpy().tobytes() == good(place + 1)["x"].tobytes() for place in range(7))
+    assert [line.split("\t")[0] for line in (tmp_path / "out.h5.skipped.txt").read_text().splitlines()] == [
+        str(folder / "0.npz")
+    ]
+
+
+def test_only_a_dict_beside_an_array_is_no_image(tmp_path):
+    write_pythia(tmp_path / "7", *arrays(0))
+    np.save(tmp_path / "tourist_info.npy", arrays(1)[0])
+    write_bottom_up_pytorch(tmp_path / "8_info", *arrays(2))
+    np.savez(tmp_path / "8.npz", x=arrays(3)[0], bbox=arrays(3)[1], image_h=480, image_w=640)
+    with pytest.raises(SystemExit, match="3 images; 1 left out"):  # an array without boxes, unlike the others
+        convert(tmp_path)
+    assert RegionStore(tmp_path / "out.h5").image_id == ["7", "8", "8_info"]
+    assert "tourist_info.npy" in (tmp_path / "out.h5.skipped.txt").read_text()

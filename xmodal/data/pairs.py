@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from xmodal.data.captions import caption_image_index
+from xmodal.data.positions import as_positions
 from xmodal.data.tokenized import KeptTokens, tokenized
 
 if TYPE_CHECKING:
@@ -83,8 +84,13 @@ class PairDataset(Dataset[PairBatch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> PairBatch:
-        """The pairs of some captions, padded to the longest of them."""
-        caption = torch.as_tensor(indices)
+        """The pairs of some captions, padded to the longest of them.
+
+        Raises:
+            IndexError: an index is not in the dataset.
+            ValueError: there is no index, or they are no whole numbers.
+        """
+        caption = torch.from_numpy(as_positions(indices, len(self), "the dataset", "captions"))
         image = self.caption_image[caption]
         start, end = self._start[caption], self._start[caption + 1]
         words = [self._words[a:b] for a, b in zip(start.tolist(), end.tolist(), strict=True)]

@@ -11,6 +11,7 @@ from xmodal.data.image_folder import locate_images
 from xmodal.data.image_source import ImageSource
 from xmodal.data.images import read_image
 from xmodal.data.labelled import image_transform
+from xmodal.data.positions import as_positions
 from xmodal.data.strings import refuse_string
 
 if TYPE_CHECKING:
@@ -111,13 +112,9 @@ class PixelFolder(ImageSource):
         Raises:
             FileNotFoundError: a file has gone.
             IndexError: an index is not in the source.
-            ValueError: there is no index, or a file is not an image or is damaged.
+            ValueError: there is no index, or they are no whole numbers; or a file is not an image or is damaged.
         """
-        wanted = torch.as_tensor(indices, dtype=torch.long).tolist()
-        if not wanted:
-            raise ValueError("a batch needs at least one index")
-        if min(wanted) < 0 or max(wanted) >= len(self):
-            raise IndexError(f"indices run from {min(wanted)} to {max(wanted)}; there are {len(self)} images")
+        wanted = as_positions(indices, len(self), "the folder")
         return PixelBatch(torch.stack([self._transform(read_image(self._files[index])) for index in wanted]))
 
     @property

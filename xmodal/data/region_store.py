@@ -31,6 +31,7 @@ import torch
 
 from xmodal.data.atomic import refuse_existing, written_whole
 from xmodal.data.image_source import ImageSource
+from xmodal.data.positions import as_positions
 from xmodal.data.store_checks import CHECKSUM, COLUMNS, StoreError, checksum, damage_named
 from xmodal.data.store_file import FORMAT, FORMAT_VERSION, StoreFile
 from xmodal.data.store_problems import find_problems
@@ -174,8 +175,48 @@ class RegionStoreWriter:
             confidence: (region,), the detector's belief in each region.
 
         Raises:
-            ValueError: anything of the wrong shape, not finite, or given for some images but not for others.
+            ValueError: anything of the wrong shape, not finite, in numbers that the store cannot hold, or given for
+                some images but not for others.
         """
+        row, columns = self._checked(image_id, features, boxes, image_size, class_id, confidence)
+        count = len(row)
+        index = len(self._image_id)
+        self._features.resize(index + 1, axis=0)
+        self._features[index, :count] = row
+        self._image_id[image_id] = None
+        self._num_regions.append(count)
+        for name, column in columns.items():
+            self._columns.setdefault(name, []).append(column)
+        padding = np.zeros((self.max_regions - count, self.dim), row.dtype)
+        self._checksum.append(checksum(image_id, np.concatenate([row, padding]), columns))
+
+    def check(
+        self,
+        image_id: str,
+        features: ArrayLike,
+        boxes: ArrayLike | None = None,
+        image_size: tuple[int, int] | None = None,
+        *,
+        class_id: ArrayLike | None = None,
+        confidence: ArrayLike | None = None,
+    ) -> None:
+        """Refuse what `write` would refuse, before there is a file: a first image that is bad must decide nothing.
+
+        Raises:
+            ValueError: as for `write`.
+        """
+        self._checked(image_id, features, boxes, image_size, class_id, confidence)
+
+    def _checked(
+        self,
+        image_id: str,
+        features: ArrayLike,
+        boxes: ArrayLike | None,
+        image_size: tuple[int, int] | None,
+        class_id: ArrayLike | None,
+        confidence: ArrayLike | None,
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The features of an image, and the columns that it comes with, as they are stored."""
         row = self._check_features(image_id, features)
         count = len(row)
         columns = {
@@ -190,15 +231,7 @@ class RegionStoreWriter:
                 f"image {image_id!r} comes with {sorted(columns) or 'features only'}, the images before it with "
                 f"{sorted(self._columns) or 'features only'}. Give the same for every image."
             )
-        index = len(self._image_id)
-        self._features.resize(index + 1, axis=0)
-        self._features[index, :count] = row
-        self._image_id[image_id] = None
-        self._num_regions.append(count)
-        for name, column in columns.items():
-            self._columns.setdefault(name, []).append(column)
-        padding = np.zeros((self.max_regions - count, self.dim), row.dtype)
-        self._checksum.append(checksum(image_id, np.concatenate([row, padding]), columns))
+        return row, columns
 
     def _check_features(self, image_id: str, features: ArrayLike) -> np.ndarray:
         if not isinstance(image_id, str) or not image_id:
@@ -208,7 +241,7 @@ class RegionStoreWriter:
         if image_id in self._image_id:
             raise ValueError(f"image {image_id!r} is in the store already. Image ids must be unique.")
         with np.errstate(over="ignore"):  # what does not fit float16 is infinite and refused below
-            row = np.asarray(features).astype(self.dtype)
+            row = _numbers(image_id, "features", features).astype(self.dtype)
         if row.ndim != 2 or row.shape[1] != self.dim:
             raise ValueError(f"image {image_id!r}: features have shape {row.shape}, wanted (region, {self.dim})")
         if not 1 <= len(row) <= self.max_regions:
@@ -226,17 +259,14 @@ class RegionStoreWriter:
         """The values as they are stored: checked, cast and, if they go with regions, padded."""
         if values is None:
             return None
-        array = np.asarray(values)
+        array = _numbers(image_id, name, values)
         if array.shape != shape:
             raise ValueError(f"image {image_id!r}: {name} has shape {array.shape}, wanted {shape}")
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"image {image_id!r}: {name} is {array.dtype}, wanted numbers")
-        if not np.isfinite(array).all():
-            raise ValueError(f"image {image_id!r}: {name} is NaN or infinite")
+        stored = _as_stored(image_id, name, array)
         if name == "image_size":
-            return array.astype(COLUMNS[name])
-        padded = np.zeros((self.max_regions, *shape[1:]), COLUMNS[name])
-        padded[: len(array)] = array
+            return stored
+        padded = np.zeros((self.max_regions, *shape[1:]), stored.dtype)
+        padded[: len(stored)] = stored
         return padded
 
     def _finish(self, exception_type: type[BaseException] | None, *_: Any) -> None:
@@ -255,6 +285,45 @@ class RegionStoreWriter:
         for name, rows in self._columns.items():
             self._file[name] = np.stack(rows)
         self._file.attrs.update(self._attributes)
+
+
+def _numbers(image_id: str, name: str, values: ArrayLike) -> np.ndarray:
+    """Values as an array of numbers; of a tensor too, wherever it is, with types that numpy does not have."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() and values.itemsize < 4 else values).numpy()
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"image {image_id!r}: {name} is no array of numbers: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"image {image_id!r}: {name} is {array.dtype}, wanted numbers")
+    return array
+
+
+def _as_stored(image_id: str, name: str, array: np.ndarray) -> np.ndarray:
+    """Numbers in the type of their column, which must be able to hold them.
+
+    Raises:
+        ValueError: it cannot, or they are none that the column may have.
+    """
+    kind = np.dtype(COLUMNS[name])
+    if not np.isfinite(array).all():
+        raise ValueError(f"image {image_id!r}: {name} is NaN or infinite")
+    if kind.kind == "i":
+        limits = np.iinfo(kind)
+        least = 1 if name == "image_size" else limits.min
+        if array.size and not ((array == np.rint(array)) & (array >= least) & (array <= limits.max)).all():
+            raise ValueError(
+                f"image {image_id!r}: {name} is {array.tolist()!s:.80}; wanted whole numbers from {least} to "
+                f"{limits.max}"
+            )
+        return array.astype(kind)
+    with np.errstate(over="ignore"):
+        stored = array.astype(kind)
+    if not np.isfinite(stored).all():
+        raise ValueError(f"image {image_id!r}: {name} is too large for {kind}")
+    return stored
 
 
 class RegionStore(ImageSource):
@@ -311,30 +380,30 @@ class RegionStore(ImageSource):
 
         Raises:
             IndexError: an index is not in the store.
-            ValueError: there is no index.
+            ValueError: there is no index, or they are no whole numbers.
         """
         opened = self._open()
-        wanted = np.asarray(indices, dtype=np.int64)
-        if wanted.size == 0:
-            raise ValueError("a batch needs at least one index")
-        if wanted.min() < 0 or wanted.max() >= len(self):
-            raise IndexError(f"indices run from {wanted.min()} to {wanted.max()}; {self.path} holds {len(self)} images")
+        wanted = as_positions(indices, len(self), self.path)
         num_regions = opened.num_regions[wanted]
         longest = num_regions.max()
         # From numpy, which asks for huge pages: filling fresh memory of torch.empty takes four times as long.
         regions = np.empty((len(wanted), longest, self.dim), opened.features.dtype)
-        rows = wanted.tolist()
+        rows, counts = wanted.tolist(), num_regions.tolist()
         previous = None
         for place in np.argsort(wanted).tolist():  # forward through the file
             if previous is not None and rows[place] == rows[previous]:
                 regions[place] = regions[previous]
             else:
-                regions[place] = opened.image(rows[place])[:longest]
+                count = counts[place]
+                regions[place, :count] = opened.image(rows[place])[:count]
+                if count < longest:
+                    regions[place, count:] = 0  # whatever the file has there: NaN times 0 would be a gradient of NaN
             previous = place
-        boxes = opened.relative_boxes(wanted, longest)
+        mask = np.arange(longest) < num_regions[:, None]
+        boxes = opened.relative_boxes(wanted, mask)
         return RegionBatch(
             torch.from_numpy(regions if self.dtype == "stored" else regions.astype(np.float32, copy=False)),
-            torch.from_numpy(np.arange(longest) < num_regions[:, None]),
+            torch.from_numpy(mask),
             None if boxes is None else torch.from_numpy(boxes),
         )
 
@@ -376,6 +445,7 @@ class RegionStore(ImageSource):
 
         Raises:
             KeyError: the image is not in the store.
+            ValueError: two images of the store have the same name.
         """
         try:
             return self._open().position[image_id]
@@ -430,10 +500,9 @@ class RegionStore(ImageSource):
         file = self._open().file
         if name not in file:
             raise KeyError(f"{self.path} holds no {name}")
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is not in {self.path}, which holds {len(self)} images")
+        position = int(as_positions([index], len(self), self.path)[0])
         with damage_named(self.path):
-            return file[name][index]
+            return file[name][position]
 
     def _open(self) -> StoreFile:
         # An HDF5 file that was open across a fork must not be read in the child, so the child opens its own.

@@ -11,6 +11,7 @@ import torch
 from xmodal.data.captions import Caption, caption_image_index, load_captions
 from xmodal.data.image_source import ImageSource
 from xmodal.data.pixels import PixelFolder
+from xmodal.data.positions import as_positions
 from xmodal.data.region_store import RegionStore
 from xmodal.data.relevance import Relevance
 from xmodal.data.vocabulary import Vocabulary
@@ -78,20 +79,20 @@ class SomeImages(ImageSource):
     """
 
     def __init__(self, source: ImageSource, positions: Sequence[int]) -> None:
-        self.source, self.positions = source, torch.as_tensor(positions, dtype=torch.long)
+        self.source, self.positions = source, torch.from_numpy(as_positions(positions, len(source), "the source"))
 
     @property
     def image_id(self) -> Sequence[str]:
         """Their names."""
         names = self.source.image_id
-        return [names[int(position)] for position in self.positions]
+        return [names[position] for position in self.positions.tolist()]
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def batch(self, indices: Sequence[int] | Tensor) -> Any:
         """As the other source gives them."""
-        return self.source.batch(self.positions[torch.as_tensor(indices)])
+        return self.source.batch(self.positions[as_positions(indices, len(self), "the selection")])
 
     @property
     def sizes(self) -> Mapping[str, int]:

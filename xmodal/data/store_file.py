@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import zlib
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from xmodal.data.positions import position_by_name
 from xmodal.data.store_checks import (
     ADVICE,
     CHECKSUM,
@@ -55,7 +57,6 @@ class StoreFile:
             self.features: h5py.Dataset = self.file["features"]
             self.num_regions: np.ndarray = self.file["num_regions"][:]
             self.image_id: list[str] = _image_ids(self.file)
-            self.position = {image_id: index for index, image_id in enumerate(self.image_id)}
             check_counts(self.num_regions, self.image_id, self.features.shape[1])
             self._places = _find_images(self.file, path)
             self._boxes, self._image_size = _find_boxes(self.file, path)
@@ -71,6 +72,11 @@ class StoreFile:
         status = self.path.stat()
         return f"{ids:x} {status.st_size} {status.st_mtime_ns}"
 
+    @functools.cached_property
+    def position(self) -> dict[str, int]:
+        """Where each image is; an error if two have the same name."""
+        return position_by_name(self.image_id, self.path)
+
     def image(self, index: int) -> np.ndarray:
         """One image's row of `features`, padding included.
 
@@ -83,12 +89,16 @@ class StoreFile:
         files, file, start = self._places
         return np.ndarray(self._shape, self._dtype, files[file[index]], start[index])
 
-    def relative_boxes(self, indices: np.ndarray, regions: int) -> np.ndarray | None:
-        """The first boxes of some images as shares of width and height; None if that is not known."""
+    def relative_boxes(self, indices: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+        """The boxes of some images as shares of width and height, zero where the mask is; None if that is not known."""
         if self._boxes is None:
             return None
-        boxes = self._boxes[indices, :regions]
-        return boxes if self._image_size is None else boxes / np.tile(self._image_size[indices], 2)[:, None]
+        boxes = self._boxes[indices, : mask.shape[1]]
+        if self._image_size is not None:
+            boxes = boxes / np.tile(self._image_size[indices], 2)[:, None]
+        if not mask.all():
+            boxes[~mask] = 0  # whatever the file has there
+        return boxes
 
 
 def open_checked(path: Path) -> Any:

@@ -111,4 +111,5 @@ def _inside(store: StoreFile, images: slice) -> np.ndarray:
         limit, slack = store.file["image_size"][images][:, None], 1.0
     else:
         limit, slack = np.float32(np.inf), 1.0
-    return ((corner >= -slack) & (corner <= opposite) & (opposite <= limit + slack)).all(axis=2)
+    in_order = (corner >= -slack) & (corner <= opposite) & (opposite <= limit + slack)
+    return (in_order & (limit > 0)).all(axis=2)  # in an image without pixels there is no box

@@ -10,6 +10,7 @@ import torch
 
 from xmodal.data.atomic import written_whole
 from xmodal.data.labelled.base import LabelledBatch, LabelledSet, rows_in_splits
+from xmodal.data.positions import as_positions
 from xmodal.data.store_checks import check_regular, check_stored, own_dataset, problems_named
 
 if TYPE_CHECKING:
@@ -58,8 +59,13 @@ class LabelledFeatures(LabelledSet):
         return {"input_dim": self.dim}
 
     def __getitems__(self, indices: Sequence[int]) -> LabelledBatch:
-        """The features in the order asked for, float32."""
-        chosen = torch.as_tensor(indices)
+        """The features in the order asked for, float32.
+
+        Raises:
+            IndexError: an index is not in the set.
+            ValueError: there is no index, or they are no whole numbers.
+        """
+        chosen = torch.from_numpy(as_positions(indices, len(self), "the set"))
         return LabelledBatch(self.features[chosen].float(), self.labels[chosen])
 
 

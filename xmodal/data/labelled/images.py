@@ -10,6 +10,7 @@ import torch
 
 from xmodal.data.images import read_image
 from xmodal.data.labelled.base import LabelledBatch, LabelledSet
+from xmodal.data.positions import as_positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +38,9 @@ class LabelledImages(LabelledSet):
         transform: an image to a uint8 tensor of a size that all images share; see `image_transform`.
         seed: of what a random transform draws.
 
+    Raises:
+        ValueError: the seed is negative.
+
     >>> from pathlib import Path
     >>> from PIL import Image
     >>> from xmodal.data.labelled import LabelledImage
@@ -55,6 +59,8 @@ class LabelledImages(LabelledSet):
     ) -> None:
         names = [image.class_name for image in images]
         super().__init__([str(image.path) for image in images], names, [image.split for image in images])
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; wanted a whole number from 0")
         self.transform, self.seed = transform, seed
 
     def __getitems__(self, indices: Sequence[int]) -> LabelledBatch:
@@ -62,13 +68,15 @@ class LabelledImages(LabelledSet):
 
         Raises:
             FileNotFoundError: a file is not there.
-            ValueError: a file is not an image, or is damaged.
+            IndexError: an index is not in the set.
+            ValueError: there is no index, or they are no whole numbers; or a file is not an image, or is damaged.
         """
-        drawn = np.random.SeedSequence([self.seed, *map(int, indices)]).generate_state(1, np.uint64)
+        chosen = as_positions(indices, len(self), "the set")
+        drawn = np.random.SeedSequence([self.seed, *chosen.tolist()]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(drawn[0]))
-            pixels = [self.transform(read_image(self.image_id[index])) for index in indices]
-        return LabelledBatch(torch.stack(pixels), self.labels[torch.as_tensor(indices)])
+            pixels = [self.transform(read_image(self.image_id[index])) for index in chosen]
+        return LabelledBatch(torch.stack(pixels), self.labels[torch.from_numpy(chosen)])
 
 
 def image_transform(
