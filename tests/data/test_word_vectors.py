@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 import torch
 
@@ -33,6 +35,19 @@ def test_the_words_of_the_vocabulary_are_found(write, header):
     assert not vectors[ape].any()
 
 
+@pytest.mark.parametrize("heading", ["", "8 3\n"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_words_may_hold_spaces_as_in_gloves_largest_file(write, heading, packed):
+    """Words of glove.840B.300d with spaces: each line's numbers are its last ones, whatever comes before them."""
+    lines = {",": 0.1, ".": 0.5, "at": 4, "at name@domain.com": 7, ". . .": 1, ". .": 2, "1/2 \u2028 a": 5, "dog": 9}
+    text = heading + "".join(f"{word} {value} {value} {value}\n" for word, value in lines.items())
+    vocabulary = Vocabulary([".", "at", "dog", "1/2"])
+    vectors, found = load_word_vectors(write(gzip.compress(text.encode()) if packed else text), vocabulary)
+    known = {word: vectors[vocabulary.words.index(word)].tolist() for word in (".", "at", "dog")}
+    assert known == {".": [0.5] * 3, "at": [4] * 3, "dog": [9] * 3}
+    assert found.sum() == 3
+
+
 def test_strange_bytes_in_other_words_do_no_harm(write):
     assert load_word_vectors(write(b"\xff\xfe 1 2\ncat 3 4\n"), VOCABULARY).found.sum() == 1
 
@@ -40,7 +55,14 @@ def test_strange_bytes_in_other_words_do_no_harm(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cat 1 2\ndog 1 2 3\n", "line 2: 3 numbers, the lines before have 2"),
+        ("cat 1 2\ndog 1 2 3\n", "line 2: 3 numbers, the first line says 2"),
+        ("cat 1 2 3\ndog 1 2\n", "line 2: 2 numbers, the first line says 3"),
+        ("2 3\ndog 1 2\n", "line 2: 2 numbers, the first line says 3"),
+        ("cat 1 2\ndog nan 2\n", "line 2: 'dog' has numbers that are not finite"),
+        ("cat 1 2\ndog 1 1e60\n", "line 2: 'dog' has numbers that are not finite"),
+        ("cat 1 2\ndog one 2\n", "line 2: 'dog' is not followed by numbers only"),
+        (b"PK\x03\x04 1 2\n", "it is a zip archive; unpack it"),
+        (gzip.compress(b"cat 1 2\n" * 9999)[:60], "line .*: .*ended before"),
         ("cat 1 two\n", "line 1: 'cat' is not followed by numbers only"),
         ("zebra 1 2\n", "holds none of the 7 words"),
         ("", "holds none of the 7 words"),

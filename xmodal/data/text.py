@@ -79,7 +79,7 @@ def _pieces(path: Path, encoding: str | None) -> Iterator[str]:
         raise FileNotFoundError(f"no file at {path}")
     number = 0
     try:
-        with _unpacked(path) as binary, io.TextIOWrapper(binary, _codec(path, encoding), newline="\n") as lines:
+        with unpacked(path) as binary, io.TextIOWrapper(binary, _codec(path, encoding), newline="\n") as lines:
             for number, line in enumerate(lines, start=1):
                 if "\0" in line:
                     raise ValueError(
@@ -93,7 +93,14 @@ def _pieces(path: Path, encoding: str | None) -> Iterator[str]:
         raise ValueError(f"{path}, after line {number}: a damaged gzip file ({error}). Copy it again.") from error
 
 
-def _unpacked(path: Path) -> Any:
+def unpacked(path: Path) -> Any:
+    """A file open for reading its bytes; if it is gzipped, whatever its name, those that were packed.
+
+    >>> _ = Path("ids.txt.gz").write_bytes(gzip.compress(b"7"))
+    >>> with unpacked(Path("ids.txt.gz")) as file:
+    ...     file.read()
+    b'7'
+    """
     with path.open("rb") as file:
         packed = file.read(2) == GZIP_MAGIC
     return gzip.open(path) if packed else path.open("rb")
@@ -105,7 +112,7 @@ def _codec(path: Path, encoding: str | None) -> str:
     Raises:
         ValueError: there is no such encoding, or the file is a zip archive.
     """
-    with _unpacked(path) as file:
+    with unpacked(path) as file:
         start = file.read(4)
     if start == ZIP_MAGIC:
         raise ValueError(f"{path} is a zip archive, or a workbook of a spreadsheet: unpack it, or save it as CSV")
@@ -121,7 +128,7 @@ def _undecodable(path: Path, encoding: str | None, error: UnicodeError) -> str:
     """Which line of a file cannot be read; found by reading it again, for decoders report places in pieces of files."""
     codec = _codec(path, encoding)
     try:
-        with _unpacked(path) as file:
+        with unpacked(path) as file:
             data = file.read()
     except DAMAGED_GZIP as damage:  # which is why its text cannot be read
         return f"{path}: a damaged gzip file ({damage}). Copy it again."
