@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from xmodal.data import Caption, RegionStore, save_captions
+from xmodal.data import Caption, RegionStore, load_captions, save_captions
+from xmodal.data.atomic import refuse_inputs
 from xmodal.data.text import parse_json, read_lines, read_text
 from xmodal.entry import run_program
 
@@ -55,6 +56,10 @@ class Files:
     only_images_of: tuple[Path, ...] = field(default=(), kw_only=True)
     """Region stores: leave out captions about images that are not in them. A store with the name of a split, train.h5,
     speaks for that split alone, any other for all; a split that no store speaks for is kept."""
+
+    def others(self) -> list[Path]:
+        """What is read besides the input and the stores."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,10 @@ class Flickr(Files):
 
     split_lists: dict[str, Path] = field(default_factory=dict)
     """Splits and the files that list their images, one a line: train train.txt dev dev.txt. Without: all is train."""
+
+    def others(self) -> list[Path]:
+        """The lists are read, too."""
+        return [*self.split_lists.values()]
 
     def read(self) -> Iterator[Caption]:
         """Captions of the listed images, in order of the file."""
@@ -179,7 +188,7 @@ def main(source: Source) -> None:
 
     Raises:
         FileNotFoundError: the input or a store is not there.
-        ValueError: the input is damaged or something else, or gives no caption.
+        ValueError: the input is damaged or something else, gives no caption, or would be overwritten.
     """
     if source.exact and source.captions_per_image is None:
         raise ValueError("--exact needs --captions-per-image, which says how many captions an image must have")
@@ -195,6 +204,7 @@ def main(source: Source) -> None:
     if source.captions_per_image is not None:
         kept, reason = first_captions(kept, source.captions_per_image, exact=source.exact)
         left_out.append(reason)
+    _refuse_inputs(source)
     try:
         save_captions(source.output, kept)
     except ValueError as error:
@@ -204,6 +214,22 @@ def main(source: Source) -> None:
     images = {split: {c.image_id for c in kept if c.split == split} for split in sorted({c.split for c in kept})}
     counts = Counter(caption.split for caption in kept)
     print("; ".join(f"{split}: {counts[split]} captions of {len(images[split])} images" for split in images))
+
+
+def _refuse_inputs(source: Karpathy | Coco | Flickr | Table | Images) -> None:
+    """Refuse to write over what is read, unless that is a captions file, of which another one is made.
+
+    Raises:
+        ValueError: the output is read and is no captions file.
+    """
+    refuse_inputs(source.output, [*source.only_images_of, *source.others()])
+    try:
+        refuse_inputs(source.output, [source.input])
+    except ValueError as error:
+        try:
+            load_captions(source.input)
+        except ValueError:
+            raise error from None
 
 
 def read_captions(source: Karpathy | Coco | Flickr | Table | Images) -> list[Caption]:

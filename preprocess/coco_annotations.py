@@ -27,17 +27,20 @@ import tyro
 from tqdm import tqdm
 
 from xmodal.data import Caption, RegionStoreWriter, Vocabulary, save_captions
-from xmodal.data.atomic import locked
-from xmodal.data.split import CAPTIONS
+from xmodal.data.atomic import locked, refuse_inputs
+from xmodal.data.split import CAPTIONS, VOCABULARY
 from xmodal.data.text import parse_json, read_lines, read_text
 from xmodal.entry import run_program
 
-from .manifest import note_written
+from .manifest import MANIFEST, note_written
 from .splits import draw_splits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+
+CLASSES, IMAGES = "classes.json", "images.jsonl"
+"""The files of the compact form."""
 
 WHOLE_IMAGE = -1
 """Class id of the region for the whole image."""
@@ -96,13 +99,18 @@ class AnnotatedImage:
 def main(config: Source) -> None:
     """Read the annotations and write stores, captions and vocabulary."""
     if isinstance(config, Official):
+        read = (*config.instances, *config.captions)
         try:
             images, num_classes = _read_official(config)
         except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-            files = ", ".join(map(str, (*config.instances, *config.captions)))
+            files = ", ".join(map(str, read))
             raise ValueError(f"{files}: what is said of an image is not as COCO says it ({error!r})") from error
     else:
+        read = (config.input / CLASSES, config.input / IMAGES)
         images, num_classes = _read_compact(config.input)
+    names = [CAPTIONS, VOCABULARY, MANIFEST, *(f"{split}.h5" for split in {image.split for image in images})]
+    for name in names:
+        refuse_inputs(config.output / name, read)
     with locked(config.output / CAPTIONS):  # for all files of the folder
         write(images, num_classes, config)
 
@@ -199,10 +207,10 @@ def write(images: list[AnnotatedImage], num_classes: int, config: Output) -> Non
     captions = [caption for image in seen for caption in image.captions]
     save_captions(output / CAPTIONS, captions)
     vocabulary = Vocabulary.build(caption.caption for caption in captions if caption.split != "test")
-    vocabulary.save(output / "vocabulary.json")
-    note_written(output / CAPTIONS, output / "vocabulary.json")
+    vocabulary.save(output / VOCABULARY)
+    note_written(output / CAPTIONS, output / VOCABULARY)
     print(f"{output / CAPTIONS}: {len(captions)} captions")
-    print(f"{output / 'vocabulary.json'}: {len(vocabulary)} words")
+    print(f"{output / VOCABULARY}: {len(vocabulary)} words")
 
 
 def _write_store(images: Iterable[AnnotatedImage], num_classes: int, path: Path, config: Output) -> None:

@@ -18,6 +18,7 @@ from itertools import groupby
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 from typing import TYPE_CHECKING, Literal
 
+from xmodal.data.store_checks import check_regular
 from xmodal.data.text import GZIP_MAGIC
 from xmodal.entry import run_program
 
@@ -86,7 +87,8 @@ def kind_of(path: Path, layout: str | None = None) -> Kind:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is of no kind that is read; the message says what it begins with and what is known.
+        ValueError: it is no ordinary file, or of no kind that is read; the message says what it begins with and what
+            is known.
 
     >>> from pathlib import Path
     >>> _ = Path("trainval.tsv").write_text("7\\t640\\t480\\t36\\tAAAA\\tAAAA\\n")
@@ -106,6 +108,7 @@ def kind_of(path: Path, layout: str | None = None) -> Kind:
             return "files"
         found = sorted(each.name for each in path.iterdir())
         raise ValueError(f"{path} holds no .npz or .npy file and no data.mdb, but {found[:9]}; name files themselves")
+    check_regular(path, "file of features")
     with path.open("rb") as file:
         start = file.read(1 << 16)
     if start.startswith(HDF5_MAGIC):

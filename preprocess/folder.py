@@ -26,13 +26,13 @@ import torch
 from accelerate import PartialState
 
 from xmodal.data import Caption, RegionStore, save_captions
-from xmodal.data.atomic import written_whole
+from xmodal.data.atomic import refuse_inputs, written_whole
 from xmodal.data.image_folder import coco_number, find_images
 from xmodal.entry import run_program
 
 from . import verify, vocabulary
 from .captions import Table, read_captions
-from .manifest import note_written
+from .manifest import MANIFEST, note_written
 from .parts import is_put_together
 from .regions import Extraction, RegionsConfig, extract
 from .skipped import write_skipped
@@ -162,8 +162,9 @@ def _choose_captions(config: FolderConfig, *, tell: bool) -> list[Caption]:
 
 def _read_table(config: FolderConfig) -> list[Caption]:
     """All captions; the split is empty where the table does not say it."""
-    if config.captions.resolve() == (config.output / CAPTIONS).resolve():
-        raise ValueError(f"{config.captions} would be overwritten; choose another --output, or move the table")
+    splits = {"train", "dev", "test"}  # a table that is one of these stores is none
+    for output in (CAPTIONS, VOCABULARY, RECORD, MANIFEST, *(config.store(split).name for split in splits)):
+        refuse_inputs(config.output / output, [config.captions, config.weights])
     captions = read_captions(Table(config.captions, config.output, encoding=config.encoding, split=""))
     if not captions:
         raise ValueError(f"{config.captions} holds no caption")

@@ -21,6 +21,7 @@ the training split aside, for choosing settings. With features instead of pixels
 from __future__ import annotations
 
 import gzip
+import os
 import random
 import shutil
 import tarfile
@@ -34,7 +35,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import tyro
 from tqdm import tqdm
 
-from xmodal.data.atomic import locked
+from xmodal.data.atomic import check_writable, locked, refuse_inputs
 from xmodal.data.labelled import (
     LabelledImage,
     image_transform,
@@ -43,6 +44,7 @@ from xmodal.data.labelled import (
     save_features,
     save_index,
 )
+from xmodal.data.store_checks import check_regular
 from xmodal.data.text import read_lines
 from xmodal.entry import run_program
 
@@ -148,11 +150,20 @@ class Features:
 
 
 def main(config: Command) -> None:
-    """Write the index, or the features."""
-    if config.output.exists() and not config.overwrite:
+    """Write the index, or the features; what stands in the way of the output is told before the work.
+
+    Raises:
+        FileExistsError: the output is there and may not be replaced.
+        FileNotFoundError: the input is not there.
+        OSError: the output cannot be written.
+        ValueError: the output is read, too, or something is wrong with the input.
+    """
+    if os.path.lexists(config.output) and not config.overwrite:
         raise FileExistsError(f"{config.output} exists. Pass --overwrite to replace it, or choose another --output.")
     if not config.input.exists():
         raise FileNotFoundError(f"there is nothing at {config.input}")
+    refuse_inputs(config.output, [config.input])
+    check_writable(config.output)
     if isinstance(config, Features):
         _write_features(config)
     else:
@@ -161,12 +172,26 @@ def main(config: Command) -> None:
 
 def _write_index(config: Source) -> None:
     """Read a data set's lists, make sure that its images are there, and write the index."""
-    folder = config.input if config.input.is_dir() else unpack(config.input, config.output.with_suffix(""))
+    folder = config.input if config.input.is_dir() else unpack(config.input, _folder_beside(config.output))
     images = _set_dev_aside(READERS[type(config)](folder, config), config.dev_classes, config.seed)
     check_files(images)
     save_index(config.output, images)
     for split, (count, classes) in count_splits(images).items():
         print(f"{config.output}: {split}, {count} images of {classes} classes")
+
+
+def _folder_beside(output: Path) -> Path:
+    """Where an archive is unpacked to: the index's name without its ending.
+
+    Raises:
+        ValueError: the index has none.
+    """
+    if not output.suffix:
+        raise ValueError(
+            f"--output {output} has no ending, and {output} is where the archive would be unpacked: call it "
+            f"{output}.jsonl"
+        )
+    return output.with_suffix("")
 
 
 def _write_features(config: Features) -> None:
@@ -179,6 +204,7 @@ def _write_features(config: Features) -> None:
 
     transform = image_transform(train=False, resize=config.resize, crop=config.crop, square=config.square)
     images = load_labelled(config.input, transform=transform)
+    refuse_inputs(config.output, [config.weights, *images.image_id])
     options = {"name": "torchvision", "network": config.backbone, "weights": config.weights}
     backbone = build("backbone", BACKBONES, {"name": EFFICIENTNET} if config.backbone == EFFICIENTNET else options)
     kept = embed_good(
@@ -417,13 +443,14 @@ def unpack(archive: Path, folder: Path) -> Path:
 
     Raises:
         FileExistsError: the folder is there already.
-        ValueError: the file is no archive, or is cut off.
+        ValueError: the file is no archive, no ordinary file, or is cut off.
 
     >>> with zipfile.ZipFile("birds.zip", "w") as archive:
     ...     archive.writestr("images/1.jpg", b"")
     >>> sorted(path.as_posix() for path in unpack(Path("birds.zip"), Path("birds")).rglob("*"))
     ['birds/images', 'birds/images/1.jpg']
     """
+    check_regular(archive, "tar or zip archive")
     if folder.exists():
         raise FileExistsError(f"{folder}, where {archive} would be unpacked, exists; give it as --input, or remove it")
     partial = folder.with_name(f".{folder.name}.partial")

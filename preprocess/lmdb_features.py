@@ -7,6 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from xmodal.data.store_checks import check_regular
 from xmodal.data.unpickling import PlainUnpickler
 
 from .lmdb_entries import read_entries
@@ -21,7 +22,7 @@ def read_lmdb(path: Path, dim: int | None = None) -> Iterator[tuple[str, str, Ca
     """Every image of a database: where it is, its name, and a function that reads it.
 
     An entry is a pickled dict with features, boxes, image_w, image_h and num_boxes or other names in `KEYS`; arrays may
-    be base64. The image's name is its image_id, or else the key.
+    be base64. The image's name is the key, as in the databases of others; an image_id inside is not looked at.
 
     Raises:
         FileNotFoundError: there is no such database.
@@ -36,8 +37,7 @@ def read_lmdb(path: Path, dim: int | None = None) -> Iterator[tuple[str, str, Ca
     >>> [(name, read().features.shape) for _, name, read in read_lmdb(Path("features.lmdb"))]
     [('7', (2, 3))]
     """
-    if not path.exists():
-        raise FileNotFoundError(f"no lmdb database at {path}")
+    check_regular(path / "data.mdb" if path.is_dir() else path, "lmdb database")
     if find_spec("lmdb") is None:
         raise ImportError("an lmdb database needs the package lmdb: pip install 'xmodal[lmdb]'")
     for key, value in read_entries(path):

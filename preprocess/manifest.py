@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from xmodal.data.atomic import locked, written_whole
+from xmodal.data.store_checks import check_regular
 
 MANIFEST = "manifest.json"
 
@@ -79,6 +80,7 @@ def accept(folder: Path) -> list[str]:
 def _read(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
+    check_regular(path, "list of hashes")
     try:
         hashes = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

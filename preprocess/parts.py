@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import secrets
 import shutil
 from typing import TYPE_CHECKING, Any, Literal
@@ -187,7 +188,8 @@ def refuse_made(output: Path, *, overwrite: bool) -> None:
     """Refuse to make a store that is there, unless it may be replaced or a killed run is to be brought to its end.
 
     Raises:
-        FileExistsError: the store is there.
+        FileExistsError: the store, or a link that leads nowhere, is there.
+        IsADirectoryError: a folder is, which nothing replaces.
 
     >>> from pathlib import Path
     >>> Path("train.h5").touch()
@@ -198,7 +200,9 @@ def refuse_made(output: Path, *, overwrite: bool) -> None:
     """
     if output.parent.is_dir():
         remove_remains(output.parent, folder_of_parts(output).name)
-    if output.exists() and not overwrite and not is_put_together(output):
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a folder. Name a file to write.")
+    if os.path.lexists(output) and not overwrite and not is_put_together(output):
         raise FileExistsError(f"{output} exists. Pass --overwrite to replace it, or choose another name.")
 
 

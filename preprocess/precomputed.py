@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from xmodal.data.atomic import locked
+from xmodal.data.atomic import locked, refuse_inputs
 from xmodal.data.image_folder import coco_number
 
 from .image_ids import image_stem, read_image_names
@@ -102,13 +102,39 @@ class StoreConfig:
 
     def settings(self) -> dict[str, Any]:
         """What decides about the contents, and what tells changed inputs from unchanged ones."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        paths = {name: value for name, value in values.items() if isinstance(value, (Path, tuple)) and name != "output"}
-        plain = {name: value for name, value in values.items() if name not in {*paths, "output", *HARMLESS}}
-        return {
-            **plain,
-            **{name: stamps([value] if isinstance(value, Path) else value) for name, value in paths.items()},
+        paths = self._paths()
+        plain = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in {*paths, "output", *HARMLESS}
         }
+        return {**plain, **{name: stamps(value) for name, value in paths.items()}}
+
+    def inputs(self) -> list[Path]:
+        """Every file that is read."""
+        return files_of(path for paths in self._paths().values() for path in paths)
+
+    def _paths(self) -> dict[str, tuple[Path, ...]]:
+        """The options that name what is read, and what they name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "output"}
+        return {
+            name: (value,) if isinstance(value, Path) else value
+            for name, value in values.items()
+            if isinstance(value, (Path, tuple))
+        }
+
+
+def files_of(paths: Iterable[Path]) -> list[Path]:
+    """Files, and the arrays and databases in folders.
+
+    >>> Path("7.npy").touch()
+    >>> [path.name for path in files_of([Path("."), Path("a.tsv")])]
+    ['7.npy', 'a.tsv']
+    """
+    files = []
+    for path in paths:
+        files += sorted(path.rglob("*.np[yz]")) or sorted(path.glob("*.mdb")) if path.is_dir() else [path]
+    return files
 
 
 def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
@@ -118,10 +144,7 @@ def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     >>> [(name, size) for name, size, _ in stamps([Path(".")])]
     [('7.npy', 0)]
     """
-    files = []
-    for path in paths:
-        files += sorted(path.rglob("*.np[yz]")) or sorted(path.glob("*.mdb")) if path.is_dir() else [path]
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files_of(paths) if file.exists()]
 
 
 def num_real(features: np.ndarray) -> int:
@@ -179,7 +202,7 @@ def convert(config: StoreConfig, records: Iterable[Source]) -> tuple[int, dict[s
     Raises:
         FileExistsError: the output exists and may not be replaced.
         BlockingIOError: another process is writing it.
-        ValueError: no record is good, or parts of other inputs or options are there.
+        ValueError: no record is good, parts of other inputs or options are there, or the output is an input.
 
     >>> import numpy as np
     >>> records = [("row 1", "7", lambda: Record(np.ones((2, 3)))), ("row 2", "7", lambda: Record(np.ones((2, 3))))]
@@ -187,6 +210,7 @@ def convert(config: StoreConfig, records: Iterable[Source]) -> tuple[int, dict[s
     (1, {'row 2': "image '7' came before, in row 1"})
     """
     refuse_made(config.output, overwrite=config.overwrite)
+    refuse_inputs(config.output, config.inputs())
     wanted = config.wanted()
     with locked(folder_of_parts(config.output)):
         parts = PartFiles(config.output, config.settings())

@@ -27,7 +27,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from xmodal.data.atomic import locked
+from xmodal.data.atomic import locked, refuse_inputs
 from xmodal.data.image_folder import Listing, find_images, list_images
 from xmodal.data.images import read_image
 from xmodal.encoders.extractors import EXTRACTORS, all_options
@@ -145,7 +145,8 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
 
     Raises:
         FileExistsError: the output exists and may not be replaced.
-        ValueError: see `Parts`; --split without --captions, none of the named images is there, or none could be read.
+        ValueError: see `Parts`; the output is an input, --split without --captions, none of the named images is there,
+            or none could be read.
 
     >>> from PIL import Image
     >>> from xmodal.data import RegionStore
@@ -161,6 +162,7 @@ def extract(config: RegionsConfig, extractor: RegionExtractor, options: Mapping[
         raise ValueError(f"batch_size is {config.batch_size}, wanted at least 1")
     refuse_made(config.output, overwrite=config.overwrite)
     listing = list_images(config.images)
+    refuse_inputs(config.output, [config.captions, config.weights, *listing.images])
     images = _choose_images(config, listing)
     plan = divide({image_id: _stamp(path) for image_id, path in images.items()}, config.batch_size)
     # Without an accelerator this must be said, or processes that were launched together do not know of each other.

@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from xmodal.data import Caption, save_captions
 from xmodal.data.array_files import map_array
-from xmodal.data.atomic import locked, written_whole
+from xmodal.data.atomic import locked, refuse_inputs, written_whole
 from xmodal.data.split import CAPTIONS
 from xmodal.data.text import read_text
 from xmodal.entry import run_program
 
 from .image_ids import karpathy_images
-from .manifest import note_written
+from .manifest import MANIFEST, note_written
 from .parts import PartFiles, folder_of_parts, refuse_made, remove_parts
 from .precomputed import RECORDS_A_PART, num_real, stamps
 
@@ -71,6 +71,8 @@ def main(config: Config) -> None:
     splits = config.splits or tuple(split for split in SPLITS if (config.input / f"{split}_ims.npy").exists())
     if not splits:
         raise FileNotFoundError(f"{config.input} holds none of {[f'{split}_ims.npy' for split in SPLITS]}")
+    for output in (CAPTIONS, MANIFEST, *(f"{split}.h5" for split in splits)):
+        refuse_inputs(config.output / output, [config.karpathy])
     names = None if config.karpathy is None else _read_karpathy(config.karpathy)
     progress = _Progress(config.output)
     captions: list[Caption] = []

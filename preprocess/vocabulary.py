@@ -16,6 +16,7 @@ from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from xmodal.data import Vocabulary, load_captions
+from xmodal.data.atomic import refuse_inputs
 from xmodal.data.segmenters import SEGMENTERS, is_unspaced
 from xmodal.entry import run_program
 
@@ -23,6 +24,8 @@ from .manifest import note_written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from xmodal.data import Caption
 
 Segmenter = Literal["words", "characters", "jieba"]
 
@@ -38,13 +41,17 @@ class Config:
     """The captions file."""
     output: Path
     """The vocabulary file to write."""
-    splits: tuple[str, ...] = ("train", "dev")
-    """Splits whose captions count. The published vocabularies count train and dev."""
+    splits: tuple[str, ...] = ()
+    """Splits whose captions count. Without: train and, where there is one, dev, as in the published vocabularies."""
     min_count: int = 4
     """How often a word must come."""
     segmenter: Segmenter = "words"
     """words: as published, at spaces and punctuation. characters: every Chinese, Japanese, Thai, Lao, Khmer or Burmese
     character is a word. jieba: the words of Chinese (pip install jieba)."""
+
+
+COUNTED = ("train", "dev")
+"""Splits whose captions count if nothing else is said."""
 
 
 class Shares(NamedTuple):
@@ -63,9 +70,10 @@ def main(config: Config) -> None:
 
     Raises:
         FileNotFoundError: there is no captions file.
-        ValueError: no word is frequent enough, or no caption is in a split.
+        ValueError: no word is frequent enough, no caption is in a split, or the output is the captions file.
     """
-    captions = [caption.caption for split in config.splits for caption in load_captions(config.captions, split)]
+    refuse_inputs(config.output, [config.captions])
+    captions = [caption.caption for caption in _counted(config)]
     try:
         vocabulary = Vocabulary.build(captions, config.min_count, config.segmenter)
     except ValueError as error:
@@ -82,6 +90,18 @@ def main(config: Config) -> None:
             f"WARNING: this vocabulary tells little about these captions: {shares.one_word:.1%} are one word, "
             f"{shares.unknown:.1%} of all words are unknown.{_advice(captions, config.segmenter)}"
         )
+
+
+def _counted(config: Config) -> list[Caption]:
+    """The captions of the splits that count."""
+    known = {caption.split for caption in load_captions(config.captions)}
+    if not config.splits and not known & {*COUNTED}:
+        raise ValueError(
+            f"{config.captions} has no caption of split {' or '.join(COUNTED)}; its splits are {sorted(known)}. Say "
+            "which count: --splits"
+        )
+    splits = config.splits or [split for split in COUNTED if split in known]
+    return [caption for split in splits for caption in load_captions(config.captions, split)]
 
 
 def measure(vocabulary: Vocabulary, captions: Sequence[str]) -> Shares:

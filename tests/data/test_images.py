@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import zlib
@@ -201,6 +202,15 @@ def test_damage_is_told(tmp_path):
         read_image(tmp_path / "y.jpg")
     with pytest.raises(ValueError, match="cannot read"):
         read_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"cannot read .*pipe\.png is no ordinary file"):
+        read_image(tmp_path / "pipe.png")
+
+
+def test_the_whole_range_of_float32_is_gray(tmp_path):
+    values = np.array([[-3e38, 0, 3e38]], np.float32)  # whose range, 6e38, is beyond float32
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    assert np.asarray(read_image(tmp_path / "x.tif"))[0, :, 0].tolist() == [0, 128, 255]
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):

@@ -130,6 +130,20 @@ def test_a_changed_part_is_named(folder, damage, message):
         RegionStore(folder / "joined.h5")
 
 
+def test_a_store_is_not_joined_of_itself(folder):
+    """Nor of a store that is joined of it, nor by way of a link: its features would be gone."""
+    parts = folder / "parts"
+    part = parts / "0.h5"
+    (parts / "link.h5").symlink_to(part)
+    join_stores([part], parts / "virtual.h5")
+    before = {path: path.read_bytes() for path in parts.iterdir()}
+    for chosen in ([part, parts / "1.h5"], [parts / "1.h5", parts / "virtual.h5"], [parts / "link.h5"]):
+        with pytest.raises(ValueError, match=r"0\.h5 would be overwritten, and is read: .*\.h5"):
+            join_stores(chosen, part, overwrite=True)
+    assert before == {path: path.read_bytes() for path in parts.iterdir()}
+    assert RegionStore(part).validate() == []
+
+
 def test_what_does_not_go_together_is_not_joined(folder, tmp_path):
     first, joined = folder / "parts" / "0.h5", folder / "new.h5"
     with pytest.raises(ValueError, match="nothing to join"):

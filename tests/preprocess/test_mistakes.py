@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from tiny_data import DIM, THINGS, make_data
 from preprocess.programs import PROGRAMS
 from xmodal import Embedder, Matcher, Vocabulary
 from xmodal.cli import COMMANDS, main
-from xmodal.data.labelled import LabelledSet, save_features
+from xmodal.data.labelled import LabelledImage, LabelledSet, save_features, save_index
 from xmodal.encoders.extractors import EXTRACTORS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -141,6 +143,18 @@ def home(tmp_path_factory) -> Path:
     image = {"name": "regions", "dim": 4, "input_dim": DIM}
     Matcher(image, text, {"name": "scan"}, Vocabulary(["a", "and", *THINGS]).words).save_pretrained(home / "model")
     Embedder({"name": "mlp", "input_dim": 3}, dim=4).save_pretrained(home / "embedder")
+    (home / "mine.csv").write_text("image,caption\n7.jpg,a dog\n")
+    (home / "list.txt").write_text("7.jpg\n")
+    (home / "link.tsv").symlink_to("a.tsv")
+    (home / "dangling.h5").symlink_to("nowhere/a.h5")
+    (home / "coco").mkdir()
+    (home / "coco" / "captions.jsonl").write_text(json.dumps(coco))
+    (home / "coco" / "vocabulary.json").write_text('{"image_id": "dev-0", "caption": "a dog"}\n')
+    photographs = sorted((home / "classes").rglob("*.png"))
+    save_index(home / "birds.jsonl", [LabelledImage(path, path.parent.name, "test") for path in photographs])
+    with zipfile.ZipFile(home / "birds.zip", "w") as archive:
+        for path in photographs:
+            archive.write(path, path.relative_to(home / "classes"))
     labelled = LabelledSet([f"{number}.png" for number in range(8)], ["0", "1"] * 4, ["test"] * 8)
     save_features(home / "features.h5", torch.rand(8, 3), labelled, {})
     return home
@@ -188,6 +202,96 @@ def test_results_that_cannot_be_written_are_told_before_the_work(option, ended):
     status, lines = ended(f"evaluate-embedder embedder --path nowhere {option} file/out.png")
     assert status == 2
     assert "cannot write file/out.png" in lines[-1]
+
+
+OVER_INPUT = """
+prepare captions coco --input coco.json --output coco.json
+prepare captions flickr --input flickr.token --output list.txt --split-lists train list.txt
+prepare captions table --input mine.csv --output mine.csv
+prepare captions table --input data/captions.jsonl --output data/dev.h5 --only-images-of data/dev.h5
+prepare vocabulary --captions data/captions.jsonl --output ./data/captions.jsonl
+prepare folder --images photos --captions coco/vocabulary.json --output coco --overwrite
+prepare regions --images photos --extractor mean-color --output data/captions.jsonl --captions data/captions.jsonl \
+    --split dev --overwrite
+prepare regions --images photos --extractor mean-color --output photos/dev-1.png --overwrite
+prepare bottom-up-tsv --input a.tsv --dim 2 --output a.tsv --overwrite
+prepare npz-folder --input npz --dim 2 --output npz/7.npz --overwrite
+prepare features --input a.tsv --output link.tsv --overwrite
+prepare coco-annotations official --instances instances.json --captions coco/captions.jsonl --dev 0 --test 0 \
+    --output coco
+prepare scan-npy --input scan --output coco --karpathy coco/captions.jsonl
+prepare labelled folder --input birds.zip --train-classes 1 --output birds.zip --overwrite
+prepare labelled features --input birds.jsonl --output birds.jsonl --overwrite
+prepare labelled features --input birds.jsonl --output classes/0/0.png --overwrite
+evaluate model --data.folder data --data.split dev --json data/captions.jsonl
+evaluate model --data.folder data --data.split dev --report data/dev.h5
+evaluate-embedder embedder --path features.h5 --json features.h5
+inspect photos/dev-0.png --extractor mean-color --output photos/dev-0.png
+search model dog --data.folder data --data.split dev --images photos --top 10 --output photos/dev-0.png
+explain model dev-0 dog --data.folder data --data.split dev --images photos --output photos/dev-0.png
+index model data/dev.h5 --output data --overwrite
+index model data/dev.h5 --output model --overwrite
+export model --format torch --output model
+"""
+"""Commands whose output is something that they read."""
+
+
+@pytest.mark.parametrize("command", OVER_INPUT.replace("\\\n    ", "").strip().splitlines())
+def test_what_is_read_is_not_written_over(command, ended, home):
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    status, lines = ended(command)
+    assert told_in_one_line(command, status, lines), (status, lines)
+    assert "would be overwritten, and is read" in lines[-1]
+    assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+
+def test_captions_may_take_the_place_of_captions(home, monkeypatch):
+    monkeypatch.chdir(home)
+    content = (home / "data" / "captions.jsonl").read_bytes()
+    (home / "copy.jsonl").write_bytes(content)
+    main(
+        ["prepare", "captions", "table", "--input", "copy.jsonl", "--output", "copy.jsonl", "--captions-per-image", "1"]
+    )
+    assert 0 < len((home / "copy.jsonl").read_bytes()) < len(content)
+
+
+@pytest.mark.parametrize("output", ["file/out.h5", "folder.png", "dangling.h5"])
+def test_an_output_that_cannot_be_written_is_told_before_images_are_computed(output, ended, home, monkeypatch):
+    monkeypatch.setattr("xmodal.prepare.labelled_datasets.load_labelled", lambda *_, **__: pytest.fail("too late"))
+    command = f"prepare labelled features --input birds.jsonl --output {output}"
+    status, lines = ended(command if output == "dangling.h5" else f"{command} --overwrite")
+    assert told_in_one_line(command, status, lines), (status, lines)
+
+
+def test_an_archive_is_not_unpacked_to_where_the_index_goes(ended, home):
+    command = "prepare labelled folder --input birds.zip --train-classes 1 --output birds"
+    status, lines = ended(command)
+    assert told_in_one_line(command, status, lines)
+    assert "call it birds.jsonl" in lines[-1]
+    assert not (home / "birds").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prepare features --input pipe.tsv --output out",
+        "prepare features --input pipe.mdb --output out --layout lmdb",
+        "prepare labelled folder --input pipe.tsv --train-classes 1 --output out.jsonl",
+        "prepare vocabulary --captions pipe.tsv --output out",
+        "prepare captions table --input pipe.tsv --output out",
+        "inspect pipe.tsv --extractor mean-color --output out",
+    ],
+)
+def test_pipes_are_not_waited_for(command, ended, home):
+    for name in ("pipe.tsv", "pipe.mdb"):
+        if not (home / name).exists():
+            os.mkfifo(home / name)
+    try:
+        status, lines = ended(command)
+    finally:
+        (home / "pipe.tsv").unlink()
+        (home / "pipe.mdb").unlink()
+    assert told_in_one_line(command, status, lines), (status, lines)
 
 
 def test_every_program_is_here():

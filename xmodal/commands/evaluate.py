@@ -60,13 +60,16 @@ class Evaluate:
 def evaluate(config: Evaluate) -> None:
     """Print a table of results."""
     from xmodal.data import load_relevance
-    from xmodal.data.atomic import check_writable
+    from xmodal.data.atomic import check_writable, refuse_inputs
+    from xmodal.data.split import files_of
     from xmodal.evaluation import write_ranks
     from xmodal.evaluation.after import AfterScoring
     from xmodal.evaluation.matchers import evaluate_matchers
 
+    judged = (config.instances, config.i2i, config.t2t, config.relevance)
     for path in filter(None, (config.scores, config.ranks, config.report, config.json)):
         check_writable(path)
+        refuse_inputs(path, [*judged, *files_of(config.data.folder, config.data.split), *config.models])
     after = AfterScoring(config.normalize, config.temperature, config.rerank)
     matchers = {str(path): load_model(path) for path in config.models}
     split = open_part(config.data, matchers)

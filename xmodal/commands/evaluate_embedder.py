@@ -43,7 +43,7 @@ class EvaluateEmbedder:
 
 def evaluate_embedder(config: EvaluateEmbedder) -> None:
     """Print the metrics of an embedder, and draw."""
-    from xmodal.data.atomic import check_writable, written_whole
+    from xmodal.data.atomic import check_writable, refuse_inputs, written_whole
     from xmodal.embedder import Embedder
     from xmodal.evaluation.labelled import check_evaluable, evaluate_embeddings
     from xmodal.search.neighbors import draw_map, draw_neighbors
@@ -56,6 +56,8 @@ def evaluate_embedder(config: EvaluateEmbedder) -> None:
             check_writable(path)
     data = LabelledDataConfig(config.path, resize=config.resize, crop=config.crop, square=config.square)
     images = load_split(data, config.splits, train=False)
+    for path in filter(None, (config.json, config.neighbors, config.map)):
+        refuse_inputs(path, [config.path, *images.image_id])
     check_evaluable(images.labels, images.query, config.recall_at, ks_name="recall_at")
     embedder = load_model(config.model, Embedder)
     progress = sys.stderr.isatty()

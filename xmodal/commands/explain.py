@@ -32,7 +32,8 @@ class Explain:
 def explain(config: Explain) -> None:
     """Write the picture and the page of one pair."""
     from xmodal.data import RegionStore
-    from xmodal.data.split import store_file
+    from xmodal.data.atomic import refuse_inputs
+    from xmodal.data.split import files_of, store_file
     from xmodal.search.explained_page import write_page
     from xmodal.search.explained_picture import draw_explanation
     from xmodal.search.explanation import explained
@@ -40,6 +41,8 @@ def explain(config: Explain) -> None:
 
     store = RegionStore(store_file(config.data.folder, config.data.split))
     image = find_image(config.images, config.image_id)
+    for path in (config.output, config.page):
+        refuse_inputs(path, [image, *files_of(config.data.folder, config.data.split)])
     pair = explained(load_model(config.model), store, config.image_id, image, config.sentence)
     draw_explanation(pair, config.output)
     write_page(pair, config.page)

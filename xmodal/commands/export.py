@@ -25,8 +25,10 @@ class Export:
 
 def export(config: Export) -> None:
     """Write the programs and say how far they are from the model."""
+    from xmodal.data.atomic import refuse_inputs
     from xmodal.export import export_matcher
 
+    refuse_inputs(config.output, [config.model])
     differences = export_matcher(load_model(config.model), config.output, form=config.format)
     for name, difference in differences.items():
         print(f"{name:6} differs from the model by at most {difference:.1e} of its largest number")

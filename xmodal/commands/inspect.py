@@ -28,6 +28,7 @@ class Inspect:
 
 def inspect(config: Inspect) -> None:
     """Print and draw the regions of a photograph, and score it."""
+    from xmodal.data.atomic import refuse_inputs
     from xmodal.data.images import read_image
     from xmodal.encoders.extractors import EXTRACTORS
     from xmodal.given import build_extractor
@@ -39,6 +40,7 @@ def inspect(config: Inspect) -> None:
         raise ValueError("give either --model or --extractor: a model brings the extractor that it was trained with")
     if config.sentences and config.model is None:
         raise ValueError("--sentences need --model to score them")
+    refuse_inputs(config.output, [config.image])
     image = read_image(config.image)
     matcher = None if config.model is None else load_model(config.model)
     if matcher is not None:

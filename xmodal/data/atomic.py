@@ -25,7 +25,7 @@ except ImportError:  # Windows: nothing is locked, and what a killed process lef
     fcntl: Any = None
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 """Errors of a full disk, a limit on file sizes and a quota, which not every library reports with the file's name."""
@@ -191,8 +191,34 @@ def refuse_existing(path: Path) -> None:
     ...
     FileExistsError: scores.npy exists. Pass overwrite=True to replace it, or choose another name.
     """
-    if path.exists():
+    if os.path.lexists(path):  # a link that leads nowhere, too
         raise FileExistsError(f"{path} exists. Pass overwrite=True to replace it, or choose another name.")
+
+
+def refuse_inputs(output: str | Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuse to write over what is read, which would be lost, links that lead to it included.
+
+    Args:
+        output: the file or folder to write, whether or not it is there.
+        inputs: the files and folders that are read; None for one that is not given.
+
+    Raises:
+        ValueError: the output is one of the inputs, or a folder that holds one.
+
+    >>> Path("captions.jsonl").touch()
+    >>> refuse_inputs("./captions.jsonl", ["mine.csv", "captions.jsonl"])
+    Traceback (most recent call last):
+    ...
+    ValueError: captions.jsonl would be overwritten, and is read: captions.jsonl. Choose another output.
+    """
+    output = Path(output)
+    if not output.exists():
+        return
+    there = output.resolve()
+    for path in filter(None, inputs):
+        path = Path(path)
+        if path.exists() and (path.samefile(output) or there in path.resolve().parents):
+            raise ValueError(f"{output} would be overwritten, and is read: {path}. Choose another output.")
 
 
 def reserve(path: Path, size: int) -> None:

@@ -6,15 +6,16 @@ import functools
 import io
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from xmodal.data.store_checks import check_regular
 
+if TYPE_CHECKING:
     from jaxtyping import Num
 
 HEIC_SUFFIXES = frozenset({".heic", ".heif"})
@@ -63,15 +64,15 @@ def read_image(path: str | Path, *, longest: int | None = None) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an image that Pillow reads, is damaged, has more pixels than Pillow's limit (about
-            179 million), or holds numbers that are not finite.
+        ValueError: the file is not an image that Pillow reads, is damaged or no ordinary file, has more pixels than
+            Pillow's limit (about 179 million), or holds numbers that are not finite.
 
     >>> from PIL import Image
     >>> Image.new("L", (4, 3)).save("gray.png")
     >>> read_image("gray.png").mode, read_image("gray.png").size
     ('RGB', (4, 3))
     """
-    return _read(path, str(path), longest=longest)
+    return _read(Path(path), str(path), longest=longest)
 
 
 def read_sent_image(content: bytes, *, least_side: int = 1, most_pixels: int) -> Image.Image:
@@ -99,7 +100,7 @@ def read_sent_image(content: bytes, *, least_side: int = 1, most_pixels: int) ->
 
 
 def _read(
-    file: str | Path | io.BytesIO,
+    file: Path | io.BytesIO,
     name: str,
     *,
     longest: int | None = None,
@@ -110,6 +111,8 @@ def _read(
     """An image of a file that errors call by a name."""
     _register_plug_ins()
     try:
+        if isinstance(file, Path):
+            check_regular(file, "photograph")
         # Pillow warns of odd metadata and of large pictures; what cannot be read is an error all the same.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -164,7 +167,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not np.isfinite(values).all():
         raise ValueError("it has values that are not finite")
     low, high = _black_and_white(image, values)
-    gray = Image.fromarray(np.rint((values - low) * (255.0 / ((high - low) or 1.0))).astype(np.uint8))
+    # In float64, for the range of a picture in float32 need not fit float32.
+    gray = Image.fromarray(np.rint((values - np.float64(low)) * (255.0 / ((high - low) or 1.0))).astype(np.uint8))
     if isinstance(transparent := image.info.get("transparency"), int):
         gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return gray

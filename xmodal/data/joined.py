@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from xmodal.data.atomic import refuse_existing, written_whole
-from xmodal.data.store_checks import CHECKSUM, COLUMNS, some
+from xmodal.data.atomic import refuse_existing, refuse_inputs, written_whole
+from xmodal.data.store_checks import CHECKSUM, COLUMNS, part_of, some
 from xmodal.data.store_file import open_checked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 def join_stores(parts: Sequence[str | Path], path: str | Path, *, overwrite: bool = False) -> None:
@@ -32,7 +33,7 @@ def join_stores(parts: Sequence[str | Path], path: str | Path, *, overwrite: boo
         FileExistsError: `path` exists and `overwrite` is false.
         FileNotFoundError: a part is not there.
         ValueError: there is no part; a part is damaged, lies elsewhere, differs from the first one in what made it or
-            how it is stored; or an image is in two parts.
+            how it is stored, or is `path` itself or joined of it; or an image is in two parts.
 
     >>> import tempfile
     >>> from xmodal.data import RegionStore, RegionStoreWriter
@@ -53,6 +54,7 @@ def join_stores(parts: Sequence[str | Path], path: str | Path, *, overwrite: boo
         raise ValueError(f"nothing to join: {path} needs at least one part")
     names = [_relative(Path(part), path.parent) for part in parts]
     kind, columns = _read_alike(parts)
+    refuse_inputs(path, chain.from_iterable(_files_of(Path(part)) for part in parts))
     # Checksums go with the images only if all parts have them: those from before there were any do not.
     complete = {name for name, arrays in columns.items() if len(arrays) == len(parts) or name != CHECKSUM}
     rows = {name: np.concatenate(arrays) for name, arrays in columns.items() if name in complete}
@@ -106,6 +108,18 @@ def _read_alike(parts: Sequence[str | Path]) -> tuple[_Kind, dict[str, list[np.n
             for name in set(opened) - {"features"}:
                 columns.setdefault(name, []).append(opened[name][:])
     return kinds[0], columns
+
+
+def _files_of(part: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files that the features of a store are in: its own, and if it is joined of others, those."""
+    if part.resolve() in above:
+        raise ValueError(f"{above[0]} is joined of itself, by way of {part}. Make it again.")
+    yield part
+    with open_checked(part) as opened:
+        features = opened["features"]
+        names = {source.file_name for source in features.virtual_sources()} if features.is_virtual else ()
+    for name in names:
+        yield from _files_of(part_of(part, name), (*above, part.resolve()))
 
 
 def _relative(part: Path, folder: Path) -> str:

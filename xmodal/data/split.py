@@ -148,6 +148,15 @@ def store_file(folder: str | Path, split: str) -> Path:
     return Path(folder) / f"{split}.h5"
 
 
+def files_of(folder: str | Path, split: str) -> list[Path]:
+    """What a data folder has of a split: captions, vocabulary and region store, whether or not they are there.
+
+    >>> [path.name for path in files_of("data/f30k", "dev")]
+    ['captions.jsonl', 'vocabulary.json', 'dev.h5']
+    """
+    return [Path(folder) / CAPTIONS, Path(folder) / VOCABULARY, store_file(folder, split)]
+
+
 def split_captions(folder: str | Path, split: str) -> list[Caption]:
     """The captions of a split of a data folder, in the order of their file; errors are those of `load_captions`.
 

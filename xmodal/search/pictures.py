@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from xmodal.data.atomic import refuse_inputs
 from xmodal.data.image_folder import locate_images
 from xmodal.data.images import read_image
 from xmodal.data.strings import refuse_string
@@ -84,6 +85,7 @@ def draw_retrieved(rows: Sequence[Retrieved], images: Path, output: Path) -> Non
     if not columns:
         raise ValueError(f"there is nothing to draw: none of {len(rows)} sentences retrieved an image")
     files = locate_images(images, [image_id for row in rows for image_id in row.image_ids])
+    refuse_inputs(output, files.values())
     figure = new_figure(2.2 * columns, 2.6 * len(rows))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     figure.get_layout_engine().set(hspace=0.25, rect=(0, 0, 1, 0.95))  # type: ignore[union-attr]
