@@ -60,16 +60,11 @@ class Evaluate:
 def evaluate(config: Evaluate) -> None:
     """Print a table of results."""
     from xmodal.data import load_relevance
-    from xmodal.data.atomic import check_writable, refuse_inputs
-    from xmodal.data.split import files_of
     from xmodal.evaluation import write_ranks
     from xmodal.evaluation.after import AfterScoring
     from xmodal.evaluation.matchers import evaluate_matchers
 
-    judged = (config.instances, config.i2i, config.t2t, config.relevance)
-    for path in filter(None, (config.scores, config.ranks, config.report, config.json)):
-        check_writable(path)
-        refuse_inputs(path, [*judged, *files_of(config.data.folder, config.data.split), *config.models])
+    _check_outputs(config)
     after = AfterScoring(config.normalize, config.temperature, config.rerank)
     matchers = {str(path): load_model(path) for path in config.models}
     split = open_part(config.data, matchers)
@@ -102,6 +97,17 @@ def evaluate(config: Evaluate) -> None:
     if after.leaks:
         print("t2i reads which captions of the test set describe one image: no figure to compare models by\n")
     _tell(config, results)
+
+
+def _check_outputs(config: Evaluate) -> None:
+    """Tell before the work what cannot be written, or is read."""
+    from xmodal.data.atomic import check_writable, refuse_inputs
+    from xmodal.data.split import files_of
+
+    judged = (config.instances, config.i2i, config.t2t, config.relevance)
+    for path in filter(None, (config.scores, config.ranks, config.report, config.json)):
+        check_writable(path)
+        refuse_inputs(path, [*judged, *files_of(config.data.folder, config.data.split), *config.models])
 
 
 def _tell(config: Evaluate, results: dict[str, Any]) -> None:
