@@ -127,7 +127,7 @@ def test_further_protocols_are_beside_the_first(folded):
 def folded(monkeypatch):
     """A protocol of three folds of two images, and captions that speak of images in another order than the store's."""
     monkeypatch.setitem(PROTOCOLS, "tiny-3fold", Protocol("tiny-3fold", images=6, captions=9, folds=3))
-    return range(6), "abcdefghi", torch.tensor([4, 1, 0, 4, 5, 2, 3, 2, 0])
+    return range(6), list("abcdefghi"), torch.tensor([4, 1, 0, 4, 5, 2, 3, 2, 0])
 
 
 @pytest.mark.parametrize("count", [1, 2])
