@@ -96,7 +96,7 @@ def test_a_size_that_a_network_does_not_take_is_refused(capfd):
     backbone = TorchvisionBackbone("vit_b_16", None, levels=["encoder.layers.encoder_layer_0"]).eval()
     assert not capfd.readouterr().err
     for see in (backbone, backbone.maps):
-        with pytest.raises(ValueError, match="does not take images of 230 x 227 pixels: Wrong image height"):
+        with pytest.raises(ValueError, match="fails on images of 230 x 227 pixels: Wrong image height"):
             see(torch.zeros(1, 3, 227, 230, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="does not take images of 16 x 16 pixels: Given input size"):
+    with pytest.raises(ValueError, match="fails on images of 16 x 16 pixels: Given input size"):
         TorchvisionBackbone("densenet121", None).eval()(torch.zeros(1, 3, 16, 16))

@@ -95,21 +95,21 @@ def run_network(network: Callable[[Tensor], Any], images: Float[Tensor, "image 3
     """What a network gives.
 
     Raises:
-        ValueError: it does not take images of this size.
+        ValueError: it fails, as networks do on sizes that they do not take.
 
     >>> run_network(torch.nn.Conv2d(3, 1, kernel_size=5), torch.zeros(1, 3, 4, 4))
     Traceback (most recent call last):
     ...
-    ValueError: the network does not take images of 4 x 4 pixels: Calculated padded input size per channel: (4 x 4). ...
+    ValueError: the network fails on images of 4 x 4 pixels: Calculated padded input size per channel: (4 x 4). ...
     """
     try:
         return network(images)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # these say nothing of the size
         raise
     except (AssertionError, RuntimeError) as error:
         height, width = images.shape[2:]
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"the network does not take images of {width} x {height} pixels: {reason}") from error
+        raise ValueError(f"the network fails on images of {width} x {height} pixels: {reason}") from error
 
 
 def _steps(nodes: Sequence[str], level: str) -> list[str]:
