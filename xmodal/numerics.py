@@ -306,7 +306,8 @@ def check_share(name: str, value: Any) -> None:
         ...
         ValueError: dropout must be at least 0 and below 1, got 1.0
     """
-    if not isinstance(value, numbers.Real) or not 0 <= value < 1:
+    number: Any = value
+    if not isinstance(value, numbers.Real) or not 0 <= number < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
 
 
