@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
@@ -85,30 +86,58 @@ def _delimited_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]
     # A spreadsheet may say in a first line what separates the cells.
     text = re.sub(r"\A\s*\"?sep=.\"?[\r\n]+", "", text).lstrip()
     delimiter = _delimiter(re.split(r"[\r\n]", text, maxsplit=1)[0])
-    quoted = DELIMITERS[delimiter]
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-        strict=quoted,
-        skipinitialspace=f'{delimiter} "' in text,
-    )
     try:
-        heading = [cell.strip() for cell in next(reader, [])]
+        rows = _rows(list(io.StringIO(text, newline="")), delimiter)
+        heading = [cell.strip() for cell in next(rows, [])]
         if twice := [name for name, count in Counter(map(str.lower, filter(None, heading))).items() if count > 1]:
             raise ValueError(f"{path} has several columns called {twice[0]!r}; rename or remove all but one")
         # Tables that were put one after the other have a heading each.
-        filled = (cells for cells in reader if any(map(str.strip, cells)) and [*map(str.strip, cells)] != heading)
+        filled = (cells for cells in rows if any(map(str.strip, cells)) and [*map(str.strip, cells)] != heading)
         for number, cells in enumerate(filled, start=1):
             where = f"{path}, row {number}"
             cells = [cell.strip() for cell in _as_many_as(heading, cells, delimiter, where)]
-            cells = cells if quoted else [_unquoted(cell) for cell in cells]
+            cells = cells if DELIMITERS[delimiter] else [_unquoted(cell) for cell in cells]
             # A row that is cut off lacks its last cells.
             yield where, {**dict.fromkeys(heading), **dict(zip(heading, cells, strict=False))}
     except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {reader.line_num}: {error}. Is a quotation mark without its partner?"
-        ) from error
+        raise ValueError(f"{path}, {error}. Is a quotation mark without its partner?") from error
+
+
+def _rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str]]:
+    """The cells of every row, the heading first.
+
+    A quotation mark behind spaces opens a cell if the row is then no longer than the heading; in a caption with commas
+    that nobody quoted, spaces and marks are the caption's.
+
+    Raises:
+        csv.Error: a cell is not closed; the message has the line.
+    """
+    columns, first = 0, 0
+    while first < len(lines):
+        cells, end = _row(lines, first, delimiter, behind_spaces=not columns)
+        if columns and DELIMITERS[delimiter] and any(cell.lstrip(" ").startswith('"') for cell in cells):
+            with contextlib.suppress(csv.Error):
+                quoted, end_of_quoted = _row(lines, first, delimiter, behind_spaces=True)
+                if len(quoted) <= columns:
+                    cells, end = quoted, end_of_quoted
+        yield cells
+        columns, first = columns or len(cells), end
+
+
+def _row(lines: Sequence[str], first: int, delimiter: str, *, behind_spaces: bool) -> tuple[list[str], int]:
+    """The cells of the row that begins at a line, and the line after it."""
+    quoted = DELIMITERS[delimiter]
+    reader = csv.reader(
+        (lines[number] for number in range(first, len(lines))),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        strict=quoted,
+        skipinitialspace=behind_spaces,
+    )
+    try:
+        return next(reader, []), first + reader.line_num
+    except csv.Error as error:
+        raise csv.Error(f"line {first + reader.line_num}: {error}") from error
 
 
 def _delimiter(heading: str) -> str:

@@ -27,11 +27,11 @@ import tyro
 
 from xmodal.data import Caption, RegionStore, load_captions, save_captions
 from xmodal.data.atomic import refuse_inputs
-from xmodal.data.text import parse_json, read_lines, read_text
+from xmodal.data.text import HALF_LETTER, parse_json, read_lines, read_text
 from xmodal.entry import run_program
 
 from .caption_tables import rows_of_table
-from .image_ids import ImageIds, image_stem, karpathy_images, our_split
+from .image_ids import ImageIds, image_stem, karpathy_images, karpathy_sentence, our_split
 from .manifest import note_written
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ class Karpathy(Files):
         """Captions with the splits of the file; restval counts as train and val is called dev."""
         for image_id, split, image in karpathy_images(self.input, self.encoding):
             for position, sentence in enumerate(image["sentences"]):
-                text = sentence["raw"] if "raw" in sentence else " ".join(sentence["tokens"])
                 caption_id = sentence.get("sentid", f"{image_id}#{position}")
-                yield _caption(f"{self.input}, image {image_id}", image_id, caption_id, text, split)
+                where = f"{self.input}, image {image_id}"
+                yield _caption(where, image_id, caption_id, karpathy_sentence(sentence), split)
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,8 @@ class Images(Files):
             where = f"{self.input}, line {number}"
             record = parse_json(line, where)
             image_id = ids.give(image_stem(record["image"]), record["image"])
+            if not isinstance(record["captions"], list):  # a text would be taken for a list of letters
+                raise ValueError(f"{where}: captions is {record['captions']!r:.80}, wanted a list of strings")
             for position, sentence in enumerate(record["captions"]):
                 yield _caption(where, image_id, f"{image_id}#{position}", sentence, record["split"])
 
@@ -330,6 +332,8 @@ def _caption(where: str, image_id: Any, caption_id: Any, text: Any, split: Any) 
     for name, value in (("caption", text), ("split", split)):
         if not isinstance(value, str):
             raise ValueError(f"{where}: {name} is {value!r:.80}, wanted a string")
+        if half := HALF_LETTER.search(value):
+            raise ValueError(f"{where}: {name} {value!r:.80} holds half a letter ({half[0]!r}), which is no text")
     return Caption(_name(where, "image_id", image_id), _name(where, "caption_id", caption_id), text, our_split(split))
 
 

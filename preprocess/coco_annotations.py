@@ -32,8 +32,9 @@ from xmodal.data.split import CAPTIONS, VOCABULARY
 from xmodal.data.text import parse_json, read_lines, read_text
 from xmodal.entry import run_program
 
+from .image_ids import our_split
 from .manifest import MANIFEST, note_written
-from .splits import draw_splits
+from .splits import draw_splits, plain_split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 CLASSES, IMAGES = "classes.json", "images.jsonl"
 """The files of the compact form."""
+
+FAR = 1e9
+"""Widths of an image that nothing in it is away."""
 
 WHOLE_IMAGE = -1
 """Class id of the region for the whole image."""
@@ -102,7 +106,7 @@ def main(config: Source) -> None:
         read = (*config.instances, *config.captions)
         try:
             images, num_classes = _read_official(config)
-        except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, AttributeError, ZeroDivisionError, OverflowError) as error:
             files = ", ".join(map(str, read))
             raise ValueError(f"{files}: what is said of an image is not as COCO says it ({error!r})") from error
     else:
@@ -160,28 +164,52 @@ def _relative(box: list[float], size: tuple[int, int]) -> list[float]:
         raise TypeError(f"the box {box!r} is not x, y, width and height")
     (x, y, w, h), (width, height) = box, size
     shares = [x / width, y / height, (x + w) / width, (y + h) / height]
-    if not all(abs(share) < 1e9 for share in shares):  # which NaN is not either
+    if not all(map(_is_share, shares)):
         raise TypeError(f"the box {box!r} is nowhere in an image of {width} x {height}")
     return shares
 
 
 def _read_compact(folder: Path) -> tuple[list[AnnotatedImage], int]:
     """Read images.jsonl and classes.json."""
-    classes = _read_json(folder / "classes.json")
-    path = folder / "images.jsonl"
+    classes = _read_json(folder / CLASSES)
+    if not isinstance(classes, list) or not classes:
+        raise ValueError(f"{folder / CLASSES} holds {classes!r:.80}, wanted a list of names of classes")
+    path = folder / IMAGES
     lines = enumerate(read_lines(path), start=1)
-    images = [_parse_compact(line, f"{path}, line {number}") for number, line in lines]
+    images = [_parse_compact(line, f"{path}, line {number}", len(classes)) for number, line in lines]
     return images, len(classes)
 
 
-def _parse_compact(line: str, where: str) -> AnnotatedImage:
+def _parse_compact(line: str, where: str, num_classes: int) -> AnnotatedImage:
     try:
         record = parse_json(line, "it")
-        identity, split = str(record["image_id"]), record["split"]
-        captions = [Caption(identity, str(c["id"]), c["caption"], split) for c in record["captions"]]
+        identity, split = str(record["image_id"]), plain_split(our_split(record["split"]))
+        captions = [Caption(identity, str(c["id"]), _sentence(c), split) for c in record["captions"]]
+        _check_objects(record["class_id"], record["boxes"], num_classes)
         return AnnotatedImage(identity, split, captions, record["class_id"], record["boxes"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where}: {error!r}") from error
+
+
+def _check_objects(class_id: Any, boxes: Any, num_classes: int) -> None:
+    """Refuse classes and boxes that are none, or not as many as each other.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    if not isinstance(class_id, list) or not isinstance(boxes, list) or len(class_id) != len(boxes):
+        raise ValueError(f"class_id is {class_id!r:.60} and boxes {boxes!r:.60}, wanted two lists of the same length")
+    for number in class_id:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < num_classes:
+            raise ValueError(f"class_id has {number!r:.60}, wanted whole numbers from 0 to {num_classes - 1}")
+    for box in boxes:
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_share, box)):
+            raise ValueError(f"the box {box!r:.80} is not x1 y1 x2 y2 in shares of the image")
+
+
+def _is_share(value: Any) -> bool:
+    """Whether a value is a number that may say where something is in an image, perhaps beyond its edge."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FAR  # which NaN is not
 
 
 def write(images: list[AnnotatedImage], num_classes: int, config: Output) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import os
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
@@ -36,7 +36,7 @@ from .manifest import MANIFEST, note_written
 from .parts import is_put_together
 from .regions import Extraction, RegionsConfig, extract
 from .skipped import write_skipped
-from .splits import draw_splits
+from .splits import draw_splits, plain_split
 from .vocabulary import Segmenter  # noqa: TC001 (tyro reads the annotations)
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _choose_captions(config: FolderConfig, *, tell: bool) -> list[Caption]:
         told["are in no split"] = [caption for caption in chosen if not caption.split]
         chosen = [caption for caption in chosen if caption.split]
         for split in {caption.split for caption in chosen}:
-            _plain(split, str(config.captions))
+            plain_split(split, f"{config.captions}: ")
     else:
         dev, test = (SHARE if size is None else size for size in (config.dev, config.test))
         images = sorted({caption.image_id for caption in chosen})
@@ -209,7 +209,7 @@ def _begin(config: FolderConfig, captions: Sequence[Caption]) -> None:
     for split in {*record["splits"], *(old or {}).get("splits", ())}:
         store = config.store(split)
         outputs += [store, *(store.with_name(store.name + ending) for ending in (".parts", ".skipped.txt"))]
-    there = [output for output in outputs if output.exists()]
+    there = [output for output in outputs if os.path.lexists(output)]
     if there and not config.overwrite:
         changed = [name for name, value in record["options"].items() if old and old["options"].get(name) != value]
         why = f"was made with other {' and '.join(changed)}" if changed else "was not made by this program"
@@ -233,18 +233,11 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text("utf-8"))
-        return {"options": dict(record["options"]), "splits": [_plain(split, str(path)) for split in record["splits"]]}
+        return {"options": dict(record["options"]), "splits": [plain_split(split) for split in record["splits"]]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({error!r}); remove it and pass --overwrite, or take another --output"
         ) from error
-
-
-def _plain(split: str, where: str) -> str:
-    """The name of a split, which names files, too."""
-    if not re.fullmatch(r"\w[\w.-]*", split):
-        raise ValueError(f"{where}: split {split!r} is no name for a file; use letters, digits, -, _ and .")
-    return split
 
 
 def _settings(config: FolderConfig, captions: Sequence[Caption]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from xmodal.data.array_files import LARGEST
 from xmodal.data.store_checks import problems_named
 from xmodal.data.store_file import FORMAT
-from xmodal.data.text import parse_json, read_lines, read_text
+from xmodal.data.text import parse_json, read_lines, read_text, suffix_of
 from xmodal.data.unpickling import PlainUnpickler
 
 from .layouts import HDF5, KEYS
@@ -254,7 +254,7 @@ def _read_ids(path: Path) -> dict[Any, Any] | list[Any]:
                 found = PlainUnpickler(file).load()
         except Exception as error:  # a damaged pickle can fail in any way
             raise ValueError(f"{path} cannot be read as a pickle of ids: {error}") from error
-    elif path.suffix == ".json":
+    elif suffix_of(path) == ".json":
         found = parse_json(read_text(path), str(path))
     else:
         found = [line.strip() for line in read_lines(path) if line.strip()]

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from xmodal.data.images import IMAGE_SUFFIXES
-from xmodal.data.text import parse_json, read_lines, read_text
+from xmodal.data.text import parse_json, read_lines, read_text, suffix_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +82,23 @@ def karpathy_id(image: dict[str, Any]) -> str:
     return str(image["cocoid"]) if "cocoid" in image else image_stem(image["filename"])
 
 
+def karpathy_sentence(sentence: dict[str, Any]) -> str:
+    """A caption in Karpathy's JSON: as it was written, or else its words.
+
+    Raises:
+        KeyError: there are neither.
+        TypeError: the words are no list; a text would be taken for a list of letters.
+
+    >>> karpathy_sentence({"raw": "A dog."}), karpathy_sentence({"tokens": ["a", "dog"]})
+    ('A dog.', 'a dog')
+    """
+    if "raw" in sentence:
+        return sentence["raw"]
+    if not isinstance(sentence["tokens"], list):
+        raise TypeError(f"tokens is {sentence['tokens']!r:.80}, wanted a list of words")
+    return " ".join(sentence["tokens"])
+
+
 def karpathy_images(path: Path, encoding: str | None = None) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """The images of Karpathy's JSON: id, split in our words, and the whole record.
 
@@ -107,6 +124,8 @@ def _karpathy_images(record: Any, path: Path) -> Iterator[tuple[str, str, dict[s
         name = f"{image.get('filepath', '')}/{image['filename']}".lstrip("/")
         image_id = ids.give(karpathy_id(image), f"{name} (image {number})")
         split = our_split(image["split"])
+        if not isinstance(image.get("sentences", []), list):
+            raise TypeError(f"sentences of {name} is {image['sentences']!r:.80}, wanted a list")
         if split not in SPLITS:
             raise ValueError(f"{path}: {name} is of split {image['split']!r}; known: {', '.join(SPLITS)}")
         yield image_id, split, image
@@ -133,7 +152,7 @@ def read_image_names(captions: Path, split: str | None = None) -> dict[str, str]
     if not captions.exists():
         raise FileNotFoundError(f"no captions file at {captions}")
     names, splits = {}, {}
-    for image_id, name, its_split in (_of_json if captions.suffix == ".json" else _of_lines)(captions):
+    for image_id, name, its_split in (_of_json if suffix_of(captions) == ".json" else _of_lines)(captions):
         splits[its_split] = None
         if split is None or its_split == our_split(split):
             names[image_id] = name

@@ -11,6 +11,7 @@ checkpoint does not hold are given by their published names.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -101,7 +102,7 @@ def main(config: Config) -> None:
         ValueError: either is damaged, dangerous or does not go with the other or the architecture, or `output` is
             there.
     """
-    if config.output.exists():
+    if os.path.lexists(config.output):  # a link that leads nowhere, too
         raise ValueError(f"{config.output} is there; remove it or choose another folder")
     matcher = _import_matcher(config)
     config.output.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from xmodal.data.split import CAPTIONS
 from xmodal.data.text import read_text
 from xmodal.entry import run_program
 
-from .image_ids import karpathy_images
+from .image_ids import karpathy_images, karpathy_sentence
 from .manifest import MANIFEST, note_written
 from .parts import PartFiles, folder_of_parts, refuse_made, remove_parts
 from .precomputed import RECORDS_A_PART, num_real, stamps
@@ -287,7 +287,7 @@ def _read_karpathy(path: Path) -> dict[str, KarpathyImage]:
     images = {}
     try:
         for image_id, _, image in karpathy_images(path):
-            sentences = [s["raw"] if "raw" in s else " ".join(s["tokens"]) for s in image["sentences"]]
+            sentences = map(karpathy_sentence, image["sentences"])
             images[str(image["imgid"])] = KarpathyImage(image_id, set(map(_letters, sentences)))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(

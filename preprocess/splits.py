@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,9 +38,27 @@ def draw_splits(images: Sequence[str], *, dev: float, test: float, seed: int) ->
     return dict(zip(images, splits, strict=True))
 
 
+def plain_split(split: str, where: str = "") -> str:
+    """The name of a split, which names files, too.
+
+    Raises:
+        ValueError: it is none; the message begins with `where`.
+
+    >>> plain_split("dev")
+    'dev'
+    >>> plain_split("../dev", "mine.csv: ")
+    Traceback (most recent call last):
+    ...
+    ValueError: mine.csv: split '../dev' is no name for a file; use letters, digits, -, _ and .
+    """
+    if not re.fullmatch(r"\w[\w.-]*", split):
+        raise ValueError(f"{where}split {split!r} is no name for a file; use letters, digits, -, _ and .")
+    return split
+
+
 def _size(split: str, given: float, num_images: int) -> int:
     if 0 < given < 1:
         return max(1, round(given * num_images))
-    if given < 0 or given != int(given):
+    if not math.isfinite(given) or given < 0 or given != int(given):
         raise ValueError(f"--{split} is {given}, wanted a share below 1 or a whole number of images")
     return int(given)

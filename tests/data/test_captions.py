@@ -46,6 +46,11 @@ def test_number_ids_become_strings(tmp_path):
         (json.dumps({**GOOD, "caption_id": True}), "caption_id is True"),
         (json.dumps({**GOOD, "caption_id": "71", "caption": " \t"}), "caption '71' of image '7' is empty"),
         (json.dumps(GOOD), "caption_id '70' was used before"),
+        (
+            json.dumps({**GOOD, "caption_id": "71", "caption": "A dog \ud83d"}),
+            "the caption of caption '71' of image '7' holds half a letter",
+        ),
+        (json.dumps({**GOOD, "caption_id": "71", "image_id": "\ud83d"}), "the image_id of caption '71' of image"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
@@ -74,10 +79,24 @@ def test_missing_files_and_splits_are_named(tmp_path):
 
 
 def test_nothing_is_saved_that_could_not_be_loaded(tmp_path):
-    for bad in (Caption("7", "71", " ", "train"), Caption(**GOOD)):
-        with pytest.raises(ValueError, match=r"empty|used before"):
+    for bad in (Caption("7", "71", " ", "train"), Caption(**GOOD), Caption("7", "71", "A dog \ud83d", "train")):
+        with pytest.raises(ValueError, match=r"empty|used before|half a letter"):
             save_captions(tmp_path / "captions.jsonl", [Caption(**GOOD), bad])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_images_need_not_be_text(tmp_path):
+    """A file may be called by any bytes, which Python has as surrogates; letters in pairs of them are one letter."""
+    captions = [Caption(b"caf\xe9".decode("utf-8", "surrogateescape"), "0", "A dog \U0001f600", "train")]
+    save_captions(tmp_path / "captions.jsonl", captions)
+    assert load_captions(tmp_path / "captions.jsonl") == captions
+
+
+def test_names_that_come_twice_are_refused():
+    captions = [Caption("7", "0", "x", "test")]
+    for every_image in (True, False):
+        with pytest.raises(ValueError, match="the list of images has '7' more than once"):
+            caption_image_index(captions, ["7", "7"], every_image=every_image)
 
 
 @given(st.lists(st.integers(0, 6)))

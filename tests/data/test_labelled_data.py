@@ -293,11 +293,38 @@ def test_features_of_others_keep_ids_and_labels_as_they_like(tmp_path, label, cl
     assert images[1].images.tolist() == [[0, 1, 0]]
 
 
+@pytest.mark.parametrize(
+    "ids", [np.array([2**63 + 5, 2**64 - 1, 7], np.uint64), np.array([1e22, 2.0, 7.0]), np.array([-5, 2**63 - 1, 0])]
+)
+def test_large_numbers_of_images_are_told_apart(tmp_path, ids):
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file["features"], file["label"], file["image_id"] = np.eye(3), [0, 1, 1], ids
+    assert load_labelled(tmp_path / "mine.h5").image_id == [str(int(number)) for number in ids]
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4", "u1", "i8", "u4"])
+def test_features_of_others_may_have_any_type(tmp_path, dtype):
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file["features"], file["label"], file["image_id"] = np.array([[3], [1]], dtype), [0, 1], [10, 7]
+    assert load_labelled(tmp_path / "mine.h5").__getitems__([1, 0]).images.tolist() == [[1.0], [3.0]]
+
+
+def test_images_beside_the_folders_of_classes_are_counted(folder, caplog):
+    for name in ("a.png", "b.JPG", ".c.png", "notes.txt"):
+        (folder / name).touch()
+    listed = list_folder(folder)
+    assert all(image.path.parent.parent == folder for image in listed)
+    assert f"{folder}: ignored 2 files: 2 beside the folders of classes" in caplog.text
+
+
 def test_features_of_others_that_cannot_be_read_are_refused_by_name(tmp_path):
     good = {"features": np.eye(3), "label": [0, 1, 1], "image_id": [10, 7, 12]}
     for change, message in (
         ({"label": [0.5, 1, 1]}, r"mine\.h5: label has 0\.5; wanted texts or whole numbers"),
         ({"label": [np.nan, 1, 1]}, "label has nan"),
+        ({"label": [0, np.inf, 1]}, "label has inf; wanted texts or whole numbers"),
+        ({"label": [0, 3, 1], "class_name": ["wren", "gull"]}, "labels are 0 to 3; wanted 0 to 1"),
+        ({"features": np.full((3, 2), 1e300)}, r"the features of row 0 \(10\) are not finite"),
         ({"label": [[0], [1], [1]]}, "label is no column but .*wanted one text or number an image"),
         ({"label": [True, False, True]}, "label is bool; wanted texts or whole numbers"),
         ({"label": [0, -1, 1]}, "labels are -1 to 1; wanted 0 or more"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 
@@ -131,7 +132,7 @@ def test_unknown_ids_are_left_out_only_when_asked_and_counted(load, caplog):
     ("line", "message"),
     [
         ("{", "line 2: not JSON"),
-        (b"\xff\n", "line 2: not JSON"),
+        (b"\xff\n", "line 2: 'utf-8' codec can't decode byte 0xff"),
         ("[1]", "line 2: wanted an object .* found list"),
         ('{"image_id": "a"}', r"line 2: wanted an object .* found \['image_id'\]"),
         (judgement("a", "0", grade=1, by="me"), "line 2: wanted an object"),
@@ -157,3 +158,17 @@ def test_files_without_judgements_are_refused(load, tmp_path):
             load(*lines)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_relevance(tmp_path / "nowhere", [], [])
+
+
+def test_judgements_may_be_packed_and_names_come_once(load, tmp_path):
+    """As captions, by the same reader: gzipped, whatever the name, or UTF-16."""
+    line = '{"image_id": "7", "caption_id": "0", "grade": 0.5}\n'
+    for content in (gzip.compress(line.encode()), line.encode("utf-16"), b"\xef\xbb\xbf" + line.encode()):
+        (tmp_path / "j").write_bytes(content)
+        assert load_relevance(tmp_path / "j", ["7"], ["0"]).grade.tolist() == [0.5]
+    for images, captions, told in ((["7", "7"], ["0"], "images has '7'"), (["7"], ["0", "0"], "captions has '0'")):
+        with pytest.raises(ValueError, match=f"the list of {told} more than once"):
+            load_relevance(tmp_path / "j", images, captions)
+    (tmp_path / "j").write_text(line.replace("0.5", "1" + "0" * 400))
+    with pytest.raises(ValueError, match=r"j, line 1: grade is 1000.*, wanted a finite number"):
+        load_relevance(tmp_path / "j", ["7"], ["0"])

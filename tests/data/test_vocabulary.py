@@ -140,6 +140,8 @@ def test_a_segmenter_is_stored_and_used(tmp_path):
     assert loaded.segmenter == "characters"
     for again in (loaded, Vocabulary.from_config(vocabulary.config)):
         assert again.encode(CHINESE[0]) == vocabulary.encode(CHINESE[0])
+    with pytest.raises(ValueError, match=r"segmenter \['x'\] is unknown; known: words"):
+        Vocabulary(["a"], ["x"])
     with pytest.raises(ValueError, match="segmenter 'thai' is unknown; known: words, characters, jieba"):
         Vocabulary(["a"], "thai")
 

@@ -130,6 +130,66 @@ def test_bad_input_is_named(official):
         main(Compact(input=official, output=official / "out"))
 
 
+COMPACT = {
+    "image_id": 7,
+    "split": "val",
+    "captions": [{"id": number, "caption": "a dog"} for number in range(4)],
+    "class_id": [1],
+    "boxes": [[0, 0, 0.5, 0.5]],
+}
+
+
+@pytest.fixture
+def compact(tmp_path):
+    """Makes the stores of one image of the compact form, with three classes."""
+
+    def made(**change):
+        (tmp_path / "classes.json").write_text('["cat", "dog", "owl"]')
+        (tmp_path / "images.jsonl").write_text(json.dumps({**COMPACT, **change}) + "\n")
+        main(Compact(input=tmp_path, output=tmp_path / "out"))
+
+    return made
+
+
+def test_the_compact_form_has_splits_by_our_names(compact, tmp_path):
+    compact()
+    assert [path.name for path in (tmp_path / "out").glob("*.h5")] == ["dev.h5"]
+    assert load_captions(tmp_path / "out" / "captions.jsonl", "dev")[0].image_id == "7"
+    assert RegionStore(tmp_path / "out" / "dev.h5")[0].tolist() == [[0, 1, 0, 0, 0, 0.5, 0.5, 0.25]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_id": [-1]}, "class_id has -1, wanted whole numbers from 0 to 2"),
+        ({"class_id": [3]}, "class_id has 3, wanted"),
+        ({"class_id": [0.5]}, "class_id has 0.5, wanted"),
+        ({"class_id": [True]}, "class_id has True, wanted"),
+        ({"class_id": [1, 2]}, "wanted two lists of the same length"),
+        ({"class_id": "1"}, "wanted two lists of the same length"),
+        ({"boxes": [[0, 0, 1]]}, r"the box \[0, 0, 1\] is not x1 y1 x2 y2"),
+        ({"boxes": [[0, 0, float("nan"), 1]]}, r"the box \[0, 0, nan, 1\] is not"),
+        ({"boxes": [[0, 0, 10**400, 1]]}, "the box .* is not"),
+        ({"boxes": [[0, 0, "1", 1]]}, "the box .* is not"),
+        ({"captions": "A dog."}, "string indices"),
+        ({"captions": [{"id": 1, "caption": ["a", "dog"]}]}, "is no text"),
+        ({"split": "../val"}, "is no name for a file"),
+        ({"split": None}, "AttributeError"),
+    ],
+)
+def test_what_the_compact_form_says_is_not_believed(compact, tmp_path, change, message):
+    with pytest.raises(ValueError, match=rf"images\.jsonl, line 1: .*{message}"):
+        compact(**change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_are_a_list(compact, tmp_path):
+    compact()
+    (tmp_path / "classes.json").write_text('"cat"')
+    with pytest.raises(ValueError, match=r"classes\.json holds 'cat', wanted a list"):
+        main(Compact(input=tmp_path, output=tmp_path / "other"))
+
+
 def test_a_second_program_is_told_who_writes(official):
     with locked(official / "out" / "captions.jsonl"), pytest.raises(BlockingIOError, match="is being written by"):
         main(options(official))

@@ -217,7 +217,7 @@ def test_splits_are_as_large_as_asked_for(count, dev, seed):
     assert list(split_of.values()).count("train") == count - wanted
 
 
-@pytest.mark.parametrize("dev", [-1, 1.5, -0.1])
+@pytest.mark.parametrize("dev", [-1, 1.5, -0.1, float("nan"), float("inf")])
 def test_splits_of_no_size_are_refused(dev):
     with pytest.raises(ValueError, match="wanted a share below 1 or a whole number of images"):
         draw_splits(["7", "8", "9"], dev=dev, test=0, seed=0)

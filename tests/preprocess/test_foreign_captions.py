@@ -105,6 +105,8 @@ def test_the_first_of_every_list_counts(tmp_path, convert):
     assert read_image_names(tmp_path / "lines.jsonl") == {"7": "7"}
     (tmp_path / "dataset.json").write_text('{"images": [{"id": 7, "file_name": "COCO_7.jpg"}]}', "utf-16")
     assert read_image_names(tmp_path / "dataset.json") == {"7": "COCO_7"}
+    (tmp_path / "dataset.json.gz").write_bytes(gzip.compress((tmp_path / "dataset.json").read_bytes()))
+    assert read_image_names(tmp_path / "dataset.json.gz") == {"7": "COCO_7"}
     (tmp_path / "out.jsonl").write_bytes((tmp_path / "out.jsonl").read_text("utf-8").encode("utf-8-sig"))
     assert load_captions(tmp_path / "out.jsonl") == captions
 

@@ -70,6 +70,29 @@ def test_csv_and_json_lines(convert):
     assert convert(Table, row, "mine.jsonl") == [Caption("3", "0", "A dog.", "test")]
 
 
+@pytest.mark.parametrize("others", ["", '9.jpg, "2, 3",dev\n', '9.jpg,dev, "two\nlines"\n'])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_caption_is_what_its_row_says_whatever_is_in_others(convert, others, newline):
+    """A comma followed by a quotation mark is text in one row, and opens a cell in another one."""
+    rows = {
+        "7.jpg,A dog, running fast.": "A dog, running fast.",
+        '8.jpg,He says, "hi"': 'He says, "hi"',
+        '9.jpg,He says, "hi" to me': 'He says, "hi" to me',
+        '10.jpg,"He says, ""hi"" to me"': 'He says, "hi" to me',
+        '11.jpg, "Quoted, behind a space"': "Quoted, behind a space",
+        '12.jpg, "not" all of it': '"not" all of it',
+        '13.jpg, "in""side"': 'in"side',
+        '14.jpg,5" wide': '5" wide',
+    }
+    text = newline.join(["image, caption", *rows]) + newline
+    captions = {caption.image_id: caption.caption for caption in convert(Table, text, "mine.csv")}
+    assert captions == {row.partition(".")[0]: caption for row, caption in rows.items()}
+    if others:  # with the caption in the middle, or with a line in it
+        heading = "image,caption,split" if others.startswith('9.jpg, "2') else "image,split,caption"
+        (caption,) = convert(Table, f"{heading}\n{others}", "mine.csv")
+        assert (caption.caption, caption.split) == ("2, 3" if "2, 3" in others else "two\nlines", "dev")
+
+
 @pytest.mark.parametrize(
     ("kind", "content", "name", "message"),
     [
@@ -86,6 +109,31 @@ def test_csv_and_json_lines(convert):
         (Table, "picture,caption\nx,A dog.\n", "mine.csv", r"mine\.csv, row 1 has no \['image_id'\]"),
         (Table, "image_id,caption\nx\n", "mine.csv", r"mine\.csv, row 1 has no \['caption'\]"),
         (Table, '{"image_id": "x", "caption": "A dog."}\n{', "mine.jsonl", r"mine\.jsonl, line 2 is not JSON"),
+        (
+            Images,
+            {"image": "7.jpg", "split": "train", "captions": "A dog."},
+            "i.jsonl",
+            r"i\.jsonl, line 1: captions is 'A dog\.', wanted a list of strings",
+        ),
+        (
+            Karpathy,
+            {"images": [{"filename": "7.jpg", "split": "train", "sentences": [{"tokens": "A dog"}]}]},
+            "k.json",
+            r"k\.json is not what `karpathy` reads: .*tokens is 'A dog', wanted a list of words",
+        ),
+        (
+            Karpathy,
+            {"images": [{"filename": "7.jpg", "split": "train", "sentences": {}}]},
+            "k.json",
+            r"sentences of 7\.jpg is \{\}, wanted a list",
+        ),
+        (
+            Table,
+            '[{"image": "6.jpg", "caption": "A cat"}, {"image": "7.jpg", "caption": "A dog \\ud83d"}]',
+            "s.json",
+            r"s\.json, row 2: caption 'A dog \\ud83d' holds half a letter",
+        ),
+        (Table, 'image,caption\n6.jpg,A cat\n7.jpg,"A dog\n', "q.csv", r"q\.csv, line 3: .*Is a quotation mark with"),
     ],
 )
 def test_bad_input_is_named(convert, tmp_path, kind, content, name, message):

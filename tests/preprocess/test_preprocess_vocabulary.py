@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from preprocess import captions
 from preprocess.vocabulary import Config, main
 from xmodal.data import Caption, Vocabulary, save_captions
 
 
 def test_only_the_chosen_splits_count(tmp_path):
     texts = {"train": "Dog dog dog", "dev": "a dog", "test": "cat cat cat cat"}
-    captions = [Caption(split, split, text, split) for split, text in texts.items()]
-    save_captions(tmp_path / "captions.jsonl", captions)
+    save_captions(tmp_path / "captions.jsonl", [Caption(split, split, text, split) for split, text in texts.items()])
     main(Config(tmp_path / "captions.jsonl", tmp_path / "vocabulary.json"))
     assert Vocabulary.load(tmp_path / "vocabulary.json").words[4:] == ["dog"]
     main(Config(tmp_path / "captions.jsonl", tmp_path / "vocabulary.json", splits=("test",), min_count=1))
@@ -20,12 +20,22 @@ def test_only_the_chosen_splits_count(tmp_path):
         main(Config(tmp_path / "captions.jsonl", tmp_path / "vocabulary.json", splits=("train", "val")))
 
 
+def test_a_table_without_splits_has_a_vocabulary(tmp_path):
+    """The chain that the documents give: all of it is train, and there is no dev."""
+    (tmp_path / "mine.csv").write_text("image,caption\n" + "7.jpg,A dog.\n" * 5)
+    captions.main(captions.Table(tmp_path / "mine.csv", tmp_path / "captions.jsonl"))
+    main(Config(tmp_path / "captions.jsonl", tmp_path / "vocabulary.json"))
+    assert set(Vocabulary.load(tmp_path / "vocabulary.json").words[4:]) == {"a", "dog", "."}
+    save_captions(tmp_path / "captions.jsonl", [Caption("7", "7", "dog", "test")])
+    with pytest.raises(ValueError, match=r"no caption of split train or dev; its splits are \['test'\]\. .* --splits"):
+        main(Config(tmp_path / "captions.jsonl", tmp_path / "vocabulary.json"))
+
+
 CHINESE = ["一只狗在草地上跑。", "两只猫在睡觉。", "一只狗睡觉。", "草地上有两只猫。"]
 
 
 def written(tmp_path, texts):
-    captions = [Caption(str(n), str(n), text, "train") for n, text in enumerate(texts)]
-    save_captions(tmp_path / "captions.jsonl", captions)
+    save_captions(tmp_path / "captions.jsonl", [Caption(str(n), str(n), text, "train") for n, text in enumerate(texts)])
     return {"captions": tmp_path / "captions.jsonl", "output": tmp_path / "vocabulary.json", "splits": ("train",)}
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from xmodal.data.atomic import written_whole
+from xmodal.data.image_folder import is_utf8
+from xmodal.data.positions import position_by_name
 from xmodal.data.strings import refuse_string
-from xmodal.data.text import read_lines
+from xmodal.data.text import HALF_LETTER, NO_FILE_NAME, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,8 +50,8 @@ def load_captions(path: str | Path, split: str | None = None) -> list[Caption]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is not such an object, its caption is empty, its caption id was used before, or no caption is
-            in the split. The message names the file and the line.
+        ValueError: a line is not such an object, its caption is empty or no text, its caption id was used before, or no
+            caption is in the split. The message names the file and the line.
 
     >>> save_captions("captions.jsonl", [Caption("7", "0", "A dog.", "train"), Caption("8", "1", "A cat.", "test")])
     >>> [caption.caption for caption in load_captions("captions.jsonl", split="test")]
@@ -98,6 +100,14 @@ def _admitted(caption: Caption, known: set[str]) -> Caption:
             f"caption_id {caption.caption_id!r} was used before (here of image {caption.image_id!r}); caption ids must "
             "be unique"
         )
+    texts = {"caption": HALF_LETTER.search(caption.caption)}
+    texts |= {name: NO_FILE_NAME.search(getattr(caption, name)) for name in ("image_id", "caption_id", "split")}
+    for name, half in texts.items():
+        if half:
+            raise ValueError(
+                f"the {name} of caption {caption.caption_id!r} of image {caption.image_id!r} holds half a letter "
+                f"({half[0]!r}), which is no text; repair it"
+            )
     known.add(caption.caption_id)
     return caption
 
@@ -106,7 +116,7 @@ def save_captions(path: str | Path, captions: Iterable[Caption]) -> None:
     """Write captions as `load_captions` reads them.
 
     Raises:
-        ValueError: a caption is empty, or two have the same caption id.
+        ValueError: a caption is empty or holds half a letter, or two have the same caption id.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "captions.jsonl"
@@ -117,7 +127,9 @@ def save_captions(path: str | Path, captions: Iterable[Caption]) -> None:
     known: set[str] = set()
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for caption in captions:
-            file.write(json.dumps(asdict(_admitted(caption, known)), ensure_ascii=False) + "\n")
+            record = asdict(_admitted(caption, known))
+            # The name of a file, and so of an image, need not be text; JSON can say all the same which one it is.
+            file.write(json.dumps(record, ensure_ascii=not all(map(is_utf8, record.values()))) + "\n")
 
 
 def caption_image_index(
@@ -131,14 +143,15 @@ def caption_image_index(
         every_image: whether an image without a caption is an error. Evaluation wants that; training need not.
 
     Raises:
-        ValueError: a caption's image is not among `image_ids`, or, if `every_image`, an image has no caption.
+        ValueError: two images have the same name; a caption's image is not among `image_ids`; or, if `every_image`, an
+            image has no caption.
 
     >>> captions = [Caption("b", "0", "A bear.", "test"), Caption("a", "1", "An ape.", "test")]
     >>> caption_image_index(captions, ["a", "b"])
     tensor([1, 0])
     """
     refuse_string("image_ids", image_ids, "ids")
-    position = {image_id: index for index, image_id in enumerate(image_ids)}
+    position = position_by_name(image_ids, "the list of images")
     strangers = [caption for caption in captions if caption.image_id not in position]
     if strangers:
         raise ValueError(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from xmodal.data.positions import position_by_name
 from xmodal.data.strings import refuse_string
+from xmodal.data.text import read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -191,7 +193,8 @@ def load_relevance(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is no such object, its grade is negative or no finite number, its pair was judged before, its
-            image or caption is unknown, or nothing is left. The message names the file and the line.
+            image or caption is unknown, or nothing is left; the message names the file and the line. Or an image or a
+            caption is in its list twice.
 
     >>> line = '{"image_id": "7", "caption_id": "70", "grade": 0.5}'
     >>> _ = Path("judgements.jsonl").write_text(line)
@@ -203,22 +206,22 @@ def load_relevance(
         raise FileNotFoundError(f"no file of judgements at {path}")
     for argument, ids in (("image_ids", image_ids), ("caption_ids", caption_ids)):
         refuse_string(argument, ids, "ids")
-    images, captions = ({name: place for place, name in enumerate(ids)} for ids in (image_ids, caption_ids))
+    images = position_by_name(image_ids, "the list of images")
+    captions = position_by_name(caption_ids, "the list of captions")
     judged: dict[tuple[int, int], float] = {}
     lines, unknown = 0, 0
-    with path.open("rb") as file:
-        for lines, line in enumerate(file, start=1):
-            where = f"{path}, line {lines}"
-            image_id, caption_id, grade = _parse_judgement(line, where)
-            if image_id not in images or caption_id not in captions:
-                if not skip_unknown:
-                    raise ValueError(f"{where}: {_unknown(image_id, images, caption_id)}")
-                unknown += 1
-                continue
-            pair = images[image_id], captions[caption_id]
-            if pair in judged:
-                raise ValueError(f"{where}: image {image_id!r} and caption {caption_id!r} were judged before")
-            judged[pair] = grade
+    for lines, line in enumerate(read_lines(path), start=1):
+        where = f"{path}, line {lines}"
+        image_id, caption_id, grade = _parse_judgement(line, where)
+        if image_id not in images or caption_id not in captions:
+            if not skip_unknown:
+                raise ValueError(f"{where}: {_unknown(image_id, images, caption_id)}")
+            unknown += 1
+            continue
+        pair = images[image_id], captions[caption_id]
+        if pair in judged:
+            raise ValueError(f"{where}: image {image_id!r} and caption {caption_id!r} were judged before")
+        judged[pair] = grade
     if unknown:
         logger.warning("%s: left out %d of %d judgements, of unknown images or captions", path, unknown, lines)
     if not any(judged.values()):
@@ -227,11 +230,11 @@ def load_relevance(
     return Relevance(image, caption, list(judged.values()), images=len(image_ids), captions=len(caption_ids))
 
 
-def _parse_judgement(line: bytes, where: str) -> tuple[str, str, float]:
+def _parse_judgement(line: str, where: str) -> tuple[str, str, float]:
     """Image id, caption id and grade of one line."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, or no JSON
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error}): {line.rstrip()[:80]!r}") from error
     if not isinstance(record, dict) or set(record) | {"grade"} != {"image_id", "caption_id", "grade"}:
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
@@ -240,8 +243,8 @@ def _parse_judgement(line: bytes, where: str) -> tuple[str, str, float]:
         if isinstance(record[key], bool) or not isinstance(record[key], str | int):
             raise ValueError(f"{where}: {key} is {record[key]!r}, wanted a string")
     grade = record.get("grade", 1)
-    if isinstance(grade, bool) or not isinstance(grade, int | float) or not 0 <= grade < math.inf:
-        raise ValueError(f"{where}: grade is {grade!r}, wanted a finite number of at least 0")
+    if isinstance(grade, bool) or not isinstance(grade, int | float) or not 0 <= grade <= sys.float_info.max:
+        raise ValueError(f"{where}: grade is {grade!r:.80}, wanted a finite number of at least 0")
     return str(record["image_id"]), str(record["caption_id"]), float(grade)
 
 

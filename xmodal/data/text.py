@@ -6,6 +6,7 @@ import codecs
 import gzip
 import io
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,12 @@ MARKS = {
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGIC = b"PK\x03\x04"
+HALF_LETTER = re.compile("[\ud800-\udfff]")
+"""Half of a letter that UTF-16 has in two, which is no text: JSON can say it, and no file can hold it."""
+
+NO_FILE_NAME = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Half letters but those that stand for the bytes of a file's name, which need not be text."""
+
 DAMAGED_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -56,6 +63,15 @@ def read_lines(path: str | Path, encoding: str | None = None) -> Iterator[str]:
     """
     for line in _pieces(Path(path), encoding):
         yield line.rstrip("\n").removesuffix("\r")
+
+
+def suffix_of(path: Path) -> str:
+    """The ending that says what a file holds, packed or not.
+
+    >>> suffix_of(Path("dataset_coco.json.gz")), suffix_of(Path("captions.jsonl"))
+    ('.json', '.jsonl')
+    """
+    return Path(path.name.removesuffix(".gz")).suffix
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -56,7 +56,7 @@ class Vocabulary:
     """
 
     def __init__(self, words: Sequence[str], segmenter: str = "words") -> None:
-        if segmenter not in SEGMENTERS:
+        if not isinstance(segmenter, str) or segmenter not in SEGMENTERS:
             raise ValueError(f"segmenter {segmenter!r} is unknown; known: {', '.join(SEGMENTERS)}")
         refuse_string("words", words, "words")
         self.segmenter = segmenter

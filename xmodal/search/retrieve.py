@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xmodal.data.positions import position_by_name
 from xmodal.data.strings import refuse_string
 from xmodal.encoders.base import EncodedSet
 from xmodal.evaluation.calibration import LIKELY
@@ -101,7 +102,7 @@ def _scores_of_images(matcher: Matcher, store: ImageSource, names: Sequence[str]
     """The scores of all images of a source for being like some of them."""
     if not names:
         return []
-    place = {name: position for position, name in enumerate(store.image_id)}
+    place = position_by_name(store.image_id, "the list of images")
     if strangers := [name for name in names if name not in place]:
         raise KeyError(f"there is no image {strangers[0]!r} to be like among the {len(store)} images")
     images, positions = matcher.embed_store(store), torch.tensor([place[name] for name in names])

@@ -129,13 +129,19 @@ def load_features(path: str | Path, wanted: Sequence[str] | None = None) -> Labe
         columns = _read_columns(file)
         rows = rows_in_splits(path, columns["split"], wanted)
         # One read of everything and a choice in memory is far faster than h5py's reading of chosen rows.
-        features = torch.from_numpy(file["features"][:][rows])  # type: ignore[index]
+        features = _as_used(file["features"][:][rows])  # type: ignore[index]
     if not features.isfinite().all():
         row = int(rows[int((~features.isfinite().all(dim=1)).nonzero()[0])])
         raise ValueError(f"{path}: the features of row {row} ({columns['image_id'][row]}) are not finite")
     return LabelledFeatures(
         features, *([columns[name][row] for row in rows] for name in ("image_id", "class_of", "split"))
     )
+
+
+def _as_used(features: np.ndarray) -> Float[Tensor, "image dim"]:
+    """Features in a type that float32 can hold, for that is what batches are in; half precision stays as it is."""
+    with np.errstate(over="ignore"):  # what does not fit is infinite, and refused
+        return torch.from_numpy(features if features.dtype == np.float16 else features.astype(np.float32, copy=False))
 
 
 def _check_own(file: Any) -> None:
@@ -176,26 +182,28 @@ def _read_columns(file: Any) -> dict[str, list[str]]:
 
 def _read_classes(file: Any) -> list[str]:
     """The name of each image's class: of a number what `class_name` says, or the number; a text is the name itself."""
-    labels = _read_column(file, "label")
-    if labels.dtype.kind == "O":
-        return labels.tolist()
+    texts, labels = _read_column(file, "label")
+    if texts:
+        return texts
     names = _read_texts(file, "class_name") if "class_name" in file else None
-    if (labels < 0).any() or (names is not None and (labels >= len(names)).any()):
+    least, most = min(labels, default=0), max(labels, default=0)
+    if least < 0 or (names is not None and labels and most >= len(names)):
         wanted = "0 or more" if names is None else f"0 to {len(names) - 1}"
-        raise ValueError(f"labels are {labels.min()} to {labels.max()}; wanted {wanted}")
+        raise ValueError(f"labels are {least} to {most}; wanted {wanted}")
     if names is None:  # with leading zeros names sort as numbers do
-        width = max(6, len(str(labels.max(initial=0))))
-        return [f"{label:0{width}}" for label in labels.tolist()]
+        width = max(6, len(str(most)))
+        return [f"{label:0{width}}" for label in labels]
     return [names[label] for label in labels]
 
 
 def _read_texts(file: Any, name: str) -> list[str]:
     """A column of texts, or of whole numbers, which are texts as well."""
-    return [str(value) for value in _read_column(file, name).tolist()]
+    texts, numbers = _read_column(file, name)
+    return texts or [str(number) for number in numbers]
 
 
-def _read_column(file: Any, name: str) -> np.ndarray:
-    """A column of texts (objects) or of whole numbers, whatever type these are kept in.
+def _read_column(file: Any, name: str) -> tuple[list[str], list[int]]:
+    """A column of texts, or else of whole numbers, whatever type these are kept in and however large.
 
     Raises:
         ValueError: it is neither.
@@ -206,11 +214,11 @@ def _read_column(file: Any, name: str) -> np.ndarray:
     if not isinstance(column, h5py.Dataset) or column.ndim != 1:
         raise ValueError(f"{name} is no column but {column}; wanted one text or number an image")
     if column.dtype.kind in "SO" and h5py.check_string_dtype(column.dtype):
-        return np.array([text.decode("utf-8", "surrogateescape") for text in column[:]], dtype=object)
+        return [text.decode("utf-8", "surrogateescape") for text in column[:]], []
     if column.dtype.kind not in "iuf":
         raise ValueError(f"{name} is {column.dtype}; wanted texts or whole numbers")
     values = column[:]
-    if not (np.isfinite(values) & (values == np.rint(values))).all():
-        wrong = values[values != np.rint(values)]
-        raise ValueError(f"{name} has {wrong[0]}; wanted texts or whole numbers")
-    return values.astype(np.int64)
+    whole = np.isfinite(values) & (values == np.rint(values))
+    if not whole.all():
+        raise ValueError(f"{name} has {values[~whole][0]}; wanted texts or whole numbers")
+    return [], [int(value) for value in values.tolist()]

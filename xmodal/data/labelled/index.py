@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmodal.data.atomic import written_whole
-from xmodal.data.image_folder import is_utf8, list_images
+from xmodal.data.image_folder import Listing, is_utf8, list_images
 from xmodal.data.images import IMAGE_SUFFIXES
-from xmodal.data.text import read_lines
+from xmodal.data.text import NO_FILE_NAME, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+
+logger = logging.getLogger("xmodal")
 
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 """What folders are called that hold a split and no class."""
@@ -70,6 +74,8 @@ def save_index(path: str | Path, images: Iterable[LabelledImage]) -> None:
 def list_folder(folder: Path, split: str = "all") -> list[LabelledImage]:
     """Every image of a folder that has one folder a class, sorted by class and name; see `list_images`.
 
+    What is ignored is logged: images beside the folders of classes have no class.
+
     Raises:
         ValueError: a class has no image, there is no class, or the folders are splits, not classes.
 
@@ -81,6 +87,7 @@ def list_folder(folder: Path, split: str = "all") -> list[LabelledImage]:
     [('birds/gulls/1.png', 'gulls'), ('birds/wrens/1.png', 'wrens'), ('birds/wrens/2.png', 'wrens')]
     """
     images = []
+    ignored = Counter({"beside the folders of classes": sum(map(_is_image, folder.iterdir()))})
     for directory in class_folders(folder):
         listing = list_images(directory)
         if not listing.images:
@@ -89,8 +96,11 @@ def list_folder(folder: Path, split: str = "all") -> list[LabelledImage]:
                 f"{directory} has no image ({told}known: {' '.join(sorted(IMAGE_SUFFIXES))}); remove the folder"
             )
         images += [LabelledImage(file, directory.name, split) for file in listing.images]
+        ignored.update(listing.ignored)
     if not images:
         raise ValueError(f"{folder} has no folders; wanted one folder a class, with its images inside")
+    if told := Listing([], +ignored).told():
+        logger.warning("%s: %s", folder, told)
     return images
 
 
@@ -116,11 +126,17 @@ def class_folders(folder: Path) -> list[Path]:
     return found
 
 
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
 def _parse_line(line: str, path: Path, number: int) -> LabelledImage:
     try:
         record = json.loads(line)
         if sorted(record) != ["class", "path", "split"] or not all(isinstance(v, str) for v in record.values()):
             raise ValueError(f"found {line[:80]!r}")
+        if half := NO_FILE_NAME.search("".join(record.values())):
+            raise ValueError(f"found half a letter, {half[0]!r}, which is no text")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}, line {number}: wanted a JSON object with the strings path, class and split; {error}"
