@@ -311,7 +311,7 @@ def _as_stored(image_id: str, name: str, array: np.ndarray) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"image {image_id!r}: {name} is NaN or infinite")
     if kind.kind == "i":
-        limits = np.iinfo(kind)
+        limits = np.iinfo(kind.name)
         least = 1 if name == "image_size" else limits.min
         if array.size and not ((array == np.rint(array)) & (array >= least) & (array <= limits.max)).all():
             raise ValueError(

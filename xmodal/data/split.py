@@ -85,7 +85,7 @@ class SomeImages(ImageSource):
     def image_id(self) -> Sequence[str]:
         """Their names."""
         names = self.source.image_id
-        return [names[position] for position in self.positions.tolist()]
+        return [names[int(position)] for position in self.positions]
 
     def __len__(self) -> int:
         return len(self.positions)
