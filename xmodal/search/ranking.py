@@ -253,9 +253,10 @@ def rank(
     Ranked(items=tensor([3]), scores=tensor([0.3000]), certified=True, rescored=2)
     """
     scores = ranking.scores(query, candidates)
-    least = reachable_from(float(scores.topk(min(k, len(scores))).values[-1]))
+    ascending = scores.sort().values
+    least = reachable_from(float(ascending[-min(k, len(ascending))]))
     # Of the best by products none that is left out is above the last: so far below the hits nothing can be missing.
-    certified = len(candidates) == len(items) or (ranking.complete and float(scores.min()) < least)
+    certified = len(candidates) == len(items) or (ranking.complete and float(ascending[0]) < least)
     if exact and not certified:
         scored = torch.zeros(int(items[-1]) + 1, dtype=torch.bool)
         scored[candidates] = True
