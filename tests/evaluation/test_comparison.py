@@ -41,3 +41,19 @@ def test_zero_inside_is_not_significant():
 def test_unpaired_runs_are_refused(baseline, other):
     with pytest.raises(ValueError, match=f"got {len(baseline)} and {len(other)}"):
         paired_difference(baseline, other)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("runs", "options", "problem"),
+    [
+        ([1.0, float("nan")], {}, r"other\[1\] must be finite, got nan"),
+        ([float("inf"), 1.0], {}, r"other\[0\] must be finite, got inf"),
+        ([1.0, 2.0], {"confidence": 95}, "confidence must be below 1, got 95; 0.95 for 95%"),
+        ([1.0, 2.0], {"confidence": 0}, "confidence must be positive, got 0"),
+        ([1.0, 2.0], {"resamples": 0}, "resamples must be at least 1, got 0"),
+    ],
+)
+def test_what_is_no_metric_and_options_out_of_range(runs, options, problem):
+    with pytest.raises(ValueError, match=problem):
+        paired_difference([0.0, 0.0], runs, **options)

@@ -212,3 +212,12 @@ def test_what_cannot_work_is_said_before_anything_is_scored(
         evaluate(data, *options)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+def test_a_model_is_evaluated_once(model, data, capsys):
+    """However its folder is written: it would count twice in the mean, or be one model under one name."""
+    for again in (model, model / ".." / model.name):
+        with pytest.raises(SystemExit):
+            main(["evaluate", str(model), str(again), "--data.folder", str(data), "--data.split", "dev"])
+        assert f"{again} is the same model as {model}; give every model once" in capsys.readouterr().err

@@ -120,3 +120,16 @@ def test_relevance_must_fit():
         evaluate_exact(SCAN(), *inputs, caption_image=caption_image[1:])
     with pytest.raises(ValueError, match="image 4 has no caption"):
         evaluate_exact(SCAN(), *inputs, caption_image=caption_image % 4)
+
+
+@pytest.mark.parametrize("head", [CHAN(), SCAN(), BFAN()], ids=str)
+def test_products_beyond_the_range_of_float16(head):
+    """Of vectors of length 1000 all that is large is infinite: nothing can be told from it."""
+    (regions, words, *masks), caption_image = paired_sets(3, images=40, noise=0.3)
+    inputs = (1000 * regions, 1000 * words, *masks)
+    low = score_all(head, *inputs, dtype=torch.float16)
+    assert not low.isfinite().all()
+    metrics = evaluate_exact(head, *inputs, caption_image=caption_image, dtype=torch.float16)
+    report = metrics.pop("exact")
+    assert metrics == evaluate_retrieval(score_all(head, *inputs), caption_image)
+    assert report["settled"] == report["pairs"]

@@ -16,6 +16,7 @@ from xmodal.evaluation.hubs import Bank, hubness
 from xmodal.evaluation.matchers import evaluate_matchers
 from xmodal.evaluation.protocols import Protocol
 from xmodal.evaluation.relevance import evaluate_direction
+from xmodal.evaluation.within import evaluate_within, sibling_relevance
 from xmodal.scoring.memory import fill_matrix
 
 CAPTION_IMAGE = torch.tensor([0, 1, 2, 2])
@@ -179,3 +180,16 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_scored(tmp_path)
     with pytest.raises(ValueError, match="image 3 has no caption"):
         evaluate_matchers({"one": matcher}, range(4), ["a", "b", "c", "d"], CAPTION_IMAGE)
     assert matcher.scored == 0
+
+
+@pytest.mark.bad_input
+def test_no_model_takes_the_name_of_the_ensemble():
+    matchers = {"ensemble": Given(1), "other": Given(2)}
+    with pytest.raises(ValueError, match="a model is called 'ensemble', as the mean of all is"):
+        evaluate(matchers)
+    assert not any(matcher.scored for matcher in matchers.values())
+    alone = Given(1)
+    assert evaluate({"ensemble": alone}) == {"ensemble": evaluate_protocol(alone.scores, CAPTION_IMAGE)}
+    scorers = dict.fromkeys(("ensemble", "other"), lambda queries: torch.eye(3)[list(queries)])
+    with pytest.raises(ValueError, match="a model is called 'ensemble'"):
+        evaluate_within(scorers, sibling_relevance([0, 0, 1]))

@@ -59,3 +59,49 @@ def test_ids_must_fit(tmp_path):
     with pytest.raises(ValueError, match="is NaN"):
         write_ranks(path, torch.eye(2).log() * 0, torch.arange(2), ["x", "y"], ["a", "b"])
     assert not path.exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.int64, torch.uint8])
+@pytest.mark.parametrize("top", [0, 1, 4, 40])
+def test_the_order_is_that_of_sorting_and_the_matrix_stays_as_it_is(tmp_path, dtype, top):
+    """Sorted in plain Python: by score, and of equal ones the wrong ones first."""
+    scores = torch.randint(5, (6, 12), generator=torch.Generator().manual_seed(top)).to(dtype)
+    if dtype == torch.float64:  # the nearest number below another is another score
+        scores[:, ::2] = torch.nextafter(scores[:, ::2], scores.new_tensor(-1.0))
+    before, caption_image = scores.clone(), torch.arange(12) % 6
+    names = [str(n) for n in range(6)], [str(n) for n in range(12)]
+    write_ranks(tmp_path / "ranks.jsonl", scores, caption_image, *names, top=top)
+    assert torch.equal(scores, before)
+    for line in read(tmp_path / "ranks.jsonl"):
+        query, i2t = int(line["query"]), line["direction"] == "i2t"
+        row = (scores[query] if i2t else scores[:, query]).tolist()
+        right = [
+            bool(caption_image[item] == query if i2t else caption_image[query] == item) for item in range(len(row))
+        ]
+        order = sorted(range(len(row)), key=lambda item: (-row[item], right[item]))[:top]
+        found = [(answer["score"], right[int(answer["id"])]) for answer in line["retrieved"]]
+        assert found == [(row[item], right[item]) for item in order]
+        assert len({answer["id"] for answer in line["retrieved"]}) == len(order)
+        if True in [is_right for _, is_right in found]:
+            assert line["rank"] == 1 + [is_right for _, is_right in found].index(True)
+
+
+def test_one_image_or_one_caption_alone_leaves_the_matrix_as_it_is(tmp_path):
+    """Rows and columns of one are the matrix itself, not copies."""
+    for scores, right in (
+        (torch.tensor([[0.5, 0.25]]).double(), [0, 0]),
+        (torch.tensor([[0.5], [0.25]]).double(), [0]),
+    ):
+        before = scores.clone()
+        names = [str(n) for n in range(scores.shape[0])], [str(n) for n in range(scores.shape[1])]
+        write_ranks(tmp_path / "ranks.jsonl", scores, Relevance.from_caption_image(right, len(scores)), *names)
+        assert torch.equal(scores, before)
+
+
+def test_infinite_scores_are_no_numbers_of_json(tmp_path):
+    scores = torch.tensor([[float("-inf"), float("-inf")], [0.0, float("inf")]])
+    write_ranks(tmp_path / "ranks.jsonl", scores, torch.arange(2), ["x", "y"], ["a", "b"])
+    assert "Infinity" not in (tmp_path / "ranks.jsonl").read_text()
+    first, second, *_ = read(tmp_path / "ranks.jsonl")
+    assert first["retrieved"] == [{"id": "b", "score": None}, {"id": "a", "score": None}]
+    assert second["retrieved"] == [{"id": "b", "score": None}, {"id": "a", "score": 0.0}]

@@ -247,3 +247,39 @@ def test_the_number_of_threads_changes_neither_scores_nor_itself(head):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("images", "captions", "problem"),
+    [
+        ([0, 1, 2], [0, 1], "3 images and 2 captions; wanted as many of both"),
+        ([0], [0, 1, 2], "1 images and 3 captions"),
+        ([0, -1], [0, 1], "images of pairs are from -1 to 0; wanted numbers from 0 to 3"),
+        ([0, 1], [0, 6], "captions of pairs are from 0 to 6; wanted numbers from 0 to 5"),
+        ([0.0, 1.0], [0, 1], "images of pairs are torch.float32; wanted whole numbers"),
+        ([True, False], [0, 1], "images of pairs are torch.bool"),
+        ([[0, 1]], [[0, 1]], r"images of pairs have shape \(1, 2\)"),
+    ],
+)
+@pytest.mark.parametrize("head", [SCAN(), Cosine(), VSRN(dim=8)], ids=str)
+def test_pairs_that_are_none(head, images, captions, problem):
+    with pytest.raises(ValueError, match=problem):
+        score_pairs(head, torch.randn(4, 3, 8), torch.randn(6, 5, 8), None, None, images, captions)
+
+
+def test_pairs_as_lists_and_none_at_all():
+    regions, words = torch.randn(4, 3, 8), torch.randn(6, 5, 8)
+    expected = SCAN()(regions, words)[[3, 0], [5, 1]]
+    for dtype in (torch.uint8, torch.int32, torch.int64):
+        images, captions = torch.tensor([3, 0], dtype=dtype), torch.tensor([5, 1], dtype=dtype)
+        torch.testing.assert_close(score_pairs(SCAN(), regions, words, None, None, images, captions), expected)
+    torch.testing.assert_close(score_pairs(SCAN(), regions, words, None, None, [3, 0], [5, 1]), expected)
+    assert score_pairs(SCAN(), regions, words, None, None, [], []).shape == (0,)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e5m2])
+def test_products_in_what_cannot_hold_them(dtype):
+    with pytest.raises(ValueError, match=f"dtype is {dtype}; scores can be computed in torch.float32, torch.float64, "):
+        score_all(SCAN(), torch.randn(4, 3, 8), torch.randn(6, 5, 8), dtype=dtype)

@@ -66,7 +66,7 @@ def evaluate(config: Evaluate) -> None:
 
     _check_outputs(config)
     after = AfterScoring(config.normalize, config.temperature, config.rerank)
-    matchers = {str(path): load_model(path) for path in config.models}
+    matchers = _load(config.models)
     split = open_part(config.data, matchers)
     caption_ids = [caption.caption_id for caption in split.captions]
     progress, within = sys.stderr.isatty(), _within(config, split)
@@ -108,6 +108,18 @@ def _check_outputs(config: Evaluate) -> None:
     for path in filter(None, (config.scores, config.ranks, config.report, config.json)):
         check_writable(path)
         refuse_inputs(path, [*judged, *files_of(config.data.folder, config.data.split), *config.models])
+
+
+def _load(models: tuple[Path, ...]) -> dict[str, Any]:
+    """The models by their paths; one that is given twice would count once in the ensemble, or under two names twice."""
+    from xmodal.pretrained import model_folder
+
+    folders: dict[Path, Path] = {}
+    for path in models:
+        before = folders.setdefault(model_folder(path).resolve(), path)
+        if before is not path:
+            raise ValueError(f"{path} is the same model as {before}; give every model once")
+    return {str(path): load_model(path) for path in models}
 
 
 def _tell(config: Evaluate, results: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from xmodal.numerics import check_count, check_number
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -36,8 +38,8 @@ def paired_difference(
     Args:
         baseline: the metric of each run, one a seed.
         other: the same of the runs with the same seeds, in the same order.
-        confidence: share of the resampled means that the interval holds.
-        resamples: how often the runs are drawn anew, with replacement.
+        confidence: share of the resampled means that the interval holds, between 0 and 1.
+        resamples: how often the runs are drawn anew, with replacement; at least once.
         seed: of these draws.
 
     Returns:
@@ -45,7 +47,8 @@ def paired_difference(
         of five it cannot see more than five differences.
 
     Raises:
-        ValueError: for lists of different length or with fewer than two runs.
+        ValueError: for lists of different length or with fewer than two runs, a metric that is no finite number, and
+            options out of range.
 
     >>> difference = paired_difference([10.0, 11.0, 12.0], [12.0, 12.0, 15.0])
     >>> difference.mean, difference.low, difference.high, difference.significant
@@ -53,6 +56,13 @@ def paired_difference(
     """
     if len(baseline) != len(other) or len(baseline) < 2:
         raise ValueError(f"wanted two or more paired runs, got {len(baseline)} and {len(other)}")
+    for name, runs in (("baseline", baseline), ("other", other)):
+        for run, metric in enumerate(runs):
+            check_number(f"{name}[{run}]", metric)
+    check_number("confidence", confidence, above=0)
+    if confidence >= 1:
+        raise ValueError(f"confidence must be below 1, got {confidence}; 0.95 for 95%")
+    check_count("resamples", resamples)
     differences = torch.tensor(other, dtype=torch.float64) - torch.tensor(baseline, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(differences), (resamples, len(differences)), generator=generator)

@@ -11,7 +11,8 @@ tells. The others are settled in two steps, each with a bound on the error of th
 Both bounds are measured and checked, not proved. A bound can be proved (rounding to bfloat16 changes a product by less
 than 2% of the lengths of its two vectors), but after normalization, softmax and aggregation it is so wide that it
 leaves every pair open. Instead, a bound starts at three times the largest error of a sample: all right answers, as many
-random pairs, and all pairs of a few random tiles. Every pair that is computed again, and those are the ones nearest to
+random pairs, and all pairs of a few random tiles. Where low precision overflows nothing is known of any pair, and all
+are computed in float32. Every pair that is computed again, and those are the ones nearest to
 a decision, then checks it; where it is violated it becomes three times the error seen, and whatever it decided is
 decided anew. So the metrics can only be wrong if a pair that was never computed again is wrong by more than three times
 as much as all those that were. Scores that jump where an input barely changes (BFAN, which drops regions below a
@@ -20,6 +21,7 @@ threshold) have rare large errors; their bound is wide and more pairs are comput
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -164,6 +166,9 @@ class _Settling:
 
     def measure(self) -> None:
         """Set the bounds by the errors of all right answers, as many random pairs, and some random tiles."""
+        if not torch.stack(self.scores.aminmax()).isfinite().all():  # a product beyond the range of float16
+            self.settle(lambda rows, columns: True)
+            return
         generator = torch.Generator().manual_seed(0)
         images, captions = (torch.randint(size, (SAMPLE_TILES,), generator=generator) for size in self.how.shape)
         tiles = list(self.tiles(self.tiles_with(images, captions)))
@@ -259,7 +264,8 @@ class _Settling:
         self.how[images, captions] = before.clamp_min(how)
 
     def check(self, level: int, error: float) -> None:
-        """Note an error; a bound that it violates is set anew."""
+        """Note an error; a bound that it violates is set anew. Infinity less infinity is as wrong as can be."""
+        error = math.inf if math.isnan(error) else error
         self.largest_error[level] = max(self.largest_error[level], error)
         if error > self.bound[level]:
             self.bound[level] = SAFETY * error

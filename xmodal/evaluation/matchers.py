@@ -18,6 +18,7 @@ from xmodal.evaluation.hubs import Bank
 from xmodal.evaluation.protocols import find_protocol, join_folds, protocol_folds
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, as_relevance
 from xmodal.evaluation.relevance import as_judgements, evaluate_direction
+from xmodal.evaluation.within import ENSEMBLE, check_names
 from xmodal.scoring.memory import check_out, fill_matrix
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from xmodal.evaluation.calibration import Calibration
     from xmodal.evaluation.protocols import Fold
     from xmodal.model import Matcher
-
-ENSEMBLE = "ensemble"
 
 JUDGED = "judged"
 
@@ -88,8 +87,8 @@ def evaluate_matchers(
         "ensemble". `calibration` has what `evaluate_calibration` gives.
 
     Raises:
-        ValueError: no matcher, no such protocol, a test set of another size, or an `out` that is no `.npy` file, before
-            anything is scored; and scores that cannot be ranked.
+        ValueError: no matcher, one of several that is called "ensemble", no such protocol, a test set of another size,
+            or an `out` that is no `.npy` file, before anything is scored; and scores that cannot be ranked.
 
     >>> import torch
     >>> from xmodal.data import RegionStore, RegionStoreWriter
@@ -107,6 +106,7 @@ def evaluate_matchers(
     if not matchers:
         raise ValueError("there is no matcher to evaluate")
     refuse_string("captions", captions, "captions")
+    check_names(matchers)
     relevance = as_relevance(caption_image, len(store), len(captions))
     chosen = _Chosen.of([protocol] if isinstance(protocol, str) else protocol, evaluators or {}, relevance)
     if judgements is not None:

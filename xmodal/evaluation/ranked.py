@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from xmodal.data.relevance import Relevance
@@ -43,8 +44,9 @@ def write_ranks(
 
     `{"direction": "i2t", "query": "139", "rank": 2, "retrieved": [{"id": "372", "score": 0.51}, ...]}`: `query` is the
     id of the image, or of the caption (`t2i`); `rank`, 1-based, is that of its best right answer, null where it has
-    none; `retrieved` are the ids of the first answers with their scores. With judgements, `judged_rank` is the rank of
-    the best answer that these call right. A wrong answer comes before a right one with the same score.
+    none; `retrieved` are the ids of the first answers with their scores, null where these are infinite. With
+    judgements, `judged_rank` is the rank of the best answer that these call right. A wrong answer comes before a right
+    one with the same score.
 
     Args:
         path: the file to write; it appears whole or not at all.
@@ -88,8 +90,10 @@ def write_ranks(
             for query, retrieved in enumerate(_first(directed, relevance, direction, top)):
                 line: dict[str, Any] = {"direction": direction, "query": queries[query]}
                 line |= {name: of_queries.get(query) for name, of_queries in ranks.items()}
-                line["retrieved"] = [{"id": items[item], "score": score} for item, score in retrieved]
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                line["retrieved"] = [
+                    {"id": items[item], "score": score if math.isfinite(score) else None} for item, score in retrieved
+                ]
+                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _best_ranks(scores: Tensor, relevance: Relevance, direction: Direction) -> dict[int, int]:
@@ -102,17 +106,29 @@ def _best_ranks(scores: Tensor, relevance: Relevance, direction: Direction) -> d
 
 
 def _first(scores: Tensor, relevance: Relevance, direction: Direction, top: int) -> Iterator[list[tuple[int, float]]]:
-    """The first answers of every query, with their scores."""
+    """The first answers of every query, with their scores; of equal scores a wrong answer comes first."""
     asked, answers = (relevance.image, relevance.caption)[:: 1 if direction == "i2t" else -1]
     queries, items = scores.shape[:: 1 if direction == "i2t" else -1]
     for chosen in torch.arange(queries).split(max(1, BLOCK_ELEMENTS // items)):
         part = query_scores(scores, chosen, direction)
         mine = (asked >= chosen[0]) & (asked <= chosen[-1])
         right = asked[mine] - chosen[0], answers[mine]
-        # A right answer is moved to just below all wrong ones with its score: between any two numbers of float32 there
-        # are others of float64.
-        placed = part.double()
-        placed[right] = torch.nextafter(placed[right], placed.new_tensor(float("-inf")))
-        found = placed.topk(min(top, items), dim=1).indices
+        is_right = torch.zeros(part.shape, dtype=torch.bool)
+        is_right[right] = True
+        found = _best(part, is_right, min(top, items))
         for row, values in zip(found.tolist(), part.gather(1, found).tolist(), strict=True):
             yield list(zip(row, values, strict=True))
+
+
+def _best(
+    part: Float[Tensor, "query item"], is_right: Bool[Tensor, "query item"], count: int
+) -> Int[Tensor, "query answer"]:
+    """The best items of every query in order, wrong ones before right ones of the same score."""
+    if count == 0:
+        return torch.empty(len(part), 0, dtype=torch.int64)
+    query, item = (part >= part.topk(count, dim=1).values[:, -1:]).nonzero(as_tuple=True)  # and all that tie with them
+    order = is_right[query, item].to(torch.uint8).argsort(stable=True)
+    order = order[part[query, item][order].argsort(descending=True, stable=True)]
+    order = order[query[order].argsort(stable=True)]
+    starts = torch.bincount(query).cumsum(0) - torch.bincount(query)
+    return item[order[starts[:, None] + torch.arange(count)]]

@@ -25,7 +25,7 @@ from xmodal.scoring import score_all
 from xmodal.scoring.blocks import bar_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Kind = Literal["image", "caption"]
 
 ENSEMBLE = "ensemble"
+"""Name of the mean of the scores of several models."""
 
 AT_LEAST = 3.0
 """The grade, of 5, from which a pair of CxC is right: that of the pairs of an image and a caption that it publishes."""
@@ -174,6 +175,24 @@ def as_pairs(right: set[tuple[int, int]], count: int) -> Relevance:
     return Relevance(query, answer, None, images=count, captions=count)
 
 
+def check_names(names: Collection[str]) -> None:
+    """Make sure that results of several models and those of their ensemble have names of their own.
+
+    Raises:
+        ValueError: one of several models is called as the ensemble is.
+
+    >>> check_names(["ensemble"])
+    >>> check_names(["scan", "ensemble"])
+    Traceback (most recent call last):
+    ...
+    ValueError: a model is called 'ensemble', as the mean of all is; give it another name, or its folder's full path
+    """
+    if len(names) > 1 and ENSEMBLE in names:
+        raise ValueError(
+            f"a model is called {ENSEMBLE!r}, as the mean of all is; give it another name, or its folder's full path"
+        )
+
+
 def evaluate_within(
     scorers: Mapping[str, Callable[[Sequence[int]], Float[Tensor, "query item"]]],
     relevance: Relevance,
@@ -191,13 +210,14 @@ def evaluate_within(
         Name -> one direction of `evaluate_relevance`; of two or more, also that of the mean of their scores.
 
     Raises:
-        ValueError: scores of the wrong shape, or NaN.
+        ValueError: scores of the wrong shape, or NaN; one of several scorers is called "ensemble".
 
     >>> relevance = as_pairs({(0, 1), (1, 0)}, 3)
     >>> similar = torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]])
     >>> evaluate_within({"mine": lambda queries: similar[list(queries)]}, relevance)["mine"]["R@1"]
     100.0
     """
+    check_names(scorers)
     asking = relevance.image.unique()
     columns: dict[str, list[Any]] = {}
     step = max(1, QUERIES // relevance.captions)

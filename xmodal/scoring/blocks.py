@@ -92,8 +92,9 @@ def score_all(
         Scores on the CPU, at least float32.
 
     Raises:
-        ValueError: for inputs that cannot be scored (see `check_inputs`), a budget that is not positive, an `out` that
-            is not named `*.npy`, or a backend that does not exist or cannot score this head on this device.
+        ValueError: for inputs that cannot be scored (see `check_inputs`), a dtype that products cannot have, a budget
+            that is not positive, an `out` that is not named `*.npy`, or a backend that does not exist or cannot score
+            this head on this device.
         FileExistsError: `out` exists and `overwrite` is False.
         RuntimeError: `compile` on a CPU without a C++ compiler.
         ModuleNotFoundError: `triton`, or `compile` on a GPU, without triton.

@@ -17,7 +17,7 @@ from xmodal.scoring.sides import Side, Sides, as_tensor
 from xmodal.scoring.tiles import Scratch, fast_path, multiply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -66,6 +66,21 @@ def score_pairs(
 
     Per-item work of the head runs once for every image and caption that takes part.
 
+    Args:
+        head: any head.
+        regions: encoded images.
+        words: encoded captions.
+        region_mask: True = real region; None means that all are real.
+        word_mask: True = real word.
+        images: the image of every pair, counted from 0.
+        captions: its caption.
+        budget_bytes: bound on the temporary memory.
+        device: compute there instead of on the device of `regions`; the head must be there.
+
+    Raises:
+        ValueError: for inputs that cannot be scored, a budget that is not positive, and images and captions that are
+            not as many, no whole numbers, or out of range.
+
     Example:
         >>> import torch
         >>> from xmodal.heads import SCAN
@@ -75,7 +90,10 @@ def score_pairs(
         torch.Size([2])
     """
     sides = Sides.checked(regions, words, region_mask, word_mask)
-    images, captions = as_tensor(images), as_tensor(captions)
+    images = _numbers("images", images, len(sides.images))
+    captions = _numbers("captions", captions, len(sides.captions))
+    if len(images) != len(captions):
+        raise ValueError(f"pairs are of {len(images)} images and {len(captions)} captions; wanted as many of both")
     device = torch.device(device or sides.images.items.device)
     plan = Plan(check_budget(budget_bytes, device), result_dtype(sides.images.items.dtype), device, "eager")
     with comparing(head, device):
@@ -91,6 +109,21 @@ def score_pairs(
         if isinstance(head.comparison, InnerProduct):
             return _inner_products(pairs, plan)
         return _compared_in_runs(head, pairs, plan)
+
+
+def _numbers(name: str, given: Int[Tensor, " pair"] | Sequence[int], count: int) -> Int[Tensor, " pair"]:
+    """Which images, or captions, of so many are in pairs."""
+    numbers = as_tensor(given)
+    if numbers.ndim != 1:
+        raise ValueError(f"{name} of pairs have shape {tuple(numbers.shape)}; wanted a number for every pair")
+    if not len(numbers):
+        return numbers.long()
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise ValueError(f"{name} of pairs are {numbers.dtype}; wanted whole numbers")
+    least, most = (int(end) for end in numbers.long().aminmax())
+    if least < 0 or most >= count:
+        raise ValueError(f"{name} of pairs are from {least} to {most}; wanted numbers from 0 to {count - 1}")
+    return numbers.long()
 
 
 def _embedded(head: Head, pairs: Pairs, plan: Plan) -> Pairs:

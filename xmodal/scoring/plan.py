@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("xmodal")
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What products may be computed in."""
+
 
 class Plan(NamedTuple):
     """How to score; see `xmodal.scoring.score_all`."""
@@ -54,6 +57,9 @@ def make_plan(
 ) -> Plan:
     """How to score, with all that was left to `score_all` to choose, whose arguments these are.
 
+    Raises:
+        ValueError: for a dtype that products cannot have, and as `score_all`.
+
     Example:
         >>> import torch
         >>> from xmodal.heads import SCAN
@@ -66,6 +72,9 @@ def make_plan(
     """
     regions, words = sides.images.items, sides.captions.items
     device, dtype = torch.device(device or regions.device), dtype or regions.dtype
+    if dtype not in DTYPES:
+        known = ", ".join(str(each) for each in DTYPES)
+        raise ValueError(f"dtype is {dtype}; scores can be computed in {known}")
     backend = choose_backend(backend, head, dtype, device, (regions.shape[1], words.shape[1]))
     logger.info("scoring %s in %s on %s, backend %s", type(head).__name__, dtype, device, backend)
     return Plan(check_budget(budget_bytes, device), dtype, device, backend)
