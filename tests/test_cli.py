@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from xmodal.cli import COMMANDS, main
+from xmodal.commands.evaluate_embedder import EvaluateEmbedder, crops_of
 from xmodal.data.labelled import LabelledSet, save_features
 from xmodal.embedder import Embedder
 from xmodal.heads import HEADS
@@ -413,3 +414,13 @@ def test_a_captioner_is_left_out_where_the_head_cannot_use_it(parsed, capsys):
     asked = ("--model.head.name", "bfan", "--model.captioner.hidden-dim", "8")
     assert parsed("--recipe", "vsrn_f30k", *asked).model.captioner["hidden_dim"] == 8
     assert capsys.readouterr().err == ""
+
+
+def test_an_embedder_is_evaluated_on_the_crops_of_its_run(tmp_path):
+    (tmp_path / "config.yaml").write_text("task: retrieval\ndata: {resize: 40, crop: 36, square: true}\n")
+    path, shape = tmp_path / "birds", lambda data: (data.resize, data.crop, data.square)
+    for model in (tmp_path, tmp_path / "best"):
+        assert shape(crops_of(EvaluateEmbedder(model, path))) == (40, 36, True)
+    data = crops_of(EvaluateEmbedder(tmp_path, path, resize=64, square=False))
+    assert (data.path, *shape(data)) == (path, 64, 36, False)
+    assert shape(crops_of(EvaluateEmbedder(tmp_path / "elsewhere", path))) == (256, 224, False)

@@ -91,3 +91,12 @@ def test_half_precision_and_zero_vectors_give_numbers_and_nothing_flows_back():
     assert [value.dtype for value in found] == [torch.float32] * 3
     assert (found.mean_cosine, found.positive_share) == (0.0, 0.0)
     assert not found.gap.requires_grad
+
+
+def test_a_pair_alone_has_no_other_one():
+    words, regions = torch.ones(1, 2, 4), torch.ones(1, 3, 4)
+    alone = alignment(words, regions)
+    assert (alone.mean_cosine.item(), alone.gap.item()) == pytest.approx((1.0, 0.0), abs=1e-6)
+    assert math.isnan(alone.positive_share)
+    more = alignment_sums(torch.ones(3, 2, 4), -torch.ones(3, 3, 4))  # none of these products is positive
+    assert alignment_of(alignment_sums(words, regions) + more).positive_share == 0

@@ -214,3 +214,43 @@ def test_evaluate_fits_keeps_and_reports(tmp_path, capsys):
     assert calibration_of(model) is not None
     matcher.save_pretrained(model)  # other weights, as far as anybody knows
     assert calibration_of(model) is None
+
+
+def test_whole_numbers_lists_and_half_precision_have_probabilities():
+    calibration = Calibration(score_weight=1.0, lead_weight=0.5, size_weight=0.0, bias=-2.0)
+    wanted = [1 / (1 + math.exp(-(1.0 * 3 + 0.5 * 2 - 2))), 1 / (1 + math.exp(-(1.0 * 1 - 0.5 * 2 - 2)))]
+    for scores in (torch.tensor([3, 1]), torch.tensor([3, 1]).half(), torch.tensor([3.0, 1.0]).numpy(), [3, 1]):
+        found = calibration.probability(scores)
+        assert found.dtype == torch.float32
+        assert found.tolist() == pytest.approx(wanted)
+    assert calibration.probability(torch.tensor([3.0, 1.0]).double()).tolist() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_scores_as_numpy_arrays_calibrate_as_tensors():
+    scores, index = drawn(8, 16, seed=0)
+    fitted = Calibration.fit(scores, index)
+    assert Calibration.fit(scores.numpy(), index.numpy()) == fitted
+    assert evaluate_calibration(fitted, scores.numpy(), index) == evaluate_calibration(fitted, scores, index)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("value", "problem"), [(math.nan, "image 1 and caption 2 is NaN"), (math.inf, "is infinite")])
+def test_scores_without_a_probability(value, problem):
+    scores, index = drawn(4, 8, seed=0)
+    calibration = Calibration.fit(scores, index)
+    scores[1, 2] = value
+    with pytest.raises(ValueError, match=problem):
+        Calibration.fit(scores, index)
+    with pytest.raises(ValueError, match=problem):
+        evaluate_calibration(calibration, scores, index)
+
+
+@pytest.mark.bad_input
+def test_answers_without_a_probability():
+    calibration = Calibration(score_weight=1.0, lead_weight=0.5, size_weight=0.0, bias=-2.0)
+    with pytest.raises(ValueError, match="the score of an answer is NaN"):
+        calibration.probability(torch.tensor([3.0, math.nan]))
+    with pytest.raises(ValueError, match="scores are a single number"):
+        calibration.probability(torch.tensor(3.0))
+    with pytest.raises(ValueError, match=r"scores have shape \(4,\)"):
+        Calibration.fit(torch.zeros(4), torch.arange(4))

@@ -122,3 +122,13 @@ def test_the_package_is_not_imported(split):
     finally:
         if loaded is not None:
             sys.modules["eccv_caption"] = loaded
+
+
+def test_a_query_whose_right_answers_are_all_absent_is_missed():
+    """By hand: image 7 finds its caption first, of image 8 nothing is there to be found."""
+    both = judgements_by_number({7: [70], 8: [99]}, {70: [7]}, ["7", "8"], ["70", "71", "72"])
+    found = evaluate_relevance(torch.tensor([[0.9, 0.1, 0.2], [0.5, 0.4, 0.3]]), both)["i2t"]
+    assert found == {
+        "R@1": 50.0, "R@5": 100.0, "R@10": 100.0, "MedR": 2.0, "MeanR": 2.5,
+        "R-precision": 50.0, "mAP@R": 50.0, "nDCG": 50.0, "queries": 2,
+    }  # fmt: skip

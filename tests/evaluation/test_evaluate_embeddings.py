@@ -174,3 +174,10 @@ def test_labels_of_any_kind(kind):
     embeddings = np.random.default_rng(0).random((10, 3))
     wanted = evaluate_embeddings(embeddings, labels)
     assert evaluate_embeddings(embeddings, named) == evaluate_embeddings(embeddings, named.tolist()) == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float16, torch.uint8, torch.uint16], ids=str)
+def test_any_real_type_and_levels_as_an_array(dtype):
+    embeddings, labels = torch.randint(8, (20, 3), generator=torch.Generator().manual_seed(0)), torch.arange(20) // 4
+    expected = evaluate_embeddings(embeddings.double(), labels, ks=[1, 2], kmeans=False)
+    assert evaluate_embeddings(embeddings.to(dtype), labels, ks=np.array([1, 2]), kmeans=False) == expected

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xmodal.evaluation import evaluate_relevance, evaluate_retrieval, retrieval_ranks
+from xmodal.evaluation import evaluate_protocol, evaluate_relevance, evaluate_retrieval, retrieval_ranks
+from xmodal.evaluation.hubs import occurrences
+from xmodal.evaluation.plausible import evaluate_plausible
 from xmodal.evaluation.ranks import retrieval_metrics
-from xmodal.evaluation.relevance import Relevance
+from xmodal.evaluation.relevance import Relevance, answer_ranks, evaluate_direction
+from xmodal.evaluation.reranking import rerank
 
 GRADES = st.sampled_from([0.0, 0.0, 0.5, 1.0, 3.0])
 
@@ -136,7 +140,7 @@ def test_what_cannot_be_evaluated_is_named():
         evaluate_relevance(torch.zeros(2, 3), Relevance([], [], None, images=2, captions=3))
     with pytest.raises(ValueError, match=r"2 images and 3 captions, and the scores of 3 and 2 .*transpose"):
         evaluate_relevance(torch.zeros(3, 2), relevance)
-    with pytest.raises(ValueError, match="block is 0"):
+    with pytest.raises(ValueError, match="block must be at least 1, got 0"):
         evaluate_relevance(torch.zeros(2, 3), relevance, block=0)
     with pytest.raises(ValueError, match=r"image 1 has no caption \(1 of 2 images .*evaluate_relevance"):
         evaluate_retrieval(torch.zeros(2, 3), relevance)
@@ -147,3 +151,50 @@ def test_what_cannot_be_evaluated_is_named():
         scores[image, caption] = torch.nan
         with pytest.raises(ValueError, match=f"image {image} and caption {caption} is NaN"):
             evaluate_relevance(scores, relevance)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda scores, direction: evaluate_direction(scores, Relevance.from_caption_image([0, 1]), direction),
+        lambda scores, direction: list(answer_ranks(scores, Relevance.from_caption_image([0, 1]), direction)),
+        lambda scores, direction: occurrences(scores, direction, k=1),
+        lambda scores, direction: rerank(scores, direction),
+        lambda scores, direction: evaluate_plausible(
+            scores, shown=scores > 0, caption_image=torch.arange(2), direction=direction
+        ),
+    ],
+)
+def test_there_are_two_directions(ask):
+    with pytest.raises(ValueError, match="direction is 't2t'; wanted i2t, images that look for captions, or t2i"):
+        ask(torch.eye(2), "t2t")
+
+
+UNUSUAL = [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [*UNUSUAL, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_any_real_type_ranks_as_float64(dtype):
+    levels = {torch.bool: 2, torch.float8_e5m2: 5}.get(dtype, 12)  # as many as it holds
+    scores = torch.randint(levels, (6, 9), generator=torch.Generator().manual_seed(0)).double()
+    caption_image = torch.arange(9) % 6
+    given = scores.to(dtype)
+    assert given.double().equal(scores)
+    for evaluate in (evaluate_relevance, evaluate_retrieval, evaluate_protocol):
+        assert evaluate(given, caption_image) == evaluate(scores, caption_image)
+    for direction in ("i2t", "t2i"):
+        judgements = Relevance.from_caption_image(caption_image)
+        expected = evaluate_direction(scores, judgements, direction)
+        assert evaluate_direction(given, judgements, direction) == expected
+        assert occurrences(given, direction, k=2).equal(occurrences(scores, direction, k=2))
+        assert rerank(given, direction).argsort(stable=True).equal(rerank(scores, direction).argsort(stable=True))
+
+
+@pytest.mark.bad_input
+def test_what_has_no_order_is_refused():
+    with pytest.raises(ValueError, match=r"scores are torch\.complex64; wanted real numbers"):
+        evaluate_relevance(torch.eye(2).to(torch.complex64), torch.arange(2))
+    large = torch.from_numpy(np.array([[2**63, 1], [1, 2]], dtype=np.uint64))
+    with pytest.raises(ValueError, match=r"scores are torch.uint64 above 2\^63"):
+        evaluate_retrieval(large, torch.arange(2))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xmodal.evaluation import hubs
+from xmodal.evaluation import hubs, retrieval_ranks
 from xmodal.evaluation.hubs import (
     NORMALIZATIONS,
     Bank,
@@ -23,6 +23,9 @@ from xmodal.evaluation.hubs import (
     sinkhorn,
     subtract_offsets,
 )
+from xmodal.evaluation.reranking import rerank
+from xmodal.heads import Cosine
+from xmodal.scoring import score_all
 
 
 def random(*shape, seed=0):
@@ -187,10 +190,22 @@ def test_what_cannot_be_normalized_is_named(bank):
             function(scores, None if function is dual_softmax else bank, temperature=0)
     with pytest.raises(ValueError, match="rounds"):
         sinkhorn(scores, rounds=0)
-    with pytest.raises(ValueError, match="k is 0"):
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         hubness(scores, k=0)
     scores[1, 2] = torch.nan
     with pytest.raises(ValueError, match="scores of image 1 cannot be normalized"):
         subtract_offsets(scores, querybank(scores))
     with pytest.raises(ValueError, match="image 1 and caption 2 is NaN"):
         hubness(scores)
+
+
+@pytest.mark.bad_input
+def test_answers_are_counted_in_whole_numbers():
+    with pytest.raises(ValueError, match=r"k must be a whole number, got 2\.5"):
+        hubness(torch.eye(4), k=2.5)
+    with pytest.raises(ValueError, match=r"top must be a whole number, got 2\.5"):
+        rerank(torch.eye(4), "i2t", top=2.5)
+    with pytest.raises(ValueError, match=r"block must be a whole number, got 2\.5"):
+        retrieval_ranks(torch.eye(4), torch.arange(4), block=2.5)
+    with pytest.raises(ValueError, match="budget_bytes must be a whole number, got 1000000"):
+        score_all(Cosine(), torch.ones(2, 3, 4), torch.ones(2, 3, 4), budget_bytes=1e6)

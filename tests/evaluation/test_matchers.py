@@ -193,3 +193,23 @@ def test_no_model_takes_the_name_of_the_ensemble():
     scorers = dict.fromkeys(("ensemble", "other"), lambda queries: torch.eye(3)[list(queries)])
     with pytest.raises(ValueError, match="a model is called 'ensemble'"):
         evaluate_within(scorers, sibling_relevance([0, 0, 1]))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "has_bank", "problem"),
+    [
+        ({"normalize": "dbsn"}, False, "dbsn needs a bank"),
+        ({"normalize": "dual_softmax"}, True, "dual_softmax normalizes by the queries of the test set"),
+        ({"normalize": "querybank", "temperature": 0.0}, False, "temperature must be positive, got 0"),
+        ({"normalize": "sinkhorn", "temperature": -1.0}, False, "temperature must be positive, got -1"),
+        ({"normalize": "sinkhorn", "temperature": float("nan")}, False, "temperature must be positive, got nan"),
+        ({"normalize": "sinkhorn", "temperature": float("inf")}, False, "temperature must be finite, got inf"),
+    ],
+)
+def test_a_normalization_that_cannot_be_is_refused_before_anything_is_scored(options, has_bank, problem):
+    matcher = Given(1)
+    bank = Split(STORE, [Caption("0", "0", "a", "train")], Relevance.from_caption_image([0], 3)) if has_bank else None
+    with pytest.raises(ValueError, match=problem):
+        evaluate({"one": matcher}, after=AfterScoring(**options), bank=bank)
+    assert matcher.scored == 0

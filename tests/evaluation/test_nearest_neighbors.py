@@ -177,3 +177,17 @@ def test_arrays_are_taken_as_tensors_are():
     wanted = evaluate_embeddings(embeddings, labels, query=query, ks=(1, 2))
     for mask in (query, query.numpy(), query.tolist()):
         assert evaluate_embeddings(embeddings.numpy(), labels.numpy(), query=mask, ks=(1, 2)) == wanted
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="needs PyTorch 2.9")
+def test_a_precision_that_is_told_for_one_device_only():
+    """torch then raises when it is asked for that of all."""
+    embeddings, labels = embeddings_of(KINDS[0], 30, 5, seed=3)
+    whole, before = evaluate_embeddings(embeddings, labels, kmeans=False), torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        assert evaluate_embeddings(embeddings, labels, kmeans=False) == pytest.approx(whole)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -27,17 +28,20 @@ def problems(draw):
 
 
 def slow(scores, asked, answers, mismatches):
-    """Mean R-precision and R@1 of queries and items that are sets of classes; the worst order of what is equal."""
-    precisions, firsts, answered = [], [], set()
-    for number, (row, query) in enumerate(zip(scores, asked, strict=True)):
-        for allowed in mismatches:
+    """R-precision and R@1, averaged over queries, and then over z; the worst order of what is equal."""
+    sums, answered = [], set()
+    for allowed in mismatches:
+        precisions, firsts = [], []
+        for number, (row, query) in enumerate(zip(scores, asked, strict=True)):
             found = [(-score, len(query ^ item) <= allowed) for score, item in zip(row, answers, strict=True) if item]
             ranked = [right for _, right in sorted(found)]
             if query and any(ranked):
                 precisions.append(sum(ranked[: sum(ranked)]) / sum(ranked))
                 firsts.append(ranked[0])
                 answered.add(number)
-    means = [100 * sum(values) / len(values) for values in (precisions, firsts)]
+        if precisions:
+            sums.append([sum(values) / len(values) for values in (precisions, firsts)])
+    means = [100 * sum(values) / len(sums) for values in zip(*sums, strict=True)]
     return {"R-precision": means[0], "R@1": means[1], "queries": len(answered)}
 
 
@@ -82,3 +86,31 @@ def test_what_is_no_table_of_objects_is_named(tmp_path):
     far = {"shown": torch.tensor([[0, 0], [1, 0]]).bool(), "caption_image": torch.tensor([0]), "mismatches": [0]}
     with pytest.raises(ValueError, match="no i2t query has a plausible match"):
         evaluate_plausible(torch.ones(2, 1), direction="i2t", **far)
+
+
+def test_means_over_queries_come_before_the_mean_over_mismatches():
+    """By hand: 2 of 2 queries at z = 0, 2 of 3 at z = 1 and at z = 2; all together they would be 6 of 8."""
+    shown = torch.tensor([[True, False, False, False], [True, True, False, False], [False, False, True, True]])
+    scores = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.1, 0.9]])
+    options = {"shown": shown, "caption_image": torch.tensor([1, 2]), "direction": "i2t"}
+    means = [evaluate_plausible(scores, mismatches=[z], **options) for z in (0, 1, 2)]
+    found = evaluate_plausible(scores, **options)
+    for name in ("R-precision", "R@1"):
+        assert found[name] == pytest.approx(sum(mean[name] for mean in means) / 3)
+    assert found["R-precision"] == pytest.approx(77.8, abs=0.05)
+
+
+@pytest.mark.parametrize("encode", [lambda text: text.encode("utf-16"), lambda text: gzip.compress(text.encode())])
+def test_tables_of_objects_as_people_have_them(tmp_path, encode):
+    boxes = [{"image_id": "7", "category_id": 90.0}, {"image_id": 8, "category_id": 1}]
+    (tmp_path / "instances.json").write_bytes(encode(json.dumps({"annotations": boxes})))
+    assert load_classes(tmp_path / "instances.json", ["7", "8"]).tolist() == [[False, True], [True, False]]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("number", ["1e999", "NaN", "7.5", "[]", "null"])
+def test_numbers_of_images_are_whole(tmp_path, number):
+    path = tmp_path / "instances.json"
+    path.write_text(f'{{"annotations": [{{"image_id": {number}, "category_id": 1}}]}}')
+    with pytest.raises(ValueError, match=r"instances\.json is no file of object annotations like COCO's"):
+        load_classes(path, ["7"])

@@ -159,3 +159,10 @@ def test_bad_scores_name_their_fold(three_folds):
         evaluate_protocol(scores, caption_image, "tiny-3fold", image_order=range(12))
     with pytest.raises(ValueError, match=r"in the fold of images 7, 5, 3, \.\.\.: the score of image 0 .* is NaN"):
         evaluate_protocol(scores, caption_image, "tiny-3fold", image_order=[7, 5, 3, 1, 0, 2, 4, 6, 8, 9, 10, 11])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("order", [[0.9, 1.2, 2.0, 3.0], [True, False, True, True]])
+def test_an_order_is_of_whole_numbers(order):
+    with pytest.raises(ValueError, match="wanted whole numbers, the positions of images"):
+        cut_folds(torch.arange(4), folds=2, image_order=order)

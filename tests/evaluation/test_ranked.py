@@ -52,9 +52,9 @@ def test_judged_ranks_and_queries_without_any(tmp_path):
 @pytest.mark.bad_input
 def test_ids_must_fit(tmp_path):
     path = tmp_path / "ranks.jsonl"
-    with pytest.raises(ValueError, match=r"1 image ids, 2 caption ids and top 10 do not fit .* \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"1 image ids and 2 caption ids do not fit .* \(2, 2\)"):
         write_ranks(path, torch.eye(2), torch.arange(2), ["x"], ["a", "b"])
-    with pytest.raises(ValueError, match="top -1"):
+    with pytest.raises(ValueError, match="top must be at least 0, got -1"):
         write_ranks(path, torch.eye(2), torch.arange(2), ["x", "y"], ["a", "b"], top=-1)
     with pytest.raises(ValueError, match="is NaN"):
         write_ranks(path, torch.eye(2).log() * 0, torch.arange(2), ["x", "y"], ["a", "b"])

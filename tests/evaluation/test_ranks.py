@@ -141,5 +141,5 @@ def test_unfit_input_is_refused(scores, caption_image, message):
 
 
 def test_block_must_be_positive():
-    with pytest.raises(ValueError, match="block is 0"):
+    with pytest.raises(ValueError, match="block must be at least 1, got 0"):
         retrieval_ranks(torch.eye(2), torch.arange(2), block=0)

@@ -108,3 +108,13 @@ def test_a_broken_log_is_refused(tmp_path, text, message):
 def test_a_missing_log_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no training log .*log\.jsonl"):
         plot_learning_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
+
+
+def test_plausible_matches_alone_have_no_empty_tables(tmp_path):
+    sides = {side: {"R-precision": 12.5, "R@1": 50.0, "queries": 3} for side in ("i2t", "t2i")}
+    write_report(tmp_path / "report.md", {"scan": {"protocol": "pmrp", **sides}})
+    text = (tmp_path / "report.md").read_text()
+    assert "rsum" not in text
+    assert "## Ranks" not in text
+    assert "## Protocols\n\n- scan: `pmrp`" in text
+    assert "12.5" in text

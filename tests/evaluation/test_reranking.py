@@ -94,7 +94,7 @@ def test_large_scores_keep_their_order():
 @pytest.mark.bad_input
 def test_what_cannot_be_reranked_is_named():
     scores = torch.rand(2, 3)
-    with pytest.raises(ValueError, match="top is 0"):
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
         rerank(scores, "i2t", top=0)
     with pytest.raises(ValueError, match="images have none"):
         rerank(scores, "i2t", siblings=torch.tensor([0, 1, 1]))

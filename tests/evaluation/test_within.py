@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 import torch
 
@@ -146,3 +148,46 @@ def test_what_cannot_be_compared_or_read_is_named(tmp_path):
         load_pairs(path, "caption", ["1", "2"])
     with pytest.raises(ValueError, match="no two captions"):
         sibling_relevance([0, 1])
+
+
+@pytest.mark.parametrize("encode", [lambda text: text.encode("utf-16"), lambda text: gzip.compress(text.encode())])
+def test_tables_as_people_have_them(tmp_path, encode):
+    path, plain = tmp_path / "sts.csv", tmp_path / "plain.csv"
+    path.write_bytes(encode(STS))
+    plain.write_text(STS)
+    names = ["10", "20", "30", "40", "50"]
+    assert pairs_of(load_pairs(path, "caption", names)) == pairs_of(load_pairs(plain, "caption", names))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("10,30,nan,x", "agg_score is 'nan', wanted a number"),
+        ("10,30,inf,x", "agg_score is 'inf', wanted a number"),
+        ("10,30,good,x", "agg_score is 'good', wanted a number"),
+        ("10,30", "is too short: wanted caption1, caption2, agg_score"),
+        ("a dog,30,3.0,x", "caption 'a dog' is not among the 5"),
+        (f"{'1' * 200_000},30,3.0,x", "no table, field larger than field limit"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_named(tmp_path, row, problem):
+    path = tmp_path / "sts.csv"
+    path.write_text(f"{STS}{row}\n")
+    with pytest.raises(ValueError, match=r"sts.csv, line [67]:? " + problem):
+        load_pairs(path, "caption", ["10", "20", "30", "40", "50"])
+
+
+@pytest.mark.bad_input
+def test_tables_in_other_encodings_and_names_of_others(tmp_path):
+    path = tmp_path / "sts.csv"
+    path.write_bytes(f"{STS}caf\xe9,10,3.0,x\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"sts.csv, line 7: 'utf-8' codec can't decode"):
+        load_pairs(path, "caption", ["10", "20", "30", "40"])
+    path.write_text(f"{STS}a dog,10,3.0,x\n")
+    found = load_pairs(path, "caption", ["10", "20", "30", "40"], skip_unknown=True)
+    assert set(zip(*pairs_of(found), strict=True)) == {(0, 2), (2, 0), (0, 3), (3, 0)}
+    with pytest.raises(ValueError, match="no two of the 3 items are right answers to one another"):
+        as_pairs({(1, 1)}, 3)
+    with pytest.raises(ValueError, match=r"Relevance\(0 pairs .* has no pair that belongs together"):
+        evaluate_within({"mine": lambda queries: torch.eye(2)}, Relevance([], [], None, images=2, captions=2))

@@ -172,7 +172,7 @@ def test_an_interruption_leaves_no_file(tmp_path):
 
 @pytest.mark.parametrize("budget_bytes", [0, -5])
 def test_a_budget_must_be_positive(budget_bytes):
-    with pytest.raises(ValueError, match="budget_bytes must be positive"):
+    with pytest.raises(ValueError, match="budget_bytes must be at least 1, got"):
         score_all(SCAN(), *random_batch(), budget_bytes=budget_bytes)
 
 

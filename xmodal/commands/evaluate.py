@@ -61,11 +61,10 @@ def evaluate(config: Evaluate) -> None:
     """Print a table of results."""
     from xmodal.data import load_relevance
     from xmodal.evaluation import write_ranks
-    from xmodal.evaluation.after import AfterScoring
     from xmodal.evaluation.matchers import evaluate_matchers
 
     _check_outputs(config)
-    after = AfterScoring(config.normalize, config.temperature, config.rerank)
+    after = _after(config)
     matchers = _load(config.models)
     split = open_part(config.data, matchers)
     caption_ids = [caption.caption_id for caption in split.captions]
@@ -197,6 +196,15 @@ def _retrieve_within(
             scorers[model] = within_scorer(matcher, kind, embed(items, progress=progress))
         for model, found in evaluate_within(scorers, pairs, progress=progress).items():
             results[model][name] = found
+
+
+def _after(config: Evaluate) -> Any:
+    """What is done between scoring and ranking."""
+    from xmodal.evaluation.after import AfterScoring
+
+    after = AfterScoring(config.normalize, config.temperature, config.rerank)
+    after.check_bank(config.bank is not None)
+    return after
 
 
 def _bank(config: Evaluate, matchers: dict[str, Any]) -> Any:

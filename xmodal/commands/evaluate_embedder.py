@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path  # noqa: TC003  # tyro reads the annotations
 
 import tyro  # noqa: TC002  # what options are annotated with is read at run time
 
 from xmodal.commands.opening import load_model
-from xmodal.training.config import LabelledDataConfig
+from xmodal.training.config import LabelledDataConfig, load_recipe
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class EvaluateEmbedder:
     """Splits whose images belong together: test, or query gallery."""
     recall_at: tuple[int, ...] = (1, 2, 4, 8)
     """Levels K of R@K."""
-    resize: int = 256
-    """Pixels of the shorter side of an image before it is cropped, as in training."""
-    crop: int = 224
-    """Side of the square that is cut out of the center."""
-    square: bool = False
-    """Stretch an image to a square before it is cropped."""
+    resize: int | None = None
+    """Pixels of the shorter side of an image before it is cropped; as in the run, or 256 for a model without one."""
+    crop: int | None = None
+    """Side of the square that is cut out of the center; as in the run, or 224."""
+    square: bool | None = None
+    """Stretch an image to a square before it is cropped; as in the run, or not."""
     neighbors: Path | None = None
     """Also draw the nearest images of some queries here."""
     queries: int = 8
@@ -54,12 +54,11 @@ def evaluate_embedder(config: EvaluateEmbedder) -> None:
     for path in (config.json, config.neighbors, config.map):
         if path is not None:
             check_writable(path)
-    data = LabelledDataConfig(config.path, resize=config.resize, crop=config.crop, square=config.square)
-    images = load_split(data, config.splits, train=False)
+    embedder = load_model(config.model, Embedder)
+    images = load_split(crops_of(config), config.splits, train=False)
     for path in filter(None, (config.json, config.neighbors, config.map)):
         refuse_inputs(path, [config.path, *images.image_id])
     check_evaluable(images.labels, images.query, config.recall_at, ks_name="recall_at")
-    embedder = load_model(config.model, Embedder)
     progress = sys.stderr.isatty()
     embeddings = embedder.embed_all(images, progress=progress)
     options = {"query": images.query, "ks": config.recall_at, "normalize": embedder.normalize, "progress": progress}
@@ -78,3 +77,21 @@ def evaluate_embedder(config: EvaluateEmbedder) -> None:
         names = images.class_names
         draw_map(embeddings, images.labels, config.map, class_names=names, normalize=embedder.normalize)
         print(f"wrote {config.map}")
+
+
+def crops_of(config: EvaluateEmbedder) -> LabelledDataConfig:
+    """Where the images are, and how they are cropped: as in the model's run, but for what is asked for.
+
+    >>> from pathlib import Path
+    >>> _ = Path("config.yaml").write_text("task: retrieval\\ndata: {resize: 64, crop: 60}\\n")
+    >>> data = crops_of(EvaluateEmbedder(Path("."), Path("birds"), crop=56))
+    >>> data.path.name, data.resize, data.crop, data.square
+    ('birds', 64, 56, False)
+    """
+    from xmodal.pretrained import BEST
+    from xmodal.training.checkpoints import CONFIG
+
+    run = config.model.parent if config.model.name == BEST else config.model
+    trained = load_recipe(run / CONFIG).data if (run / CONFIG).is_file() else LabelledDataConfig()
+    asked = {name: value for name in ("resize", "crop", "square") if (value := getattr(config, name)) is not None}
+    return replace(trained, path=config.path, **asked)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xmodal.data.strings import refuse_string
-from xmodal.evaluation.hubs import find_normalization, hubness, subtract_offsets
+from xmodal.evaluation.hubs import check_takes_bank, find_normalization, hubness, subtract_offsets
 from xmodal.evaluation.protocols import evaluate_fold, find_protocol, join_folds, protocol_folds
-from xmodal.evaluation.ranks import RECALL_LEVELS, check_relevance, evaluate_retrieval
+from xmodal.evaluation.ranks import RECALL_LEVELS, as_matrix, check_relevance, evaluate_retrieval
 from xmodal.evaluation.relevance import DIRECTIONS, with_rsum
 from xmodal.evaluation.reranking import rerank
+from xmodal.numerics import check_number
 from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class AfterScoring:
         rerank: a name in `RERANKINGS`, or None.
 
     Raises:
-        ValueError: a name that does not exist, with the nearest that does, or a temperature without a normalization.
+        ValueError: a name that does not exist, with the nearest that does, or a temperature that is not positive or
+            without a normalization.
 
     >>> AfterScoring(normalize="querybank").leaks, AfterScoring(rerank="mtfn_leak").leaks
     (False, True)
@@ -64,11 +66,28 @@ class AfterScoring:
     def __post_init__(self) -> None:
         if self.normalize is not None:
             find_normalization(self.normalize)
+            if self.temperature is not None:
+                check_number("temperature", self.temperature, above=0)
         elif self.temperature is not None:
             raise ValueError(f"temperature is {self.temperature} without a normalization that takes it")
         if self.rerank not in (None, *RERANKINGS):
             guess = near_miss(self.rerank, RERANKINGS)
             raise ValueError(f"there is no re-ranking {self.rerank!r}{guess}; known: {', '.join(RERANKINGS)}")
+
+    def check_bank(self, is_given: bool) -> None:
+        """Make sure that there is a bank where the normalization needs one, and none where it takes none.
+
+        Raises:
+            ValueError: it is otherwise.
+
+        >>> AfterScoring(normalize="sinkhorn").check_bank(False)
+        >>> AfterScoring(normalize="dbsn").check_bank(False)
+        Traceback (most recent call last):
+        ...
+        ValueError: dbsn needs a bank of other images and captions; without one take sinkhorn
+        """
+        if self.normalize is not None:
+            check_takes_bank(self.normalize, is_given)
 
     @property
     def leaks(self) -> bool:
@@ -148,7 +167,7 @@ def evaluate_scores(
     (600.0, 100.0)
     """
     refuse_string("protocols", protocols, "protocols")
-    evaluators = evaluators or {}
+    scores, evaluators = as_matrix(scores), evaluators or {}
     whole = [name for name in protocols if find_protocol(name).folds == 1]
     results: dict[str, dict[str, Any]] = {}
     for name in protocols:

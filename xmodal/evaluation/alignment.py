@@ -11,6 +11,8 @@ Three numbers of a batch of matched pairs, cheap enough for every training step:
 All are of items divided by their lengths, as cosines see them. Sides that were drawn at random have a cosine near 0 and
 half of their products positive. Nearly all pairs that a head compares do not match, so it is theirs whose products are
 counted: a sample, the words of every pair with the regions of the next, which costs no more than the pairs themselves.
+A pair that is alone has no such product: the share is NaN then. Lengths may be anything from 1e-7 to 1e18, between
+which float32 holds their squares; shorter items count as shorter.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def alignment(
     """How the words and regions of matched pairs lie.
 
     Args:
-        words: word features, of any length, of pairs in no order.
+        words: word features of pairs in no order.
         regions: region features in the same space.
         word_mask: True = real word; None means that all are real.
         region_mask: True = real region; None means that all are real.
@@ -85,11 +87,12 @@ def alignment_sums(
         word_counts, region_counts = word_mask.sum(dim=1).to(words), region_mask.sum(dim=1).to(words)
         others, others_mask = words.roll(1, dims=0), word_mask.roll(1, dims=0)
         positive = ((others @ regions.transpose(1, 2)) > 0) & others_mask[:, :, None] & region_mask[:, None, :]
+        has_others = len(words) > 1
         pairs = [
             torch.linalg.vector_norm(word_means - region_means, dim=1).sum(),
             torch.full_like(word_counts[0], len(words)),
-            positive.sum().to(words),
-            word_counts.roll(1) @ region_counts,
+            has_others * positive.sum().to(words),
+            has_others * (word_counts.roll(1) @ region_counts),
         ]
         return torch.cat([word_counts @ word_means, region_counts @ region_means, torch.stack(pairs)])
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xmodal.data.atomic import written_whole
-from xmodal.evaluation.ranks import BLOCK_ELEMENTS, as_relevance
+from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_no_nan, check_relevance
 from xmodal.numerics import check_number
 from xmodal.pretrained import CALIBRATION, model_folder, weights_hash
 
@@ -93,14 +93,15 @@ class Calibration:
             relevance: which belong together, a `Relevance` or the image of each caption.
 
         Raises:
-            ValueError: there are fewer than two images, or scores and relevance do not go together.
+            ValueError: there are fewer than two images, scores and relevance do not go together, or a score is NaN or
+                infinitely high.
 
         >>> scores = torch.tensor([[0.9, 0.2, 0.1], [0.3, 0.8, 0.2], [0.1, 0.3, 0.7]])
         >>> calibration = Calibration.fit(scores, torch.tensor([0, 1, 2]))
         >>> bool(calibration.probability(scores[:, 0])[0] > 0.5)
         True
         """
-        relevance = as_relevance(relevance, *scores.shape)
+        scores, relevance = check_relevance(scores, relevance)
         inputs, right = [], []
         for images, captions in _collections(relevance):
             answers = first_answers(scores[images][:, captions], relevance.select(images, captions))
@@ -121,17 +122,27 @@ class Calibration:
             images: how many images were searched for them; None for as many as there are answers.
 
         Raises:
-            ValueError: there is no answer, or there are more than images.
+            ValueError: there is no answer, there are more than images, or a score is NaN.
+
+        Returns:
+            Probabilities, in at least float32.
         """
+        scores = torch.as_tensor(scores)
+        if not scores.ndim:
+            raise ValueError("scores are a single number; wanted those of the answers to a query along the last axis")
         count = scores.shape[-1]
         if count == 0:
             raise ValueError("there is no score to give a probability to")
         if images is not None and images < count:
             raise ValueError(f"images is {images}, but there are {count} answers; say how many were searched")
-        lead = leads(scores.double())
-        logit = self.score_weight * scores.double() + self.lead_weight * lead
+        exact = scores.double()
+        if bool(exact.isnan().any()):
+            raise ValueError("the score of an answer is NaN, which has no probability; look for NaN features")
+        lead = leads(exact)
+        logit = self.score_weight * exact + self.lead_weight * lead
         logit = logit + self.size_weight * math.log(images or count) + self.bias
-        return ((lead >= 0) * self.least + (self.most - self.least) * logit.sigmoid()).to(scores.dtype)
+        kept = torch.float64 if scores.dtype == torch.float64 else torch.float32
+        return ((lead >= 0) * self.least + (self.most - self.least) * logit.sigmoid()).to(kept)
 
     def says_no_match(
         self, scores: Float[Tensor, "*query answer"], *, images: int | None = None
@@ -238,15 +249,19 @@ def first_answers(scores: Float[Tensor, "image caption"], relevance: Int[Tensor,
     """The image that each caption finds first among all images, and among those that do not belong to it.
 
     Raises:
-        ValueError: there are fewer than two images, or scores and relevance do not go together.
+        ValueError: there are fewer than two images, scores and relevance do not go together, or a score is NaN or
+            infinitely high.
 
     >>> answers = first_answers(torch.tensor([[0.9, 0.2], [0.3, 0.1], [0.0, 0.8]]), torch.tensor([0, 1]))
     >>> answers.right.tolist(), answers.lead
     ([True, False, False, False], tensor([0.6000, 0.6000, 0.3000, 0.6000], dtype=torch.float64))
     """
-    relevance = as_relevance(relevance, *scores.shape)
+    scores, relevance = check_relevance(scores, relevance)
     if len(scores) < 2:
         raise ValueError(f"there are {len(scores)} images; an answer has no other to lead before")
+    check_no_nan(scores, range(len(scores)), range(scores.shape[1]))
+    if bool(scores.max() == math.inf):
+        raise ValueError("a score is infinite, which no probability can be made of; look for features that are huge")
     belongs = torch.zeros(scores.shape, dtype=torch.bool)
     belongs[relevance.image, relevance.caption] = True
     captions = torch.arange(scores.shape[1]).split(max(1, BLOCK_ELEMENTS // len(scores)))

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from xmodal.evaluation.ranks import BLOCK_ELEMENTS
-from xmodal.evaluation.relevance import DIRECTIONS, query_scores
-from xmodal.numerics import check_number
+from xmodal.evaluation.ranks import BLOCK_ELEMENTS, as_matrix
+from xmodal.evaluation.relevance import DIRECTIONS, check_direction, query_scores
+from xmodal.numerics import check_count, check_number
 from xmodal.scoring.blocks import bar_options
 from xmodal.spelling import near_miss
 
@@ -112,8 +112,8 @@ def occurrences(scores: Float[Tensor, "image caption"], direction: Direction, *,
     tensor([2, 0])
     """
     scores = check_matrix(scores)
-    if k < 1:
-        raise ValueError(f"k is {k}; wanted at least one answer of a query to look at")
+    check_direction(direction)
+    check_count("k", k)
     queries, items = scores.shape[:: 1 if direction == "i2t" else -1]
     counts = torch.zeros(items, dtype=torch.int64)
     blocks = torch.arange(queries).split(max(1, BLOCK_ELEMENTS // items))
@@ -160,8 +160,7 @@ def dual_softmax(
     >>> subtract_offsets(scores, dual_softmax(scores, temperature=0.1)).argmax(dim=0)
     tensor([1, 0])
     """
-    if bank is not None:
-        raise ValueError("dual_softmax normalizes by the queries of the test set; for a bank of others take querybank")
+    check_takes_bank("dual_softmax", bank is not None)
     return Offsets(*(offsets / 2 for offsets in querybank(scores, temperature=temperature)))
 
 
@@ -226,9 +225,9 @@ def dbsn(
     >>> [round(float(offset), 2) for offset in dbsn(torch.zeros(2, 3), bank, temperature=0.1).images]
     [0.04, -0.65]
     """
+    check_takes_bank("dbsn", bank is not None)
     scores, bank = check_bank(scores, bank)
-    if bank is None:
-        raise ValueError("dbsn needs a bank of other images and captions; without one take sinkhorn")
+    assert bank is not None, "checked"
     of_all = sinkhorn_potentials([bank.captions, bank.both], temperature, rounds).images
     return Offsets(of_all[: len(scores)], of_all.new_zeros(scores.shape[1]))
 
@@ -375,6 +374,24 @@ def find_normalization(name: str) -> Callable[..., Offsets]:
     return NORMALIZATIONS[name]
 
 
+def check_takes_bank(name: str, is_given: bool) -> None:
+    """Make sure that a normalization has the bank that it needs, or none where it takes none.
+
+    Raises:
+        ValueError: it is otherwise.
+
+    >>> check_takes_bank("dual_softmax", is_given=False)
+    >>> check_takes_bank("dual_softmax", is_given=True)
+    Traceback (most recent call last):
+    ...
+    ValueError: dual_softmax normalizes by the queries of the test set; for a bank of others take querybank
+    """
+    if name == "dual_softmax" and is_given:
+        raise ValueError("dual_softmax normalizes by the queries of the test set; for a bank of others take querybank")
+    if name == "dbsn" and not is_given:
+        raise ValueError("dbsn needs a bank of other images and captions; without one take sinkhorn")
+
+
 def check_matrix(scores: Float[Tensor, "image caption"]) -> Float[Tensor, "image caption"]:
     """Scores as a tensor of images and captions.
 
@@ -386,10 +403,7 @@ def check_matrix(scores: Float[Tensor, "image caption"]) -> Float[Tensor, "image
     ...
     ValueError: scores have shape (3,); expected (image, caption), at least one of each
     """
-    scores = torch.as_tensor(scores)
-    if scores.ndim != 2 or scores.numel() == 0:
-        raise ValueError(f"scores have shape {tuple(scores.shape)}; expected (image, caption), at least one of each")
-    return scores
+    return as_matrix(scores)
 
 
 def check_bank(

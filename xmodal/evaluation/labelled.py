@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from xmodal.evaluation.neighbors import as_points, center, nearest_neighbors
+from xmodal.evaluation.ranks import as_real
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +68,7 @@ def evaluate_embeddings(
     >>> metrics["R@1"], metrics["mAP@R"], metrics["NMI"]
     (100.0, 100.0, 100.0)
     """
+    ks = tuple(ks)
     embeddings, labels, query = _checked(embeddings, labels, query, ks)
     metrics = _retrieval_metrics(embeddings, labels, query, ks, normalize, progress)
     if kmeans:
@@ -122,13 +124,11 @@ def _checked(
     ks: Sequence[int],
 ) -> tuple[Float[Tensor, "image dim"], Int[Tensor, "image"], Bool[Tensor, "image"] | None]:
     """Embeddings, labels from 0 on and queries, as tensors on one device."""
-    embeddings = torch.as_tensor(embeddings)
+    embeddings = as_real("embeddings", torch.as_tensor(embeddings))
     if embeddings.ndim != 2 or len(embeddings) < 2 or not embeddings.shape[1]:
         raise ValueError(
             f"embeddings have shape {tuple(embeddings.shape)}; wanted (image, dim), at least two images and one dim"
         )
-    if embeddings.is_complex():
-        raise ValueError(f"embeddings are {embeddings.dtype}; wanted real numbers")
     labels = _numbered(labels, len(embeddings)).to(embeddings.device)
     query = None if query is None else torch.as_tensor(query, device=embeddings.device)
     if query is not None and (query.shape != labels.shape or query.dtype != torch.bool):
@@ -181,6 +181,7 @@ def check_evaluable(
     ...
     ValueError: recall_at are (1, 3); wanted levels from 1 to 2, the number of images looked among
     """
+    ks = tuple(ks)
     if not all(isinstance(k, Integral) for k in ks):
         raise ValueError(f"{ks_name} are {tuple(ks)}; wanted whole numbers")
     in_gallery = labels if query is None else labels[~query]

@@ -88,7 +88,8 @@ def evaluate_matchers(
 
     Raises:
         ValueError: no matcher, one of several that is called "ensemble", no such protocol, a test set of another size,
-            or an `out` that is no `.npy` file, before anything is scored; and scores that cannot be ranked.
+            a normalization without the bank that it needs, or an `out` that is no `.npy` file, before anything is
+            scored; and scores that cannot be ranked.
 
     >>> import torch
     >>> from xmodal.data import RegionStore, RegionStoreWriter
@@ -107,6 +108,7 @@ def evaluate_matchers(
         raise ValueError("there is no matcher to evaluate")
     refuse_string("captions", captions, "captions")
     check_names(matchers)
+    after.check_bank(bank is not None)
     relevance = as_relevance(caption_image, len(store), len(captions))
     chosen = _Chosen.of([protocol] if isinstance(protocol, str) else protocol, evaluators or {}, relevance)
     if judgements is not None:

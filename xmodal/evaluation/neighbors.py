@@ -170,7 +170,7 @@ class _Search:
             lambda: _Product(centered.points, gallery, torch.float64, blur * centered.scale)
         )
         # Where a product of float32 is not computed in float32 (TF32, bfloat16), its bound does not hold.
-        if torch.get_float32_matmul_precision() == "highest":
+        if _is_computed_in_float32():
             self.product = _Product(centered.points, gallery, torch.float32, blur * centered.scale)
         else:
             self.product = self.exact_product()
@@ -217,6 +217,14 @@ class _Search:
     def rounding(self, distance: Float[Tensor, "pair"]) -> Float[Tensor, "pair"]:
         """How much squared distances that are equal may differ in float64."""
         return EQUAL * distance + 2 * self.blur * distance.sqrt() + self.blur**2
+
+
+def _is_computed_in_float32() -> bool:
+    """Whether products of float32 are; torch refuses to say where it was told something for some devices only."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:
+        return False
 
 
 def _without_surplus(

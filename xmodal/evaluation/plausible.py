@@ -12,14 +12,15 @@ import json
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from xmodal.data.text import read_text
 from xmodal.evaluation.coco import number_of
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_relevance
-from xmodal.evaluation.relevance import query_scores
+from xmodal.evaluation.relevance import check_direction, query_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,9 +74,10 @@ def load_classes(instances: str | Path, image_ids: Sequence[str]) -> Bool[Tensor
     if not path.is_file():
         raise FileNotFoundError(f"no file of object annotations at {path}; COCO's is instances_val2014.json")
     classes: dict[int, set[int]] = defaultdict(set)
+    text = read_text(path)
     try:
-        for box in json.loads(path.read_text(encoding="utf-8"))["annotations"]:
-            classes[int(box["image_id"])].add(int(box["category_id"]))
+        for box in json.loads(text)["annotations"]:
+            classes[_number(box["image_id"])].add(_number(box["category_id"]))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{path} is no file of object annotations like COCO's: wanted JSON with a list `annotations` of objects "
@@ -86,6 +88,13 @@ def load_classes(instances: str | Path, image_ids: Sequence[str]) -> Bool[Tensor
     if not known:
         raise ValueError(f"{path} has no object in any of the {len(image_ids)} images; take that of their split")
     return torch.tensor([[number in of_image for number in known] for of_image in mine])
+
+
+def _number(given: Any) -> int:
+    """A number of an image or class, which may be written as a text but has no fraction."""
+    if isinstance(given, float) and not given.is_integer():
+        raise ValueError(f"{given} is no whole number")
+    return int(given)
 
 
 @torch.no_grad()
@@ -107,8 +116,8 @@ def evaluate_plausible(
         shown: what each image shows; images that show nothing take no part.
         caption_image: the image that each caption is about.
         direction: who asks.
-        mismatches: numbers z of classes that may differ; means over these, and over the queries that have a right
-            answer, are given.
+        mismatches: numbers z of classes that may differ; means over the queries that have a right answer, and then
+            over these, are given. A z for which no query has one is left out.
 
     Raises:
         ValueError: shapes that do not go together, a NaN score, or no query with a right answer.
@@ -121,6 +130,7 @@ def evaluate_plausible(
     scores, _ = check_relevance(scores, caption_image)
     if shown.ndim != 2 or len(shown) != len(scores):
         raise ValueError(f"shown has shape {tuple(shown.shape)}; wanted (image, class) for {len(scores)} images")
+    check_direction(direction)
     sides = (shown, shown[caption_image])[:: 1 if direction == "i2t" else -1]
     asking, answering = (side.any(dim=1).nonzero().flatten() for side in sides)
     if not len(asking) or not len(answering):
@@ -134,9 +144,15 @@ def evaluate_plausible(
     precision, first, is_answered = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
     if not is_answered.any():
         raise ValueError(f"no {direction} query has a plausible match; there is nothing to evaluate")
+    by_mismatches = [
+        torch.stack((values[answered], found[answered].double())).mean(dim=1)
+        for values, found, answered in zip(precision, first, is_answered, strict=True)
+        if answered.any()
+    ]
+    means = torch.stack(by_mismatches).mean(dim=0)
     return {
-        "R-precision": 100 * float(precision[is_answered].mean()),
-        "R@1": 100 * float(first[is_answered].double().mean()),
+        "R-precision": 100 * float(means[0]),
+        "R@1": 100 * float(means[1]),
         "queries": int(is_answered.any(dim=0).sum()),
     }
 

@@ -15,6 +15,7 @@ import torch
 
 from xmodal.data.relevance import Relevance
 from xmodal.evaluation.ranks import check_answers, check_relevance, evaluate_retrieval
+from xmodal.numerics import check_count
 from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
@@ -202,9 +203,13 @@ def cut_folds(
             f"folds need captions that are about exactly one image each, which those of {relevance} are not; "
             "take a protocol without folds"
         )
-    if folds < 1 or images % folds:
+    check_count("folds", folds)
+    if images % folds:
         raise ValueError(f"{images} images cannot be cut into {folds} folds of equal size")
-    order = relevance.image_order if image_order is None else torch.as_tensor(image_order).long().cpu()
+    order = relevance.image_order if image_order is None else torch.as_tensor(image_order).cpu()
+    if order.dtype == torch.bool or order.is_floating_point() or order.is_complex():
+        raise ValueError(f"image_order is {order.dtype}; wanted whole numbers, the positions of images")
+    order = order.long()
     if not torch.equal(order.sort().values, torch.arange(images)):
         raise ValueError(f"image_order must list each of the {images} images once, got {len(order)} entries")
     place = order.argsort()[index]  # of each caption's image in this order

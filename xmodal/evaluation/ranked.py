@@ -12,6 +12,7 @@ from xmodal.data.atomic import written_whole
 from xmodal.data.strings import refuse_string
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, check_relevance
 from xmodal.evaluation.relevance import answer_ranks, query_scores
+from xmodal.numerics import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -74,10 +75,11 @@ def write_ranks(
     scores, relevance = check_relevance(scores, caption_image)
     if judgements is not None:
         check_relevance(scores, judgements)
-    if (len(image_ids), len(caption_ids)) != tuple(scores.shape) or top < 0:
+    check_count("top", top, least=0)
+    if (len(image_ids), len(caption_ids)) != tuple(scores.shape):
         raise ValueError(
-            f"{len(image_ids)} image ids, {len(caption_ids)} caption ids and top {top} do not fit scores of shape "
-            f"{tuple(scores.shape)}; wanted an id for every row and column, and a top of at least 0"
+            f"{len(image_ids)} image ids and {len(caption_ids)} caption ids do not fit scores of shape "
+            f"{tuple(scores.shape)}; wanted an id for every row and column"
         )
     sides: list[tuple[Direction, Sequence[str], Sequence[str]]]
     sides = [("i2t", image_ids, caption_ids), ("t2i", caption_ids, image_ids)]

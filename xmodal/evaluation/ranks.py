@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from xmodal.data.relevance import Relevance
+from xmodal.numerics import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECALL_LEVELS = (1, 5, 10)
+
+WIDER = {torch.bool: torch.uint8, torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+"""Of numbers that torch does not compare, those that it does."""
 
 BLOCK_ELEMENTS = 2**20
 """Scores compared at once by default: about ten megabytes of temporaries, whatever the size of the matrix."""
@@ -47,7 +51,8 @@ def retrieval_ranks(
 
     Args:
         scores: similarity of every image to every caption, higher is more alike; any device, any real dtype, compared
-            as it is. `torch.from_numpy(np.load(path, mmap_mode="c"))` ranks a matrix larger than memory.
+            as it is (a few, as float8, in a wider copy). `torch.from_numpy(np.load(path, mmap_mode="c"))` ranks a
+            matrix larger than memory.
         caption_image: the image (a row of `scores`) that each caption describes; any number of captions an image, in
             any order. Or a `Relevance`, where a caption may have several images; grades do not matter here.
         block: images compared at once; by default as many as keep the temporaries near ten megabytes. The ranks do
@@ -66,8 +71,7 @@ def retrieval_ranks(
     images, captions = scores.shape
     if block is None:
         block = max(1, BLOCK_ELEMENTS // captions)
-    if block < 1:
-        raise ValueError(f"block is {block}; it must be at least one image")
+    check_count("block", block)
 
     image, caption = relevance.image.to(scores.device), relevance.caption.to(scores.device)
     right = scores[image, caption]
@@ -155,10 +159,46 @@ def check_relevance(
     ...
     ValueError: caption_image[1] is 2; expected an image index from 0 to 1
     """
-    scores = torch.as_tensor(scores)
+    scores = as_matrix(scores)
+    return scores, as_relevance(caption_image, *scores.shape)
+
+
+def as_matrix(scores: Float[Tensor, "image caption"]) -> Float[Tensor, "image caption"]:
+    """Scores as a tensor of images and captions that can be compared.
+
+    Raises:
+        ValueError: they are of another shape, or no real numbers.
+
+    >>> as_matrix(torch.zeros(3))
+    Traceback (most recent call last):
+    ...
+    ValueError: scores have shape (3,); expected (image, caption), at least one of each
+    """
+    scores = as_real("scores", torch.as_tensor(scores))
     if scores.ndim != 2 or scores.numel() == 0:
         raise ValueError(f"scores have shape {tuple(scores.shape)}; expected (image, caption), at least one of each")
-    return scores, as_relevance(caption_image, *scores.shape)
+    return scores
+
+
+def as_real(name: str, values: Tensor) -> Tensor:
+    """Real numbers of any type, in one that torch compares: as they are, but for types of which it knows the name only.
+
+    Raises:
+        ValueError: they are complex, or whole numbers above 2^63.
+
+    >>> as_real("scores", torch.tensor([7, 9], dtype=torch.uint16)).dtype
+    torch.int32
+    """
+    if values.is_complex():
+        raise ValueError(f"{name} are {values.dtype}; wanted real numbers")
+    if values.is_floating_point():
+        return values.float() if values.element_size() == 1 else values
+    wider = WIDER.get(values.dtype)
+    if wider is None:
+        return values
+    if values.dtype == torch.uint64 and bool((values.view(torch.int64) < 0).any()):
+        raise ValueError(f"{name} are {values.dtype} above 2^63; give them in another type")
+    return values.to(wider)
 
 
 def as_relevance(caption_image: Int[Tensor, " caption"] | Relevance, images: int, captions: int) -> Relevance:

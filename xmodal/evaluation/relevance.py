@@ -16,11 +16,13 @@ from xmodal.data.relevance import Judgements, Relevance, load_relevance
 from xmodal.evaluation.ranks import (
     BLOCK_ELEMENTS,
     RECALL_LEVELS,
+    as_matrix,
     as_relevance,
     check_no_nan,
     check_relevance,
     direction_metrics,
 )
+from xmodal.numerics import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,6 +36,7 @@ __all__ = [
     "Relevance",
     "answer_ranks",
     "as_judgements",
+    "check_direction",
     "count_as_good",
     "evaluate_direction",
     "evaluate_relevance",
@@ -92,7 +95,7 @@ def evaluate_relevance(
           (Musgrave et al., ECCV 2020; the main figure of ECCV Caption, Chun et al., ECCV 2022).
         - `nDCG`: sum over the right answers that are there of grade / log2(rank + 1), divided by the same of the best
           order.
-        - `queries`: how many there are with a right answer.
+        - `queries`: how many there are with a right answer, be it absent (see `Judgements`).
 
     Raises:
         ValueError: wrong shapes, a NaN score, or no query with a right answer.
@@ -137,24 +140,52 @@ def query_metrics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rank of the best right answer, R-precision, mAP@R and nDCG of every query that has one; the latter from 0 to 1.
 
-    Arguments and errors are those of `evaluate_relevance`.
+    Arguments and errors are those of `evaluate_relevance`. Queries whose right answers are all absent come last.
 
     >>> best, *_ = query_metrics(torch.eye(2), Relevance.from_caption_image(torch.tensor([1, 0])), "t2i")
     >>> best
     tensor([2, 2])
     """
+    check_direction(direction)
+    scores = as_matrix(scores)
     both = as_judgements(judgements, *scores.shape)
     relevance, absent = (both.i2t, both.absent_captions) if direction == "i2t" else (both.t2i, both.absent_images)
-    if block is not None and block < 1:
-        raise ValueError(f"block is {block}; it must be at least one query")
+    if block is not None:
+        check_count("block", block)
     if not len(relevance.image):
         raise ValueError(f"{relevance} has no pair that belongs together; there is nothing to evaluate")
     absent = torch.zeros(scores.shape[0 if direction == "i2t" else 1]).long() if absent is None else absent
     parts = [
         _query_metrics(part, absent[part.query]) for part in answer_ranks(scores, relevance, direction, block=block)
     ]
+    asked = torch.bincount(relevance.image if direction == "i2t" else relevance.caption, minlength=len(absent)) > 0
+    parts.append(_missed(int((~asked & (absent > 0)).sum()), scores.shape[1 if direction == "i2t" else 0]))
     best, r_precision, average_precision, gain = (torch.cat(column) for column in zip(*parts, strict=True))
     return best, r_precision, average_precision, gain
+
+
+def _missed(queries: int, items: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The metrics of queries whose right answers are all absent: as if these came after all others."""
+    nothing = torch.zeros(queries, dtype=torch.float64)
+    return torch.full((queries,), items + 1), nothing, nothing, nothing
+
+
+def check_direction(direction: str) -> None:
+    """Make sure that it is one.
+
+    Raises:
+        ValueError: it is not.
+
+    >>> check_direction("t2t")
+    Traceback (most recent call last):
+    ...
+    ValueError: direction is 't2t'; wanted i2t, images that look for captions, or t2i, captions that look for images
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(
+            f"direction is {direction!r}; wanted i2t, images that look for captions, or t2i, captions that look for "
+            "images"
+        )
 
 
 def with_rsum(sides: Mapping[str, dict[str, float]]) -> dict[str, Any]:
@@ -201,6 +232,7 @@ def answer_ranks(
     tensor([[1, 3],
             [1, 0]])
     """
+    check_direction(direction)
     query, item = (relevance.image, relevance.caption)[:: 1 if direction == "i2t" else -1]
     order = query.argsort(stable=True)
     query, item, grade = query[order], item[order], relevance.grade[order]

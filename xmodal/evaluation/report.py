@@ -157,8 +157,8 @@ def write_report(
     # Retrieval results
     """
     path = Path(path)
-    judged, further, results = _judged(results), _further(results), _recalls(results)
-    protocols = [f"- {model}: `{result['protocol']}`" for model, result in results.items() if "protocol" in result]
+    judged, further, lines, results = _judged(results), _further(results), _lines(results), _recalls(results)
+    protocols = [f"- {model}: `{result['protocol']}`" for model, result in lines.items() if "protocol" in result]
     links = [_link_picture(caption, Path(file), path) for caption, file in (pictures or {}).items()]
     folds = {
         f"{model}, fold {number}": fold
@@ -169,8 +169,8 @@ def write_report(
     text = fill_page(
         TEMPLATE,
         title=title,
-        recalls=format_markdown(results),
-        ranks=markdown_table(_table_rows(results, RANKS)),
+        recalls=format_markdown(results) if results else "",
+        ranks=markdown_table(_table_rows(results, RANKS)) if results else "",
         protocols="\n".join(protocols),
         judgements=markdown_table(_table_rows(judged, JUDGED)) if judged else "",
         further="\n\n".join(map(markdown_table, further)),

@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from xmodal.evaluation.hubs import check_matrix, first_answers
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS, as_relevance
-from xmodal.evaluation.relevance import count_as_good, query_scores
+from xmodal.evaluation.relevance import check_direction, count_as_good, query_scores
+from xmodal.numerics import check_count
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -67,9 +68,9 @@ def rerank(
     tensor([1, 0])
     """
     scores = check_matrix(scores)
+    check_direction(direction)
     top = TOP[direction] if top is None else top
-    if top < 1:
-        raise ValueError(f"top is {top}; wanted at least one answer to re-rank")
+    check_count("top", top)
     if siblings is not None and direction == "i2t":
         raise ValueError("siblings are for direction t2i; images have none")
     dtype = torch.promote_types(scores.dtype, torch.float32) if scores.is_floating_point() else torch.float64

@@ -9,6 +9,8 @@ CxC (Parekh et al., EACL 2021) grades pairs of both kinds.
 from __future__ import annotations
 
 import csv
+import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from xmodal.data.relevance import Relevance
+from xmodal.data.text import read_text
 from xmodal.evaluation.coco import number_of, places_by_number
 from xmodal.evaluation.ranks import BLOCK_ELEMENTS
 from xmodal.evaluation.relevance import mean_metrics, query_metrics
@@ -128,7 +131,7 @@ def load_pairs(
     place_of = places_by_number(kind, names)
     grades: dict[tuple[int, int], list[float]] = {}
     for where, pair, grade in _read_table(Path(path), kind):
-        places = [place_of.get(number_of(kind, name)) for name in pair]
+        places = [_place(kind, name, place_of) for name in pair]
         first, second = places
         if first is not None and second is not None:
             grades.setdefault((min(first, second), max(first, second)), []).append(grade)
@@ -167,10 +170,15 @@ def sibling_relevance(siblings: Sequence[int]) -> Relevance:
 def as_pairs(right: set[tuple[int, int]], count: int) -> Relevance:
     """Pairs of a query and an answer as a relevance among so many items, none of itself.
 
+    Raises:
+        ValueError: there is no such pair.
+
     >>> as_pairs({(1, 0), (0, 1), (1, 1)}, 3)
     Relevance(2 pairs of 3 images and 3 captions)
     """
     pairs = sorted((query, answer) for query, answer in right if query != answer)
+    if not pairs:
+        raise ValueError(f"no two of the {count} items are right answers to one another; there is nothing to retrieve")
     query, answer = zip(*pairs, strict=True)
     return Relevance(query, answer, None, images=count, captions=count)
 
@@ -210,7 +218,7 @@ def evaluate_within(
         Name -> one direction of `evaluate_relevance`; of two or more, also that of the mean of their scores.
 
     Raises:
-        ValueError: scores of the wrong shape, or NaN; one of several scorers is called "ensemble".
+        ValueError: scores of the wrong shape, or NaN; no right pair; one of several scorers is called "ensemble".
 
     >>> relevance = as_pairs({(0, 1), (1, 0)}, 3)
     >>> similar = torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]])
@@ -219,6 +227,8 @@ def evaluate_within(
     """
     check_names(scorers)
     asking = relevance.image.unique()
+    if not len(asking):
+        raise ValueError(f"{relevance} has no pair that belongs together; there is nothing to evaluate")
     columns: dict[str, list[Any]] = {}
     step = max(1, QUERIES // relevance.captions)
     for queries in tqdm(asking.split(step), "within", unit="part", **bar_options(progress)):
@@ -284,13 +294,33 @@ def _read_table(path: Path, kind: Kind) -> Iterator[tuple[str, tuple[str, str], 
     if not path.is_file():
         raise FileNotFoundError(f"no file of judgements at {path}; CxC has them as sis_test.csv and sts_test.csv")
     wanted = (*COLUMNS[kind], "agg_score")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
         if not set(wanted) <= set(rows.fieldnames or ()):
             raise ValueError(f"{path} has the columns {rows.fieldnames}; wanted {', '.join(wanted)} among them")
         for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            try:
-                yield where, (row[wanted[0]], row[wanted[1]]), float(row["agg_score"])
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{where}: agg_score is {row['agg_score']!r}, wanted a number") from error
+            yield f"{path}, line {rows.line_num}", *_read_row(row, wanted, f"{path}, line {rows.line_num}")
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num}: no table, {error}") from error
+
+
+def _read_row(row: Mapping[str, str | None], wanted: Sequence[str], where: str) -> tuple[tuple[str, str], float]:
+    """The two names and the grade of a row."""
+    first, second, given = (row[column] for column in wanted)
+    if first is None or second is None or given is None:
+        raise ValueError(f"{where} is too short: wanted {', '.join(wanted)}")
+    try:
+        grade = float(given)
+    except ValueError:
+        grade = math.nan
+    if not math.isfinite(grade):
+        raise ValueError(f"{where}: agg_score is {given!r}, wanted a number")
+    return (first, second), grade
+
+
+def _place(kind: Kind, name: str, place_of: Mapping[int, int]) -> int | None:
+    """Where an image or caption is; None for others, such as one without a number."""
+    try:
+        return place_of.get(number_of(kind, name))
+    except ValueError:
+        return None

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from xmodal.data.atomic import locked, reserve, written_whole
+from xmodal.numerics import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,7 @@ def check_budget(budget_bytes: int | None, device: torch.device) -> int:
     """The budget, or a quarter of what is free on the device where it is None.
 
     Raises:
-        ValueError: for a budget that is not positive.
+        ValueError: for a budget that is no whole number, or not positive.
 
     >>> check_budget(1 << 20, torch.device("cpu")), check_budget(None, torch.device("cpu")) <= LARGEST_DEFAULT
     (1048576, True)
@@ -36,9 +37,8 @@ def check_budget(budget_bytes: int | None, device: torch.device) -> int:
         if device.type == "cuda":
             return torch.cuda.mem_get_info(device)[0] // 4
         return min(LARGEST_DEFAULT, psutil.virtual_memory().available // 4)
-    if budget_bytes <= 0:
-        raise ValueError(f"budget_bytes must be positive, got {budget_bytes}")
-    return budget_bytes
+    check_count("budget_bytes", budget_bytes)
+    return int(budget_bytes)
 
 
 def check_out(out: str | Path) -> Path:
