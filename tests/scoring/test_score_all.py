@@ -283,3 +283,24 @@ def test_pairs_as_lists_and_none_at_all():
 def test_products_in_what_cannot_hold_them(dtype):
     with pytest.raises(ValueError, match=f"dtype is {dtype}; scores can be computed in torch.float32, torch.float64, "):
         score_all(SCAN(), torch.randn(4, 3, 8), torch.randn(6, 5, 8), dtype=dtype)
+
+
+SHORT = [SCAN(), SCAN("i2t"), BFAN(), SCAN(normalization="softmax"), SCAN(normalization="none"), SCAN(temperature=50.0)]
+
+
+@pytest.mark.parametrize("head", SHORT, ids=str)
+@pytest.mark.parametrize("scale", [1e-3, 1e-5, 1e-9])
+@pytest.mark.parametrize("images", [4, 40])
+def test_short_features_score_as_the_head_has_them(head, scale, images):
+    """Cosines have a floor below which lengths count; of few images torch computes them, of many a program may."""
+    generator = torch.Generator().manual_seed(0)
+    regions, words = (scale * torch.randn(count, 6, 16, generator=generator) for count in (images, images + 1))
+    regions[0, 1], words[1, 2] = 0.0, 0.0
+    word_mask = torch.arange(6) < torch.randint(3, 7, (images + 1, 1), generator=generator)
+    with torch.no_grad():
+        expected = head(regions.double(), words.double(), None, word_mask)
+    scores = score_all(head, regions, words, None, word_mask)
+    torch.testing.assert_close(scores.double(), expected, atol=5e-5, rtol=0)
+    pairs = torch.arange(images), torch.arange(images)
+    aligned = score_pairs(head, regions, words, None, word_mask, *pairs)
+    torch.testing.assert_close(aligned.double(), expected.diagonal(), atol=5e-5, rtol=0)

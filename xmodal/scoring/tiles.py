@@ -15,7 +15,7 @@ rows of a block. Only what sums over the queries of a set goes pack by pack.
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from math import e, log2, prod
+from math import e, inf, log2, prod, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -341,9 +341,35 @@ def _attended_cosines(
     spare = scratch.take("spare", products.shape, products)
     dots = torch.mul(weights, products, out=spare).sum(dim=1)
     squares = torch.bmm(contexts.gram, weights, out=spare).mul_(weights).sum(dim=1)
-    cosines = dots.div_(query_norms.clamp_min(EPSILON)).mul_(squares.clamp_min_(TINY).rsqrt_())
+    if torch.compiler.is_compiling() or _has_short(query_norms, contexts.gram):
+        cosines = _floored(dots, squares, weights, contexts, query_norms)
+    else:
+        cosines = dots.div_(query_norms.clamp_min(EPSILON)).mul_(squares.clamp_min_(TINY).rsqrt_())
     # Rounding can leave a context that cancels itself without a length.
     return cosines.clamp_(-1.0, 1.0)
+
+
+def _has_short(query_norms: Float[Tensor, " row"], gram: Float[Tensor, "set place place"]) -> bool:
+    """Whether the floor of a cosine's denominator, `EPSILON`, may be felt.
+
+    Where items, but for zeros, are longer than this says, a context as short would be made of nothing but rounding.
+    """
+    lengths = query_norms, gram.diagonal(dim1=1, dim2=2).sqrt()
+    shortest = [length.masked_fill(length == 0, inf).min() for length in lengths]
+    return bool(shortest[0] * shortest[1] < EPSILON / sqrt(torch.finfo(gram.dtype).eps))
+
+
+def _floored(
+    dots: Float[Tensor, "context_item query_row"],
+    squares: Float[Tensor, "context_item query_row"],
+    weights: Float[Tensor, "context_item context query_row"],
+    contexts: Pack,
+    query_norms: Float[Tensor, " query_row"],
+) -> Float[Tensor, "context_item query_row"]:
+    """Cosines as `xmodal.heads.attention.attended_cosine` has them of short items, from weights up to a factor."""
+    factor = (contexts.mask.T[:, None].to(weights) @ weights)[:, 0]
+    lengths = query_norms * squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt_()
+    return (dots / torch.maximum(lengths, EPSILON * factor)).masked_fill_(lengths < EPSILON**2 * factor, 0.0)
 
 
 def _pool(
