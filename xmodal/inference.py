@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import nn
+
+
+Options = ParamSpec("Options")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -61,3 +66,22 @@ def comparing(head: nn.Module, *devices: torch.device) -> Iterator[None]:
         for kind in {"cpu", *(device.type for device in devices)}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+def without_autocast(function: Callable[Options, Result]) -> Callable[Options, Result]:
+    """A function whose products on the CPU are in the precision of what is multiplied, whatever surrounds the call.
+
+    Example:
+        >>> import torch
+        >>> from xmodal.inference import without_autocast
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     without_autocast(torch.mm)(torch.ones(2, 2), torch.ones(2, 2)).dtype
+        torch.float32
+    """
+
+    @functools.wraps(function)
+    def exactly(*given: Options.args, **options: Options.kwargs) -> Result:
+        with torch.autocast("cpu", enabled=False):
+            return function(*given, **options)
+
+    return exactly

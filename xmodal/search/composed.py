@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xmodal.inference import without_autocast
 from xmodal.numerics import check_count
 from xmodal.scoring.embedding import check_lengths
 from xmodal.search.embed import query_vectors
@@ -35,6 +36,7 @@ RESCORED = 100
 """Images that are scored from float vectors by every part of a query."""
 
 
+@without_autocast
 def find_composed(
     index: Index,
     matcher: Matcher,

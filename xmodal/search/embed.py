@@ -14,7 +14,7 @@ from xmodal.data.captions import Caption
 from xmodal.data.strings import refuse_string
 from xmodal.encoders.base import EncodedSet
 from xmodal.heads.comparison import CrossAttention, InnerProduct
-from xmodal.inference import evaluating
+from xmodal.inference import comparing
 from xmodal.model import BATCH_SIZE
 from xmodal.scoring.blocks import bar_options
 from xmodal.scoring.embedding import check_lengths, in_dtype
@@ -140,7 +140,7 @@ def embedded_blocks(
     ids, encode = _encoder(matcher, given)
     chosen = range(len(ids)) if places is None else places
     names = sorted({name for values in (metadata or {}).values() for name in values})
-    with evaluating(matcher):
+    with comparing(matcher, matcher.device):
         starts = range(0, len(chosen), size)
         for start in tqdm(starts, "embedding", unit="block", **bar_options(progress)):
             some = list(chosen[start : start + size])
@@ -198,7 +198,7 @@ def query_vectors(matcher: Matcher, encoded: EncodedSet, indexed: Indexed) -> li
     [torch.Size([4, 4]), torch.Size([3, 4])]
     """
     head = in_dtype(matcher.head, torch.float32)
-    with evaluating(head):
+    with comparing(head, matcher.device):
         embed = head.embed_captions if indexed == "images" else head.embed_images
         rows, mask = _compared(head, embed, encoded, lambda number: f"query {number}")
     return list(rows.split(mask.sum(dim=1).tolist()))

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from xmodal.data.atomic import folder_written_whole, locked, refuse_existing
 from xmodal.data.strings import refuse_string
 from xmodal.heads.comparison import CrossAttention
-from xmodal.inference import evaluating
+from xmodal.inference import evaluating, without_autocast
 from xmodal.numerics import check_count
 from xmodal.scoring.blocks import bar_options
 from xmodal.search.cells import Cells
@@ -136,6 +136,7 @@ class Index:
         return cls(path, source=source)
 
     @classmethod
+    @without_autocast
     def build(
         cls,
         matcher: Matcher,
@@ -270,6 +271,7 @@ class Index:
         found = self.find(matcher, [queries] if one else queries, k, **options)
         return found[0].hits if one else [each.hits for each in found]
 
+    @without_autocast
     def find(
         self,
         matcher: Matcher,
@@ -314,6 +316,7 @@ class Index:
             ]
         return found
 
+    @without_autocast
     def add(
         self,
         matcher: Matcher,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from xmodal.data.strings import refuse_string
 from xmodal.heads.comparison import CrossAttention, InnerProduct
-from xmodal.inference import evaluating
+from xmodal.inference import comparing
 from xmodal.numerics import at_least_float32
 from xmodal.scoring import score_all
 
@@ -137,7 +137,7 @@ def score_like(head: Head, images: EncodedSet, examples: EncodedSet) -> Float[Te
     tensor([0, 1, 2, 3])
     """
     how = head.comparison
-    with evaluating(head):
+    with comparing(head, images.items.device):
         if isinstance(how, CrossAttention):
             return score_all(head, images.items, examples.items, images.mask, examples.mask)
         if isinstance(how, InnerProduct):
