@@ -104,7 +104,7 @@ def test_the_first_image_alone_has_the_probability_that_it_has_among_all(home, c
         (["search", "model", "a dog", "--index", "told.index"], "told.index holds captions; sentences find images"),
         (["search", "model", "a dog", "--index", "told.json"], "told.json holds captions; sentences find images"),
         (["search", "model", "a dog", "--index", "dev.index", "--top", "0"], "top must be at least 1, got 0"),
-        (["index", "model", "dev.h5", "--output", "dev.index"], "exists. Pass overwrite=True"),
+        (["index", "model", "dev.h5", "--output", "captions.jsonl"], "exists. Pass overwrite=True"),
         (["search", "model", "a dog"], "give either --data.folder or --index"),
         (["search", "model", "a dog", "--index", "nowhere"], "nowhere holds no index"),
         (["index", "model", "dev.h5", "--bits", "5", "--output", "five"], "bits is 5; wanted 8, or 4"),
