@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from xmodal.data.labelled import LabelledBatch, LabelledSet
-from xmodal.data.pairs import whole_batch
+from xmodal.data.workers import read_ahead
 from xmodal.embedder import embed_batch
 
 if TYPE_CHECKING:
@@ -62,19 +63,20 @@ def embed_good(
     >>> kept.features.shape, kept.images.image_id, list(kept.skipped)
     (torch.Size([1, 768]), ['1.png'], ['2.png'])
     """
-    reading = DataLoader(_OneByOne(images, strict), batch_size, collate_fn=whole_batch, num_workers=workers)
     rows: list[Tensor] = []
     good: list[int] = []
     skipped: dict[str, str] = {}
-    for read in tqdm(reading, "embedding", unit="batch", delay=2, leave=False, disable=not progress):
-        skipped |= {images.image_id[index]: found for index, found in read.items() if isinstance(found, str)}
-        pictures = {index: found for index, found in read.items() if not isinstance(found, str)}
-        for index, found in _computed(module, pictures, device, strict).items():
-            if isinstance(found, str):
-                skipped[images.image_id[index]] = found
-            else:
-                good.append(index)
-                rows.append(found)
+    with read_ahead(_OneByOne(images, strict), workers, batch_size=batch_size) as batches:
+        count = math.ceil(len(images) / batch_size)
+        for read in tqdm(batches, "embedding", count, unit="batch", delay=2, leave=False, disable=not progress):
+            skipped |= {images.image_id[index]: found for index, found in read.items() if isinstance(found, str)}
+            pictures = {index: found for index, found in read.items() if not isinstance(found, str)}
+            for index, found in _computed(module, pictures, device, strict).items():
+                if isinstance(found, str):
+                    skipped[images.image_id[index]] = found
+                else:
+                    good.append(index)
+                    rows.append(found)
     if not rows:
         where, why = next(iter(skipped.items()))
         raise ValueError(f"no image is good; the first one is {where}: {why}")

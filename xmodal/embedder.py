@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from xmodal.data.pairs import whole_batch
+from xmodal.data.workers import read_ahead
 from xmodal.encoders.backbone import BACKBONES, without_weights
 from xmodal.inference import evaluating
 from xmodal.names import build, storable
-from xmodal.numerics import at_least_float32
+from xmodal.numerics import at_least_float32, check_count
 from xmodal.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -120,11 +120,13 @@ def embed_all(
         >>> embed_all(torch.nn.Linear(3, 2), images, batch_size=2).shape
         torch.Size([3, 2])
     """
+    check_count("batch_size", batch_size)
     # An own generator: embedding must not move the global one, or validating would change how training goes on.
     generator = torch.Generator()
-    batches = DataLoader(images, batch_size, collate_fn=whole_batch, num_workers=workers, generator=generator)
-    bar = tqdm(batches, "embedding", unit="batch", delay=2, leave=False, disable=not progress)
-    return torch.cat([embed_batch(module, batch.images, device) for batch in bar])
+    with read_ahead(images, workers, batch_size=batch_size, generator=generator) as batches:
+        count = math.ceil(len(images) / batch_size)
+        bar = tqdm(batches, "embedding", count, unit="batch", delay=2, leave=False, disable=not progress)
+        return torch.cat([embed_batch(module, batch.images, device) for batch in bar])
 
 
 def embed_batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from xmodal.data.region_store import RegionBatch
 from xmodal.names import build
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
     from jaxtyping import Num
@@ -44,7 +45,7 @@ def given_batches(images: GivenImages, encoder: ImageEncoder, extractor: Extract
 
     Raises:
         FileNotFoundError: for a file that is not there.
-        ValueError: for an array that is no image, and for files where the extractor is not known.
+        ValueError: for what is no image, an array of a wrong shape say, and for files where the extractor is not known.
 
     >>> from xmodal.encoders.regions import RegionProjection
     >>> encoder = RegionProjection(input_dim=8, dim=4)
@@ -55,6 +56,26 @@ def given_batches(images: GivenImages, encoder: ImageEncoder, extractor: Extract
     """
     for position, image in enumerate(_read_files(_one_or_many(images, encoder), extractor)):
         yield image if _is_batch(image) else _as_batch(encoder, image, position)
+
+
+def given_captions(captions: str | Sequence[str]) -> list[str]:
+    """The sentences of what was given: one or many.
+
+    Raises:
+        ValueError: it is something else.
+
+    >>> given_captions("a dog"), given_captions(("a dog", "a cat"))
+    (['a dog'], ['a dog', 'a cat'])
+    """
+    if isinstance(captions, str):
+        return [captions]
+    if not isinstance(captions, Sequence) and not hasattr(captions, "ndim"):  # arrays and columns of strings are fine
+        raise ValueError(f"captions are {_what(captions)}; wanted a sentence or a list of sentences")
+    sentences = list(captions)
+    for position, sentence in enumerate(sentences):
+        if not isinstance(sentence, str):
+            raise ValueError(f"caption {position} is {_what(sentence)}; wanted a sentence")
+    return sentences
 
 
 def region_batch(regions: Regions, size: tuple[int, int]) -> RegionBatch:
@@ -123,7 +144,11 @@ def photograph_reader(extractor: Extractor) -> Callable[[Sequence[Image]], list[
 
 def _as_batch(encoder: ImageEncoder, image: Num[Tensor, "..."] | np.ndarray, position: int) -> Any:
     try:
-        return encoder.as_batch(torch.as_tensor(image))
+        array = torch.as_tensor(image)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch raises any of them for what is no array of numbers
+        raise ValueError(f"image {position} is {_what(image)}, not an array of numbers ({error}); {_WANTED}") from error
+    try:
+        return encoder.as_batch(array)
     except ValueError as error:
         raise ValueError(f"image {position}: {error}") from error
 
@@ -137,9 +162,22 @@ def _one_or_many(images: Any, encoder: ImageEncoder) -> list[Any]:
     """The images in a list, be it one."""
     if isinstance(images, (str, Path)) or _is_batch(images):
         return [images]
-    if not isinstance(images, (list, tuple)) and images.ndim == len(encoder.image_axes):
-        return [images]
-    return list(images)
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    if not hasattr(images, "ndim"):
+        raise ValueError(f"images are {_what(images)}; {_WANTED}")
+    return [images] if images.ndim <= len(encoder.image_axes) else list(images)
+
+
+def _what(given: Any) -> str:
+    """What somebody gave in place of something else."""
+    return "None" if given is None else f"of type {type(given).__name__}"
+
+
+_WANTED = (
+    "wanted an array of what the image encoder takes, the path of an image file, a batch of an image source, or a list "
+    "of these"
+)
 
 
 def _read_files(images: list[Any], extractor: Extractor) -> list[Any]:

@@ -23,10 +23,11 @@ from xmodal.encoders.gru import GRUEncoder
 from xmodal.encoders.pixels import PixelTower
 from xmodal.encoders.regions import RegionProjection
 from xmodal.encoders.residual_regions import ResidualRegions
-from xmodal.given import given_batches
+from xmodal.given import given_batches, given_captions
 from xmodal.heads import HEADS, Attention
 from xmodal.inference import evaluating
 from xmodal.names import build, find, storable
+from xmodal.numerics import check_count
 from xmodal.objectives.captioning import Captioner
 from xmodal.pretrained import Pretrained
 from xmodal.scoring import score_all
@@ -164,7 +165,12 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
     def embed_store(
         self, store: ImageSource, *, images: range | None = None, batch_size: int = BATCH_SIZE, progress: bool = False
     ) -> EncodedSet:
-        """Encode the images of a source, a region store say, in its order: all, or some of them; in evaluation mode."""
+        """Encode the images of a source, a region store say, in its order: all, or some of them; in evaluation mode.
+
+        Raises:
+            ValueError: there is no image, or `batch_size` is not positive.
+        """
+        check_count("batch_size", batch_size)
         images = range(len(store)) if images is None else images
         batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
         with evaluating(self):
@@ -175,9 +181,12 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
         """Tokenize and encode captions, in their order, in evaluation mode.
 
         Raises:
-            ValueError: there is no caption, or one has no words; or one string, which is no list of captions.
+            ValueError: there is no caption, one has no words or is no text, or `batch_size` is not positive; or one
+                string, which is no list of captions.
         """
+        check_count("batch_size", batch_size)
         refuse_string("captions", captions, "captions")
+        captions = given_captions(captions)
         batches = [captions[start : start + batch_size] for start in range(0, len(captions), batch_size)]
 
         def encode(some: Sequence[str]) -> EncodedSet:
@@ -246,12 +255,12 @@ class Matcher(Pretrained, library_name="xmodal", license="apache-2.0"):
 
         Raises:
             ValueError: for files given to a matcher that does not know its extractor, features of the wrong shape,
-                an empty sentence, or an empty list.
+                an empty sentence, an empty list, or what is no image and no sentence at all.
             FileNotFoundError: for a file that is not there.
         """
         with evaluating(self):
             regions = self._encode_given(images)
-            sentences = self.embed_captions([captions] if isinstance(captions, str) else captions)
+            sentences = self.embed_captions(given_captions(captions))
             return score_all(self.head, regions.items, sentences.items, regions.mask, sentences.mask)
 
     def caption(self, images: GivenImages, *, beam_size: int = 5) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from xmodal.data import Caption, PairBatch, PairDataset, RegionStore, RegionStoreWriter, Vocabulary
 from xmodal.data.pairs import whole_batch
 from xmodal.data.vocabulary import TokenBatch
+from xmodal.data.workers import read_ahead
 
 CAPTIONS = [
     Caption(image, str(number), text, "train")
@@ -61,12 +64,11 @@ def test_one_item_is_a_batch_of_one(store):
 
 
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (1, "spawn")])
-def test_a_loader_gives_every_caption_once(store, workers, start):
-    dataset = PairDataset(store, CAPTIONS, VOCABULARY)
-    loader = DataLoader(
-        dataset, 2, shuffle=True, collate_fn=whole_batch, num_workers=workers, multiprocessing_context=start
-    )
-    batches = list(loader)
+def test_a_loader_gives_every_caption_once(store, workers, start, request):
+    request.addfinalizer(lambda: multiprocessing.set_start_method(None, force=True))
+    multiprocessing.set_start_method(start, force=True)
+    with read_ahead(PairDataset(store, CAPTIONS, VOCABULARY), workers, batch_size=2, shuffle=True) as reading:
+        batches = list(reading)
     assert all(isinstance(batch, PairBatch) for batch in batches)
     assert sorted(torch.cat([batch.caption for batch in batches]).tolist()) == list(range(len(CAPTIONS)))
 

@@ -34,6 +34,15 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_is_shown_where_it_is_asked_for(progress, monkeypatch):
+    shown = []
+    bar = tokenized.tqdm
+    monkeypatch.setattr(tokenized, "tqdm", lambda **options: shown.append(not options["disable"]) or bar(**options))
+    tokenize_all(CAPTIONS, VOCABULARY, progress=progress)
+    assert shown == [progress]
+
+
 def test_captions_are_tokenized_once(tmp_path):
     wanted = [VOCABULARY.encode(caption) for caption in CAPTIONS]
     tokenizer = Counting(VOCABULARY)

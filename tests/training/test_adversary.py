@@ -183,6 +183,18 @@ def test_once_decayed_the_discriminators_rest_and_training_is_the_baseline():
     assert adversary.gradient_norms() == {}
 
 
+@pytest.mark.parametrize("name", ["addr", "mean_match"])
+def test_what_is_left_of_an_adversary_is_where_the_losses_are(name, monkeypatch):
+    """Or it could not be read together with them; `meta` stands for a GPU."""
+    adversary, asked = Adversary.build({"name": name, "beta_decay_steps": 1}, dim=6, pairs=8), []
+    (left,) = adversary.terms_at_rest(5, torch.device("meta")).values()
+    assert (left.device.type, left.shape) == ("meta", ())
+    at_rest = adversary.terms_at_rest
+    monkeypatch.setattr(adversary, "terms_at_rest", lambda *given: asked.append(given) or at_rest(*given))
+    terms = step_module("scan")(make_batch(), 5, adversary)
+    assert asked == [(5, terms["total"].device)]
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_mean_match_is_an_adversary_without_a_player(head):
     adversary = Adversary.build({"name": "mean_match", "beta": 2.0, "reduction": "mean"}, dim=6, pairs=8)

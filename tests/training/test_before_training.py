@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
+from tiny_data import make_data
 
 from xmodal.data import Vocabulary
 from xmodal.data.split import open_vocabulary
 from xmodal.training import checkpoints
-from xmodal.training.config import DataConfig, ModelConfig, load_recipe, to_dict
+from xmodal.training.config import DataConfig, ModelConfig, OptimizerConfig, load_recipe, to_dict
 from xmodal.training.trainer import train
 
 
@@ -53,6 +54,12 @@ def test_half_precision_on_a_cpu_is_refused(config, change):
         ({"data": DataConfig("nowhere")}, FileNotFoundError, "nowhere/train.h5"),
         ({"protocol": "coco-5k"}, ValueError, "coco-5k"),
         ({"objective": {"name": "hinge", "hardest": 1.5}}, ValueError, "hardest must be"),
+        ({"optimizer": OptimizerConfig(rates={"nope": 0.1})}, ValueError, "rates: no name of a trained parameter"),
+        (
+            {"optimizer": OptimizerConfig(learning_rate=1e38)},
+            ValueError,
+            "learning_rate, .* is 1e\\+38; wanted at most 1e",
+        ),
         ({"model": ModelConfig(head={"name": "scna"})}, ValueError, "unknown head 'scna' .*did you mean 'scan'"),
     ],
 )
@@ -60,6 +67,19 @@ def test_what_cannot_be_trained_leaves_no_run_behind(config, change, fields, err
     with pytest.raises(error, match=message):
         train(change(config, **fields))
     assert not config.output.exists()
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(config, change, tmp_path):
+    train(change(config, epochs=1))
+    before = {path: path.read_bytes() for path in config.output.rglob("*") if path.is_file()}
+    others = make_data(tmp_path / "others", train=12)
+    for changes, message in (
+        ({"data__folder": others}, "others holds other data than this run was started with"),
+        ({"optimizer__rates": {"nope": 0.1}}, "another configuration"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(change(config, resume=True, epochs=3, **changes))
+        assert {path: path.read_bytes() for path in config.output.rglob("*") if path.is_file()} == before
 
 
 def test_the_vocabulary_of_a_data_folder_is_opened_by_its_folder(tmp_path):

@@ -70,6 +70,15 @@ def test_the_last_checkpoints_are_kept(tmp_path):
     assert steps == {"checkpoint.pt": 4, "checkpoint.1.pt": 3, "checkpoint.2.pt": 2}
 
 
+def test_the_youngest_whole_checkpoint_is_offered_however_many_are_kept(tmp_path):
+    for step in range(13):
+        checkpoints.save_checkpoint(tmp_path, {"step": step}, keep=12)
+    for name in ("checkpoint.pt", "checkpoint.1.pt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint\.2\.pt is whole, of step 10: "):
+        checkpoints.load_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("place", ["first", "middle", "last", "cut", "empty"])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_offered(tmp_path, place):
     for step in (100, 200):

@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from scripts.attack.kills import run_until_event
 from xmodal.cli import main
 from xmodal.data import Caption, RegionBatch, RegionStore, RegionStoreWriter, Vocabulary, save_captions
 from xmodal.encoders.base import EncodedSet, ImageEncoder
+from xmodal.entry import ends_in_one_line
 from xmodal.model import IMAGE_ENCODERS, Matcher
 from xmodal.training.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from xmodal.training.matching import MatchingTask
@@ -96,6 +98,22 @@ def test_workers_read_the_same_pixels(pixels, change, read_log):
     for run in runs:
         train(run)
     assert read_log(runs[0].output) == read_log(runs[1].output)
+
+
+def test_a_damaged_photograph_ends_a_program_in_one_line_whoever_reads_it(pixels, change, photographs, capfd):
+    path = photographs / "photos" / "train-blue.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+
+    with pytest.raises(ValueError, match=r"train-blue\.jpg") as alone:
+        train(pixels)
+
+    def program():
+        with ends_in_one_line("xmodal train", []):
+            train(change(pixels, data__workers=2))
+
+    assert run_until_event(program, pixels.output, seconds=300)[0] == 2
+    told = [line for line in capfd.readouterr().err.splitlines() if "xmodal" in line or "Traceback" in line]
+    assert told == [f"xmodal train: {' '.join(str(alone.value).split())}"]
 
 
 def test_regions_cannot_be_dropped_from_pixels(pixels, change):

@@ -26,11 +26,11 @@ def build_cluster(config: BuildCluster) -> None:
     """Deal an index to servers and say what each holds."""
     from xmodal.search.engines.cluster import Cluster
     from xmodal.search.index import Index
-    from xmodal.training.read_yaml import read_yaml
+    from xmodal.training.read_yaml import read_yaml_file
 
     if not config.servers.is_file():
         raise FileNotFoundError(f"there is no file {config.servers} with a list of servers")
-    servers = read_yaml(config.servers.read_text(encoding="utf-8"))
+    servers = read_yaml_file(config.servers, "list of servers")
     if not isinstance(servers, list) or not all(isinstance(each, dict) for each in servers):
         raise ValueError(f"{config.servers} holds {servers!r}; wanted a list: - {{name: folder, path: /disk1}}")
     output = config.output or config.index.with_suffix(".cluster.json")

@@ -47,6 +47,7 @@ class PairDataset(Dataset[PairBatch]):
         captions: the captions, all about images of the source. Images without a caption are never drawn.
         tokenizer: captions to padded numbers: a `Vocabulary`, or a transformer's own tokenizer.
         kept: where the numbers of many captions are kept for the next time.
+        progress: show a bar while captions are tokenized.
 
     Raises:
         ValueError: a caption's image is not in the source, or a caption has no words.
@@ -71,10 +72,13 @@ class PairDataset(Dataset[PairBatch]):
         tokenizer: Callable[[Sequence[str]], TokenBatch],
         *,
         kept: KeptTokens | None = None,
+        progress: bool = True,
     ) -> None:
         self.source = source
         self.caption_image = caption_image_index(captions, source.image_id, every_image=False)
-        self._words, self._start = tokenized([caption.caption for caption in captions], tokenizer, kept)
+        self._words, self._start = tokenized(
+            [caption.caption for caption in captions], tokenizer, kept, progress=progress
+        )
 
     def __len__(self) -> int:
         return len(self.caption_image)

@@ -50,7 +50,11 @@ class KeptTokens(NamedTuple):
 
 
 def tokenized(
-    captions: Sequence[str], tokenizer: Callable[[Sequence[str]], TokenBatch], kept: KeptTokens | None = None
+    captions: Sequence[str],
+    tokenizer: Callable[[Sequence[str]], TokenBatch],
+    kept: KeptTokens | None = None,
+    *,
+    progress: bool = True,
 ) -> Tokenized:
     """Tokenize captions, or read what an earlier start made of the same captions in the same way.
 
@@ -58,6 +62,7 @@ def tokenized(
         captions: what to tokenize.
         tokenizer: captions to padded numbers.
         kept: where the numbers of many captions are kept; None keeps nothing.
+        progress: show a bar.
 
     Raises:
         ValueError: the tokenizer refuses a caption.
@@ -67,11 +72,11 @@ def tokenized(
     Tokenized(words=tensor([1, 4, 5, 2, 1, 5, 2]), start=tensor([0, 4, 7]))
     """
     if kept is None or kept.identity is None or len(captions) < WORTH_KEEPING:
-        return _tokenize(captions, tokenizer)
+        return _tokenize(captions, tokenizer, progress)
     path = kept.folder / f".tokens-{_hash(kept.identity, captions)}.safetensors"
     if (read := _read(path, len(captions))) is not None:
         return read
-    made = _tokenize(captions, tokenizer)
+    made = _tokenize(captions, tokenizer, progress)
     try:
         with written_whole(path) as temporary:
             save_file({"words": made.words.int(), "start": made.start}, temporary)
@@ -117,12 +122,12 @@ def _read(path: Path, count: int) -> Tokenized | None:
     return None
 
 
-def _tokenize(captions: Sequence[str], tokenizer: Callable[[Sequence[str]], TokenBatch]) -> Tokenized:
+def _tokenize(captions: Sequence[str], tokenizer: Callable[[Sequence[str]], TokenBatch], progress: bool) -> Tokenized:
     words, lengths = [], [torch.zeros(1, dtype=torch.long)]
-    with tqdm(total=len(captions), desc="tokenizing", unit="caption", delay=2) as progress:
+    with tqdm(total=len(captions), desc="tokenizing", unit="caption", delay=2, disable=not progress) as bar:
         for first in range(0, len(captions), CAPTIONS_AT_ONCE):
             tokens, word_mask = tokenizer(captions[first : first + CAPTIONS_AT_ONCE])
             words.append(tokens[word_mask])
             lengths.append(word_mask.sum(1))
-            progress.update(len(tokens))
+            bar.update(len(tokens))
     return Tokenized(torch.cat(words), torch.cat(lengths).cumsum(0))

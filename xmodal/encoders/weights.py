@@ -31,7 +31,8 @@ def torchvision_weights(weights: Any, given: str | Path | None) -> dict[str, tor
     if not path.is_file():
         raise FileNotFoundError(
             f"no weights at {path}. Download {weights.url} and put the file at {cached}, "
-            "or say with --weights where it is."
+            "or say where it is with the option `weights`: --weights, or in training that of the part, "
+            "--model.image.weights or --model.backbone.weights."
         )
     return load_weights(path)
 

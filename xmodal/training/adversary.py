@@ -108,9 +108,10 @@ class Adversary:
         """Whether its weight has decayed to zero for good, so that it need not be called any more."""
         return self.objective.is_over(step)
 
-    def terms_at_rest(self, step: int) -> dict[str, Float[Tensor, ""]]:
-        """What is left to be logged once it is over: that its weight is zero."""
-        return {f"{self.objective.log_name}/beta": torch.tensor(self.objective.beta_at(step))}
+    def terms_at_rest(self, step: int, device: torch.device | str = "cpu") -> dict[str, Float[Tensor, ""]]:
+        """What is left to be logged once it is over: that its weight is zero, on the device of the other terms."""
+        beta = torch.full((), self.objective.beta_at(step), device=device)  # which, unlike `tensor`, copies nothing
+        return {f"{self.objective.log_name}/beta": beta}
 
     def watch_gradients(self, embeddings: list[Tensor], ranking: Tensor, adversarial: Tensor) -> Tensor:
         """Have the coming backward pass of the two losses measure `gradient_norms` at this process's embeddings.

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import yaml
 
 from xmodal.data.atomic import link, room_named, written_whole
 from xmodal.data.torch_files import load_torch
@@ -24,6 +23,7 @@ from xmodal.heads.attended_program import is_compiled
 from xmodal.pretrained import BEST as BEST
 from xmodal.products import chosen_products
 from xmodal.training.config import flatten
+from xmodal.training.read_yaml import write_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -110,7 +110,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _older(folder: Path) -> str:
     """What to do about a damaged checkpoint."""
-    for path in sorted(folder.glob("checkpoint.*.pt")):
+    by_age = sorted(folder.glob("checkpoint.*.pt"), key=lambda path: (len(path.name), path.name))
+    for path in by_age:
         try:
             step = _read(path)["step"]
         except ValueError:
@@ -217,7 +218,7 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     'epochs: 30\\n'
     """
     with written_whole(folder / CONFIG) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        temporary.write_text(write_yaml(dict(config), sort_keys=False))
     with written_whole(folder / "environment.json") as temporary:
         temporary.write_text(json.dumps(environment(), indent=2))
 

@@ -29,7 +29,7 @@ from xmodal.spelling import near_miss
 from xmodal.training.config import to_dict
 from xmodal.training.part import at, left_over, options_of_part
 from xmodal.training.parts import PARTS
-from xmodal.training.read_yaml import read_yaml
+from xmodal.training.read_yaml import read_yaml, write_yaml
 
 if TYPE_CHECKING:
     from xmodal.training.config import RunConfig
@@ -291,7 +291,7 @@ _YAML = PrimitiveConstructorSpec(
     metavar="YAML",
     instance_from_str=_read_yaml,
     is_instance=lambda _: True,
-    str_from_instance=lambda value: [yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()],
+    str_from_instance=lambda value: [write_yaml(value, default_flow_style=True).removesuffix("...\n").strip()],
 )
 
 

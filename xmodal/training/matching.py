@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +21,7 @@ from xmodal.training.adversary import Adversary
 from xmodal.training.augmentation import Corruption, repeated, shrink
 from xmodal.training.basin import BasinWatch
 from xmodal.training.checkpoints import fingerprint, goes_on
-from xmodal.training.sampler import ShuffledBatches
+from xmodal.training.sampler import ShuffledBatches, steps_in_epoch
 from xmodal.training.starting import begin_with
 from xmodal.training.step import MatchingStep
 
@@ -60,7 +59,7 @@ class MatchingTask:
     (2, 100.0)
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, processes: int = 1) -> None:
         self.config = config
         self.workers = config.data.workers
         data = config.data
@@ -76,12 +75,13 @@ class MatchingTask:
         self.model = _begun(config, source)
         dim = self.model.image_encoder.dim
         # What cannot be built is refused before all captions are tokenized.
-        objective = _build_objective(config, dim, len(captions))
+        steps = steps_in_epoch(_batches(config, len(captions), 0, processes), config.accumulate)
+        objective = _build_objective(config, dim, steps)
         self.adversary = None
         if config.adversary:
             self.adversary = Adversary.build(config.adversary, dim=dim, pairs=len(captions), device=device)
         kept = KeptTokens(data.folder, self.model.tokenizer_identity)
-        self.dataset = PairDataset(source, captions, self.model.tokenizer, kept=kept)
+        self.dataset = PairDataset(source, captions, self.model.tokenizer, kept=kept, progress=config.progress)
         self._corrupt = None
         if data.corrupt_words:
             subwords = not needs_vocabulary(config.model.text)
@@ -101,7 +101,7 @@ class MatchingTask:
 
     def batches(self, process: int, processes: int) -> ShuffledBatches:
         """Every caption once an epoch, shuffled."""
-        return ShuffledBatches(len(self.dataset), self.config.batch_size, self.config.seed, process, processes)
+        return _batches(self.config, len(self.dataset), process, processes)
 
     def prepare(self, batch: PairBatch) -> PairBatch:
         """What the data's options do to a batch at random, view by view."""
@@ -149,7 +149,11 @@ def _check_alike(train: ImageSource, validation: ImageSource, config: DataConfig
         )
 
 
-def _build_objective(config: TrainConfig, dim: int, captions: int) -> nn.Module:
+def _batches(config: TrainConfig, captions: int, process: int, processes: int) -> ShuffledBatches:
+    return ShuffledBatches(captions, config.batch_size, config.seed, process, processes)
+
+
+def _build_objective(config: TrainConfig, dim: int, steps: int) -> nn.Module:
     """The objective of a configuration; what the data decides (dim, steps of an epoch, views) is filled in."""
     views = config.data.views
     takes = options_of(find("objective", OBJECTIVES, config.objective.get("name"))).named
@@ -158,7 +162,6 @@ def _build_objective(config: TrainConfig, dim: int, captions: int) -> nn.Module:
             f"data.views is {views}, but the objective {config.objective.get('name')!r} takes every row for a pair of "
             "its own; set it to 1, or choose the objective 'esa'"
         )
-    steps = math.ceil(math.ceil(captions / config.batch_size) / config.accumulate)
     return build("objective", OBJECTIVES, config.objective, {"dim": dim, "steps_per_epoch": steps, "views": views})
 
 

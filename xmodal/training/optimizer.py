@@ -87,12 +87,15 @@ OPTIMIZERS: dict[str, tuple[type[Optimizer], type[Optimizer]]] = {
 }
 """Torch's optimizers by name, and those that repeat steps."""
 
+LARGEST_RATE = 1e30
+"""Learning rate of which no optimizer makes more than float32 holds: Adam's first steps divide it by down to 0.001."""
+
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
     """The configured optimizer of the parameters of a module that are trained.
 
     Raises:
-        ValueError: if no parameter's name begins as `rates` or `repeated` says.
+        ValueError: if no parameter's name begins as `rates` or `repeated` says, or a rate is too large for float32.
 
     >>> from xmodal.training.config import OptimizerConfig
     >>> optimizer = make_optimizer(nn.Linear(2, 3), OptimizerConfig(rates={"bias": 2.0}, repeated={"bias": 2}))
@@ -101,6 +104,9 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
     """
     once, repeating = OPTIMIZERS[config.name]
     groups = parameter_groups(module, config)
+    fastest = config.learning_rate * max(group["rate"] for group in groups)
+    if fastest > LARGEST_RATE:
+        raise ValueError(f"optimizer.learning_rate, rates included, is {fastest:g}; wanted at most {LARGEST_RATE:g}")
     kind: Any = repeating if config.repeated else once
     return kind(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from xmodal.schema import DEEPEST
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LARGEST_TEXT = 1_000_000
 """Characters of a text."""
@@ -50,8 +53,54 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
+def read_yaml_file(path: Path, what: str) -> Any:
+    """What a file in YAML says, as `read_yaml` reads it.
+
+    Args:
+        path: the file.
+        what: what it is called in messages.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no YAML in UTF-8 or says too much; the file is named.
+
+    >>> from pathlib import Path
+    >>> _ = Path("mine.yaml").write_text("epochs: [5")
+    >>> read_yaml_file(Path("mine.yaml"), "recipe")
+    Traceback (most recent call last):
+    ...
+    ValueError: recipe mine.yaml is no YAML: while parsing a flow sequence...
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST_TEXT + 1)
+    if len(content) > LARGEST_TEXT:
+        raise ValueError(f"{what} {path} has more than {LARGEST_TEXT} bytes; a {what} has a few hundred")
+    try:
+        return read_yaml(content.decode("utf-8"))
+    except TooMuchError as error:
+        raise ValueError(f"{what} {path}: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # no UTF-8 is a ValueError, as is a number that Python cannot read
+        raise ValueError(f"{what} {path} is no YAML: {error}") from error
+
+
+def write_yaml(values: Any, **options: Any) -> str:
+    """Values in YAML, which `read_yaml` and other readers read as they are.
+
+    Args:
+        values: plain data.
+        options: of `yaml.dump`.
+
+    >>> write_yaml({"folder": "1e3", "epochs": 10, "name": "010"}, sort_keys=False)
+    "folder: '1e3'\\nepochs: 10\\nname: '010'\\n"
+    """
+    return yaml.dump(values, Dumper=_Dumper, **options)
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML takes 2e-4 for text, as YAML 1.1 asks for; here it is the number that whoever writes it means."""
+    """PyYAML takes 2e-4 for text and 010 for eight, as YAML 1.1 asks for; here they are what whoever writes them means.
+
+    They are numbers, 0.0002 and ten.
+    """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -115,11 +164,36 @@ class _Loader(yaml.SafeLoader):
         raise TooMuchError(problem=f"{where or 'it'} {problem}", problem_mark=mark)
 
 
-# Dates are text, as in YAML 1.2.
+def _whole_number(loader: _Loader, node: Any) -> int:
+    text = loader.construct_scalar(node).replace("_", "").lower()
+    return int(text, {"0b": 2, "0x": 16}.get(text.lstrip("+-")[:2], 10))
+
+
+# Dates are text, 010 is ten and 1:30 no number, as in YAML 1.2.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+    first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] not in ("timestamp", "int", "float")]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    "tag:yaml.org,2002:int",
+    re.compile(r"[-+]?(0[bB][01][01_]*|0[xX][0-9a-fA-F][0-9a-fA-F_]*|[0-9][0-9_]*)$"),
+    list("-+0123456789"),
 )
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"([-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what we or others would read as something else than text."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [resolver for kind in (_Loader, yaml.SafeDumper) for resolver in kind.yaml_implicit_resolvers.get(first, [])]
+    for first in {**yaml.SafeDumper.yaml_implicit_resolvers, **_Loader.yaml_implicit_resolvers}
+}

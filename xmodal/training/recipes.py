@@ -8,11 +8,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from xmodal.spelling import near_miss
 from xmodal.training.part import PARTS_BY_TASK, Part, at, left_over
-from xmodal.training.read_yaml import LARGEST_TEXT, TooMuchError, read_yaml
+from xmodal.training.read_yaml import read_yaml_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,16 +135,7 @@ def _find_base(base: Any, path: Path) -> Path:
 
 def _read_file(path: Path) -> dict[str, Any]:
     """What the file of a recipe says by itself."""
-    with path.open("rb") as file:
-        content = file.read(LARGEST_TEXT + 1)
-    if len(content) > LARGEST_TEXT:
-        raise ValueError(f"recipe {path} has more than {LARGEST_TEXT} bytes; a recipe has a few hundred")
-    try:
-        values = read_yaml(content.decode("utf-8"))
-    except TooMuchError as error:
-        raise ValueError(f"recipe {path}: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # no UTF-8 is a ValueError, as is a number that Python cannot read
-        raise ValueError(f"recipe {path} is no YAML: {error}") from error
+    values = read_yaml_file(path, "recipe")
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must be a mapping of options, got {str(values)[:80]!r}")
     _check_names(values, path)

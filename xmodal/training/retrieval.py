@@ -53,7 +53,7 @@ class RetrievalTask:
 
     adversary = None
 
-    def __init__(self, config: RetrievalConfig, device: torch.device) -> None:
+    def __init__(self, config: RetrievalConfig, device: torch.device, processes: int = 1) -> None:
         data = config.data
         if config.batch_size % data.images_per_class:
             raise ValueError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sized
 
     from jaxtyping import Int
     from torch import Tensor
@@ -58,6 +59,15 @@ class ShuffledBatches:
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             share = len(batch) // self.processes
             yield batch[self.process * share : (self.process + 1) * share].tolist()
+
+
+def steps_in_epoch(batches: Sized, accumulate: int) -> int:
+    """Optimizer steps of an epoch, each along the gradient averaged over so many batches; the last one has the rest.
+
+    >>> steps_in_epoch(ShuffledBatches(33, batch_size=8, seed=0), accumulate=3)
+    2
+    """
+    return math.ceil(len(batches) / accumulate)
 
 
 class ClassBatches:

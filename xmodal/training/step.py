@@ -77,7 +77,7 @@ class MatchingStep(nn.Module):
             terms["total"] = terms["total"] + self.captioning_weight * terms["captioning"]
         terms |= self._alignment(words, domain, batch.word_mask, region_mask)
         if adversary is not None and adversary.is_over(step):
-            terms |= adversary.terms_at_rest(step)
+            terms |= adversary.terms_at_rest(step, terms["total"].device)
         elif adversary is not None:
             own = [words, domain, batch.word_mask, region_mask, batch.image, batch.caption]
             adversarial = adversary(DomainFeatures(*map(gather, own)), scores.detach(), step)

@@ -36,13 +36,14 @@ class Batches(Protocol):
 
 
 class Task(Protocol):
-    """Data, model and validation of a run; made from its configuration and the device to train on.
+    """Data, model and validation of a run; made from its configuration, the device to train on and the number of
+    processes that train.
 
     The dataset's `__getitems__` gives whole batches, named tuples of tensors; `step_module(batch, step)` gives named
     loss terms, of which training minimizes `total`.
     """
 
-    def __init__(self, config: Any, device: torch.device) -> None: ...
+    def __init__(self, config: Any, device: torch.device, processes: int = 1) -> None: ...
 
     @property
     def dataset(self) -> Dataset[Any]:

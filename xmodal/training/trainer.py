@@ -17,12 +17,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from xmodal.compiled import VARIABLE
 from xmodal.data.atomic import locked
-from xmodal.data.pairs import whole_batch
+from xmodal.data.workers import read_ahead
 from xmodal.products import products_as
 from xmodal.training import checkpoints
 from xmodal.training.config import RetrievalConfig, RunConfig, TrainConfig, criterion_of, flatten, from_dict, to_dict
@@ -32,10 +31,11 @@ from xmodal.training.moving import moved
 from xmodal.training.optimizer import clip_gradient, make_optimizer, make_schedule
 from xmodal.training.parts import changes, completed
 from xmodal.training.retrieval import RetrievalTask
+from xmodal.training.sampler import steps_in_epoch
 from xmodal.training.unread import ReadStep, UnreadStep, UnreadSteps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from torch.optim.lr_scheduler import LambdaLR
 
@@ -99,11 +99,9 @@ def train(config: RunConfig) -> dict[str, Any]:
 
 def _train(config: RunConfig, accelerator: Accelerator, saved: dict[str, Any] | None) -> dict[str, Any]:
     set_seed(config.seed)
-    task = TASKS[type(config)](config, accelerator.device)
-    if accelerator.is_main_process:  # after what cannot be trained was refused, which leaves nothing behind
-        checkpoints.write_config(config.output, to_dict(config))
+    task = TASKS[type(config)](config, accelerator.device, accelerator.num_processes)
     batches = task.batches(accelerator.process_index, accelerator.num_processes)
-    steps_per_epoch = math.ceil(len(batches) / config.accumulate)
+    steps_per_epoch = steps_in_epoch(batches, config.accumulate)
     step_module = task.step_module
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
@@ -114,19 +112,22 @@ def _train(config: RunConfig, accelerator: Accelerator, saved: dict[str, Any] | 
     if saved is not None:
         _refuse_other_data(saved, task, config)
         run.restore(saved)
+    if accelerator.is_main_process:  # after what cannot be trained was refused, which leaves all as it was
+        checkpoints.write_config(config.output, to_dict(config))
 
     log = checkpoints.Log(config.output, run.step) if accelerator.is_main_process else contextlib.nullcontext()
     with log as run.log, _SignalFlag() as stop:
         for epoch in range(run.step // steps_per_epoch, config.epochs):
-            for group in _loader(run, batches, epoch):
-                if run.is_out_of_patience():
-                    return run.best
-                run.train_step(group)
-                if run.validation_is_due():
-                    run.validate()
-                if stop.agreed(accelerator):
-                    run.save()
-                    raise Interrupted(128 + stop.signal)
+            with contextlib.closing(_groups(run, batches, epoch)) as groups:
+                for group in groups:
+                    if run.is_out_of_patience():
+                        return run.best
+                    run.train_step(group)
+                    if run.validation_is_due():
+                        run.validate()
+                    if stop.agreed(accelerator):
+                        run.save()
+                        raise Interrupted(128 + stop.signal)
         if not run.best:  # a finished run, resumed without its best model
             run.validate()
     return run.best
@@ -217,24 +218,27 @@ class _Run:
                 "with RegionStore.validate()."
             )
 
-    @property
-    def _ends_epoch(self) -> bool:
-        return self.step % self.steps_per_epoch == 0
-
     def validation_is_due(self) -> bool:
         """At the end of every epoch, and every `validate_every` steps."""
         return self._is_validated(self.step)
 
     def _is_validated(self, step: int) -> bool:
         every = self.config.validate_every
-        return step % self.steps_per_epoch == 0 or (every > 0 and step % every == 0)
+        return self._ends_epoch(step) or (every > 0 and step % every == 0)
+
+    def _ends_epoch(self, step: int) -> bool:
+        return step % self.steps_per_epoch == 0
+
+    def _may_be_best(self, step: int) -> bool:
+        """Whether a model is validated after a step and may become the best one then."""
+        return self._is_validated(step) and (self._ends_epoch(step) or self.config.best_at == "every_validation")
 
     def is_out_of_patience(self) -> bool:
-        """Whether so many validations as are waited for have gone by since the best."""
+        """Whether so many validations as are waited for, of those that count, have gone by since the best."""
         patience, best = self.config.patience, self.best.get("step")
-        if not patience or best is None or not self.validation_is_due():
+        if not patience or best is None or not self._may_be_best(self.step):
             return False
-        since = sum(self._is_validated(step) for step in range(best + 1, self.step + 1))
+        since = sum(self._may_be_best(step) for step in range(best + 1, self.step + 1))
         if since >= patience and self.config.progress and self.accelerator.is_main_process:
             tqdm.write(f"step {self.step}: {since} validations without a better result; training ends")
         return since >= patience
@@ -249,7 +253,7 @@ class _Run:
             epoch = self.step / self.steps_per_epoch
             if self.log is not None:
                 self.log.write(self.step, epoch=epoch, validation=results)
-            is_best = (self._ends_epoch or config.best_at == "every_validation") and (
+            is_best = self._may_be_best(self.step) and (
                 not self.best or criterion_of(results, config.criterion) > criterion_of(self.best, config.criterion)
             )
             if is_best:
@@ -409,29 +413,21 @@ def _refuse_other_data(saved: dict[str, Any], task: Task, config: RunConfig) -> 
         )
 
 
-def _loader(run: _Run, batches: Batches, epoch: int) -> Iterator[list[Any]]:
+def _groups(run: _Run, batches: Batches, epoch: int) -> Generator[list[Any]]:
     """The batches of an epoch that have not been trained yet, in groups of those that make one step."""
     config, first_step = run.config, run.step % run.steps_per_epoch
-    loader = DataLoader(
+    read = read_ahead(
         run.task.dataset,
+        run.task.workers,
         batch_sampler=batches.epoch(epoch, first_step * config.accumulate),
-        collate_fn=whole_batch,  # type: ignore[arg-type]  # `__getitems__` may return anything
-        num_workers=run.task.workers,
-        worker_init_fn=_ignore_signals,
         pin_memory=run.accelerator.device.type == "cuda",
         # An own generator: the loader must not draw from the global one, which a resumed run could not repeat.
         generator=torch.Generator().manual_seed(config.seed),
     )
     hidden = not (config.progress and run.accelerator.is_main_process)
     title = f"epoch {epoch + 1}/{config.epochs}"
-    with tqdm(desc=title, total=run.steps_per_epoch, initial=first_step, unit="step", disable=hidden) as bar:
-        remaining = iter(loader)
+    bar = tqdm(desc=title, total=run.steps_per_epoch, initial=first_step, unit="step", disable=hidden)
+    with bar, read as remaining:
         while group := list(itertools.islice(remaining, config.accumulate)):
             yield group
             bar.update()
-
-
-def _ignore_signals(_worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the workers too; the training process decides when they stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
