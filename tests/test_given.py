@@ -57,7 +57,7 @@ def test_what_is_no_image_is_refused(matcher, images, message):
         (["a dog", None], "caption 1 is None; wanted a sentence"),
         ([b"a dog"], "caption 0 is of type bytes; wanted a sentence"),
         ([["a", "dog"]], "caption 0 is of type list; wanted a sentence"),
-        (b"a dog", "caption 0 is of type int; wanted a sentence"),
+        (b"a dog", "captions is the string b'a dog'; wanted a list of"),
     ],
 )
 def test_what_is_no_sentence_is_refused(matcher, captions, message):

@@ -10,6 +10,7 @@ import torch
 
 from xmodal.data.pixels import PixelBatch, PixelTransform
 from xmodal.data.region_store import RegionBatch
+from xmodal.data.strings import refuse_string
 from xmodal.names import build
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def given_captions(captions: str | Sequence[str]) -> list[str]:
     """
     if isinstance(captions, str):
         return [captions]
+    refuse_string("captions", captions, "sentences")
     if not isinstance(captions, Sequence) and not hasattr(captions, "ndim"):  # arrays and columns of strings are fine
         raise ValueError(f"captions are {_what(captions)}; wanted a sentence or a list of sentences")
     sentences = list(captions)
