@@ -64,7 +64,7 @@ def here(tmp_path, monkeypatch):
         (partial(rows_in_splits, "birds.h5", ["a", "b"], "ab"), "wanted"),
         (partial(LabelledSet, ["1", "2"], "ab", ["test"] * 2), "class_of"),
     ],
-    ids=str,
+    ids=lambda part: part if isinstance(part, str) else getattr(part.func, "__qualname__", type(part.func).__name__),
 )
 def test_it_is_refused(call, name):
     with pytest.raises(

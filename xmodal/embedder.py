@@ -13,7 +13,7 @@ from xmodal.data.workers import read_ahead
 from xmodal.encoders.backbone import BACKBONES, without_weights
 from xmodal.inference import evaluating
 from xmodal.names import build, storable
-from xmodal.numerics import at_least_float32, check_count
+from xmodal.numerics import at_least_float32, check_count, normalize
 from xmodal.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Embedder(Pretrained, library_name="xmodal", license="apache-2.0"):
         if images.is_floating_point():
             images = images.to(next(self.parameters()).dtype)
         embeddings = self.embed(self.backbone(images))
-        return nn.functional.normalize(embeddings) if self.normalize else embeddings
+        return normalize(embeddings) if self.normalize else embeddings
 
     def embed_all(
         self, images: LabelledSet, *, batch_size: int = 128, workers: int = 0, progress: bool = False

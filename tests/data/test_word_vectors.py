@@ -62,7 +62,7 @@ def test_strange_bytes_in_other_words_do_no_harm(write):
         ("cat 1 2\ndog 1 1e60\n", "line 2: 'dog' has numbers that are not finite"),
         ("cat 1 2\ndog one 2\n", "line 2: 'dog' is not followed by numbers only"),
         (b"PK\x03\x04 1 2\n", "is a zip archive; unpack it"),
-        (gzip.compress(b"cat 1 2\n" * 9999)[:60], "line .*: .*ended before"),
+        (gzip.compress(b"cat 1 2\n" * 9999, mtime=0)[:60], "line .*: .*ended before"),
         ("cat 1 two\n", "line 1: 'cat' is not followed by numbers only"),
         ("zebra 1 2\n", "holds none of the 7 words"),
         ("", "holds none of the 7 words"),

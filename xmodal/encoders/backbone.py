@@ -24,7 +24,7 @@ from xmodal.encoders.levels import extract_levels, run_network
 from xmodal.encoders.weights import torchvision_weights
 from xmodal.inference import evaluating
 from xmodal.names import build
-from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import DropShare, Size, normalize
 from xmodal.spelling import near_miss
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class ProjectedBackbone(nn.Module):
 
     def forward(self, images: Num[Tensor, "image ..."]) -> Float[Tensor, "image dim"]:
         """Features of length one."""
-        return nn.functional.normalize(self.linear(self.norm(self.backbone(images))))
+        return normalize(self.linear(self.norm(self.backbone(images))))
 
 
 BACKBONES |= {

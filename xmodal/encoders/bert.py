@@ -15,7 +15,7 @@ from xmodal.data.strings import refuse_string
 from xmodal.data.tokenized import tokenizer_identity
 from xmodal.data.vocabulary import TokenBatch
 from xmodal.encoders.base import TextEncoder, check_dropout
-from xmodal.numerics import DropShare, Size  # noqa: TC001  # ranges are read at run time
+from xmodal.numerics import DropShare, Size, normalize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +94,7 @@ class BERTEncoder(TextEncoder):
         """Encode every real subword; padding comes out as zero."""
         states = self.transformer(input_ids=tokens, attention_mask=word_mask.long()).last_hidden_state
         words = F.dropout(self.projection(states), self.dropout, self.training)
-        words = F.normalize(words, dim=-1, eps=1e-8) if self.normalize else words
+        words = normalize(words, floor=1e-8) if self.normalize else words
         return words.masked_fill(~word_mask[..., None], 0.0)
 
     @property
