@@ -433,7 +433,7 @@ def test_unknown_files_are_told_with_what_is_known(tmp_path):
     with pytest.raises(ValueError, match="layout 'vlbert' is unknown; known: auto, bottom-up"):
         convert(tmp_path, tmp_path / "a.h5", layout="vlbert")
     with pytest.raises(ValueError, match=r"train\.h5 is a region store already"):
-        convert(tmp_path, tmp_path / "out" / "train.h5")
+        main(Config(input=(tmp_path / "out" / "train.h5",), output=tmp_path / "again.h5"))
 
 
 def test_damage_is_listed_and_good_images_are_kept(tmp_path):

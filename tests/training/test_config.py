@@ -198,7 +198,7 @@ def bomb(levels: int) -> str:
         ("- " * 100_000, "64 levels"),
         ("a: [" + "1, " * 30_000 + "]", "more than 20000 values"),
         ("a: " + "1" * 1_000_000, "has more than 1000000 bytes"),
-        ("a: " + ":".join(["1"] * 100_000), "is a number of 199999 characters"),
+        ("a: " + "1" * 100_000, "is a number of 100000 characters"),
     ],
     ids=[
         "laughs",
@@ -211,7 +211,7 @@ def bomb(levels: int) -> str:
         "dashes",
         "long",
         "big",
-        "base 60",
+        "digits",
     ],
 )
 def test_yaml_that_says_too_much_is_refused_at_once(tmp_path, text, message):
