@@ -84,7 +84,8 @@ def _gained(measured: str, runs: dict[int, Results], baseline: dict[int, Results
         for of in (runs, baseline)
     )
     shared = [seed for seed in of_runs if seed in of_baseline]
+    before, after = ([of[seed] for seed in shared] for of in (of_baseline, of_runs))
     return (
         spread(list(of_runs.values()), "rsum") if len(of_runs) > 1 else "",
-        gain(*([of[seed] for seed in shared] for of in (of_baseline, of_runs)), "rsum") if len(shared) > 1 else "",
+        gain(before, after, "rsum") if len(shared) > 1 else "",
     )
