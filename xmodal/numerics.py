@@ -306,9 +306,7 @@ def check_share(name: str, value: Any) -> None:
         ...
         ValueError: dropout must be at least 0 and below 1, got 1.0
     """
-    number: Any = value
-    if not isinstance(value, numbers.Real) or not 0 <= number < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
+    check_number(name, value, least=0, below=1)
 
 
 def check_count(name: str, value: Any, *, least: int = 1) -> None:
