@@ -308,7 +308,7 @@ def _convert_part(
                 _check_like(record, decided)
                 if writer is None:  # a bad image decides nothing, and a part without a good one has no store
                     unopened = parts.writer(number, decided["writer"])
-                    unopened.check(**_columns_of(image_id, record))
+                    unopened.checked(**_columns_of(image_id, record))
                     writer = stack.enter_context(unopened)
                 writer.write(**_columns_of(image_id, record))
                 like = decided

@@ -178,7 +178,7 @@ class RegionStoreWriter:
             ValueError: anything of the wrong shape, not finite, in numbers that the store cannot hold, or given for
                 some images but not for others.
         """
-        row, columns = self._checked(image_id, features, boxes, image_size, class_id, confidence)
+        row, columns = self.checked(image_id, features, boxes, image_size, class_id=class_id, confidence=confidence)
         count = len(row)
         index = len(self._image_id)
         self._features.resize(index + 1, axis=0)
@@ -190,7 +190,7 @@ class RegionStoreWriter:
         padding = np.zeros((self.max_regions - count, self.dim), row.dtype)
         self._checksum.append(checksum(image_id, np.concatenate([row, padding]), columns))
 
-    def check(
+    def checked(
         self,
         image_id: str,
         features: ArrayLike,
@@ -199,24 +199,14 @@ class RegionStoreWriter:
         *,
         class_id: ArrayLike | None = None,
         confidence: ArrayLike | None = None,
-    ) -> None:
-        """Refuse what `write` would refuse, before there is a file: a first image that is bad must decide nothing.
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The features of an image, and the columns that it comes with, as `write` stores them; takes what it takes.
+
+        Nothing is written: no file need be open yet, and a first image that is bad decides nothing.
 
         Raises:
             ValueError: as for `write`.
         """
-        self._checked(image_id, features, boxes, image_size, class_id, confidence)
-
-    def _checked(
-        self,
-        image_id: str,
-        features: ArrayLike,
-        boxes: ArrayLike | None,
-        image_size: tuple[int, int] | None,
-        class_id: ArrayLike | None,
-        confidence: ArrayLike | None,
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The features of an image, and the columns that it comes with, as they are stored."""
         row = self._check_features(image_id, features)
         count = len(row)
         columns = {
